@@ -1,0 +1,21 @@
+"""Fixtures that more than one part of the suite uses."""
+
+import pytest
+import torch
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads():
+    """One thread keeps small models fast and results independent of the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture()
+def rng() -> torch.Generator:
+    """Seeded generator for random test data."""
+    return torch.Generator().manual_seed(0)
