@@ -1,0 +1,107 @@
+"""Rebuild the packed artwork from the published packages.
+
+    python -m datasets.embedded.build            # fetch, render, pack into datasets/embedded/
+    python -m datasets.embedded.build --check    # the same into memory; compare with the files of the repository byte for byte
+    python -m datasets.embedded.build --icons    # icons with names, into the user's cache: optional pairs for pre-training
+
+Needs `npm` and the packages of requirements-build.txt.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from . import HERE, STYLES, pack
+from . import sources as table
+from .match import read_concepts
+
+INTEGRITY = HERE / "integrity.json"
+
+
+def fetch(package: table.Package, folder: Path) -> Path:
+    """Download a package with `npm pack` into `folder` (kept if it is there), verify it and unpack it.
+
+    Returns:
+        The folder with the package's files.
+
+    Raises:
+        RuntimeError: npm failed.
+        ValueError: the archive is not the one this project was built from.
+    """
+    archive = folder / package.archive
+    if not archive.is_file():
+        command = ["npm", "pack", f"{package.name}@{package.version}", "--silent", "--pack-destination", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise RuntimeError("npm is not installed; it fetches the packages (https://nodejs.org)") from error
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"{' '.join(command)} failed: {error.stderr.strip()}") from error
+    expected = json.loads(INTEGRITY.read_text(encoding="utf-8"))[f"{package.name}@{package.version}"]
+    found = integrity(archive)
+    if found != expected:
+        raise ValueError(f"{archive} has integrity {found}, expected {expected}; delete it and try again")
+    target = folder / archive.stem
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+            (Path(scratch) / "package").rename(target)
+    return target
+
+
+def integrity(archive: Path) -> str:
+    """Subresource integrity of a file, as npm writes it: sha512-<base64>."""
+    return "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+
+
+def concepts_text(concepts: list[dict]) -> str:
+    """Contents of concepts.json: one line [code, label, tags, group, subgroup] per concept."""
+    keys = ("code", "label", "tags", "group", "subgroup")
+    lines = [json.dumps([concept[key] for key in keys], ensure_ascii=False) for concept in concepts]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def build(folder: Path, styles: tuple[str, ...] = STYLES) -> dict[Path, bytes]:
+    """Fetch and render; path -> contents of every file the command writes. Packages are kept in `folder`."""
+    from .render import render_style
+
+    concepts = read_concepts(fetch(table.LABELS, folder))
+    files = {HERE / "concepts.json": concepts_text(concepts).encode()}
+    for style in styles:
+        ids, images = render_style(style, fetch(table.STYLES[style], folder), concepts)
+        files[HERE / "styles" / f"{style}.xz"] = pack.encode(ids, images)
+        print(f"{style:15s} {len(ids):5d} images, {len(files[HERE / 'styles' / f'{style}.xz']):9,d} bytes", flush=True)
+    return files
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status: 1 if --check finds a difference."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.embedded.build", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; compare with the files of the repository")
+    parser.add_argument("--packages", type=Path, help="folder to keep the packages in (default: a temporary one)")
+    parser.add_argument("--styles", nargs="+", default=list(STYLES), choices=STYLES, metavar="STYLE", help="only these")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if args.packages is None else args.packages
+        folder.mkdir(parents=True, exist_ok=True)
+        files = build(folder, tuple(args.styles))
+    if not args.check:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return 0
+    different = [path for path, data in files.items() if not path.is_file() or path.read_bytes() != data]
+    for path in different:
+        print(f"differs: {path}")
+    print("no difference" if not different else f"{len(different)} of {len(files)} files differ")
+    return int(bool(different))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
