@@ -1,6 +1,7 @@
 """Emoji artwork by independent artists, packed into the repository: 1,592 concepts in 14 styles at 64 x 64 pixels.
 
-`load_style` gives the images of one style, `concepts` the names, `benchmark` the classes and splits. See docs/embedded.md.
+`load_style` gives the images of one style, `concepts` the names, `benchmark` the classes and splits.
+See docs/embedded.md.
 """
 
 import functools
@@ -15,7 +16,7 @@ from . import pack
 HERE = Path(__file__).resolve().parent
 SEEN_STYLES = ("noto", "noto-v1", "noto-mono", "twemoji", "emojione", "emojione-mono", "fxemoji")
 UNSEEN_STYLES = ("openmoji", "openmoji-black", "fluent-flat", "fluent-hc", "fluent-3d", "streamline")
-# emojione-v1 is an earlier drawing by artists of a seen style, under a share-alike licence: in no training corpus, and no hold-out.
+# emojione-v1, an earlier set by the artists of emojione, is share-alike: it is in no training corpus, and no hold-out either.
 STYLES = (*SEEN_STYLES, "emojione-v1", *UNSEEN_STYLES)
 
 
@@ -44,7 +45,7 @@ def concept_ids() -> dict[str, int]:
 
 @functools.cache
 def benchmark() -> dict:
-    """Class definitions and splits: `groups` and `fine` (class name -> codes), `split` (code -> train, val, test), `held` (codes)."""
+    """Class definitions (`groups`, `fine`: class name -> codes) and splits (`split`: code -> train, val or test)."""
     return json.loads((HERE / "benchmark.json").read_text(encoding="utf-8"))
 
 
@@ -79,5 +80,4 @@ def load_style(name: str, premultiplied: bool = False) -> tuple[np.ndarray, np.n
         raise FileNotFoundError(
             f"{path} is missing; restore it from the repository or run python -m datasets.embedded.build"
         )
-    ids, images = pack.decode(path)
-    return ids, images if premultiplied else pack.unpremultiply(images)
+    return pack.decode(path, premultiplied)

@@ -1,8 +1,8 @@
 """Rebuild the packed artwork from the published packages.
 
     python -m datasets.embedded.build            # fetch, render, pack into datasets/embedded/
-    python -m datasets.embedded.build --check    # the same into memory; compare with the files of the repository byte for byte
-    python -m datasets.embedded.build --icons    # icons with names, into the user's cache: optional pairs for pre-training
+    python -m datasets.embedded.build --check    # the same into memory; compare byte for byte
+    python -m datasets.embedded.build --icons    # icons with names, into the user's cache: optional pairs
 
 Needs `npm` and the packages of requirements-build.txt.
 """

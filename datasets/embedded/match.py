@@ -1,7 +1,8 @@
 """Concepts (Unicode emoji) and the artwork that belongs to them.
 
-Sets with a character map (or code points in file names) are matched by code point. Sets without one are matched by name:
-the label of today's CLDR first, then the Unicode character name, then the shortcodes in use; every drawing serves one concept.
+Sets with a character map (or code points in file names) are matched by code point. Sets without one are matched by
+name: the label of today's CLDR first, then the Unicode character name, then the shortcodes in use. Every drawing serves
+one concept.
 """
 
 import json

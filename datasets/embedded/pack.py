@@ -1,7 +1,8 @@
 """The packed file of one style: palette images of 64 x 64 pixels, compressed together.
 
-Layout inside one .xz stream (little endian): 8 bytes magic; uint32 number of images n; n uint16 concept ids; n uint16 palette sizes;
-the palettes, each as four planes (R, G, B, A, premultiplied); n * 4096 palette indices. The same images give the same bytes.
+Layout inside one .xz stream (little endian): 8 bytes magic; uint32 number of images n; n uint16 concept ids; n uint16
+palette sizes; the palettes, each as four planes (R, G, B, A, premultiplied); n * 4096 palette indices. The same images
+give the same bytes.
 """
 
 import lzma
@@ -94,8 +95,8 @@ def _lloyd(colors: np.ndarray, counts: np.ndarray, palette: np.ndarray) -> tuple
     raise AssertionError("unreachable")
 
 
-def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Concept ids (n,) int64 and premultiplied RGBA images (n, 64, 64, 4) uint8 of a packed file.
+def decode(path: Path, premultiplied: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Concept ids (n,) int64 and RGBA images (n, 64, 64, 4) uint8 of a packed file.
 
     Raises:
         ValueError: the file is not a packed style.
@@ -114,6 +115,8 @@ def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
     for row, size in enumerate(sizes.tolist()):
         palettes[row, :size] = np.frombuffer(raw, np.uint8, 4 * size, start).reshape(4, size).T
         start += 4 * size
+    if not premultiplied:
+        palettes = unpremultiply(palettes)
     indices = np.frombuffer(raw, np.uint8, n * SIZE * SIZE, start).reshape(n, SIZE * SIZE)
     pixels = palettes.view("<u4")[..., 0]  # (n, 256): one word per colour
     images = np.take_along_axis(pixels, indices.astype(np.intp), axis=1)

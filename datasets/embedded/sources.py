@@ -1,6 +1,7 @@
 """Where the artwork comes from: npm packages with pinned versions, their licences and authors.
 
-The packages are fetched only to rebuild the packed images (`python -m datasets.embedded.build`); nothing here is needed at run time.
+The packages are fetched only to rebuild the packed images (`python -m datasets.embedded.build`); nothing here is needed
+at run time.
 """
 
 from typing import NamedTuple
@@ -40,7 +41,7 @@ STYLES: dict[str, Package] = {
     "streamline": Package("@iconify-json/streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline"),
 }
 
-# Icons with names, optional extra pairs for pre-training. Sets by artists of styles that pre-training must not see are not listed.
+# Icons with names: optional extra pairs for pre-training. No set by artists of styles that pre-training must not see.
 ICON_SETS: dict[str, Package] = {
     "game-icons": Package("@iconify-json/game-icons", "1.2.4", "CC-BY-3.0", "GameIcons"),
     "icon-park": Package("@iconify-json/icon-park", "1.2.4", "Apache-2.0", "ByteDance"),
