@@ -1,0 +1,233 @@
+"""What all trainers share: loading CLIP, freezing, precision, the step, text caching and checkpoints.
+
+CLIPTrainer -> PromptTrainer -> method is the whole depth. A few-shot method says what it learns (`build_learner`), how
+an image is scored against the classes (`build_score`) and which loss terms it adds (`extra_losses`); nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import clip
+from clip import CLIP, Encoded
+from dassl.engine import TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import count_num_param
+
+from .losses import cosine_logits
+from .prompts import Learner
+from .templates import template_for
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp16", "fp32", "amp", "bf16")
+Score = Callable[[Encoded, Encoded, Tensor], Tensor]
+
+
+class Output(NamedTuple):
+    """Result of a prompted forward, the same in training and evaluation.
+
+    logits: (B, C). image: features of B * M rows, image-major. text: features of C * N rows, class-major.
+    """
+
+    logits: Tensor
+    image: Encoded
+    text: Encoded
+
+
+def cosine_score(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
+    """CLIP's logits: scale * cosine of the pooled features, (B, C) (CLIP, Section 2.3)."""
+    return cosine_logits(image.pooled, text.pooled, scale)
+
+
+class PromptedCLIP(nn.Module):
+    """A frozen CLIP, the learner that prompts it, and the score that compares its two sides."""
+
+    def __init__(self, model: CLIP, learner: Learner, score: Score):
+        super().__init__()
+        self.clip, self.learner, self.score = model, learner, score
+
+    def encode_text(self) -> Encoded:
+        """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major."""
+        ids, prompts = self.learner.text_prompts()
+        return self.clip.encode_text(ids, prompts)
+
+    def encode_image(self, image: Tensor) -> Encoded:
+        """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""
+        prompts = self.learner.vision_prompts()
+        tokens = self.clip.visual.embed(image.to(self.clip.dtype))
+        if prompts is None:
+            return self.clip.visual.encode(tokens)
+        rows = len(image)
+        tokens = tokens.repeat_interleave(self.learner.vision_modes, dim=0)  # (B * M, 1 + P, d)
+        layers = tuple(layer.repeat(rows, 1, 1) for layer in prompts.layers)  # (M, m, d) -> (B * M, m, d)
+        return self.clip.visual.encode(tokens, prompts._replace(layers=layers))
+
+    def forward(self, image: Tensor, text: Encoded | None = None) -> Output:
+        """Logits of images (B, 3, H, W) against all classes; `text` may be given when it was encoded before."""
+        if text is None:
+            text = self.encode_text()
+        encoded = self.encode_image(image)
+        return Output(self.score(encoded, text, self.clip.logit_scale.exp()), encoded, text)
+
+
+def state_hash(module: nn.Module) -> str:
+    """First 16 hex digits of the sha256 over names and values of a module's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def freeze_all_but(model: nn.Module, learned: Iterable[nn.Module]) -> None:
+    """Only the parameters of the modules in `learned` get gradients; the rest of `model` is frozen.
+
+    Raises:
+        ValueError: a learned module is not part of the model.
+    """
+    chosen = {id(p) for module in learned for p in module.parameters()}
+    everything = {id(p) for p in model.parameters()}
+    if not chosen <= everything:
+        raise ValueError("a learned module is not part of the model: learned + frozen must be all parameters")
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+class CLIPTrainer(TrainerX):
+    """Base of every trainer: one CLIP, one precision switch, one optimisation step, one evaluation.
+
+    `node` is the name of the method's config node below TRAINER. Subclasses set `model` in `build_model` and return
+    named scalar loss terms from `losses(batch)`; the sum is minimised and every term is logged.
+    """
+
+    node = ""
+    model: PromptedCLIP
+    text: Encoded | None = None  # the encoded classes during an evaluation
+
+    @property
+    def options(self):
+        """The method's config node."""
+        return self.cfg.TRAINER[self.node]
+
+    def check_cfg(self, cfg) -> None:
+        prec = cfg.TRAINER[self.node].PREC
+        if prec not in PRECISIONS:
+            raise ValueError(f"TRAINER.{self.node}.PREC is {prec!r}, expected one of {', '.join(PRECISIONS)}")
+
+    def precision_name(self) -> str:
+        return self.options.PREC
+
+    @property
+    def template(self) -> str:
+        return template_for(
+            self.cfg.DATASET.NAME, self.cfg.INPUT.TEMPLATE, getattr(self.dm.dataset, "template", None)
+        )
+
+    def load_clip(self) -> CLIP:
+        """The backbone of MODEL.BACKBONE.NAME, in evaluation mode, in the precision of this run.
+
+        Raises:
+            ValueError: the image size of the config is not the one the backbone was made for.
+        """
+        name = self.cfg.MODEL.BACKBONE.NAME
+        model, _ = clip.load(name, device="cpu")
+        resolution, size = model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)
+        if size != (resolution, resolution):
+            raise ValueError(f"INPUT.SIZE is {size}, but backbone {name} takes {resolution}x{resolution} images")
+        self.backbone_hash = state_hash(model)
+        clip.convert_weights(model, self.precision.dtype)
+        return model.to(self.device)
+
+    def register_learned(self, name: str, learned: nn.Module, params=None) -> None:
+        """Optimiser and schedule over a module's parameters, registered under `name` for stepping and checkpoints."""
+        self.optim = build_optimizer(learned if params is None else params, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model(name, learned, self.optim, self.sched)
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} has no loss: it is evaluated only, use --eval-only")
+
+    def extra_metrics(self) -> dict[str, Tensor]:
+        """Scalars of the last step that are logged but not minimised."""
+        return {}
+
+    def forward_backward(self, batch) -> dict[str, float]:
+        self.text = None
+        with self.precision.autocast():
+            terms = self.losses(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        self.model_backward_and_update(loss)
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        shown = {"loss": loss, **terms, **self.extra_metrics()}
+        return dict(zip(shown, torch.stack(list(shown.values())).detach().float().tolist()))
+
+    @torch.no_grad()
+    def test(self, split=None):
+        """Evaluation; the classes are encoded once, not once per batch, unless the text depends on the image."""
+        self.set_model_mode("eval")
+        if not self.model.learner.conditional:
+            with self.precision.autocast():
+                self.text = self.model.encode_text()
+        result = super().test(split)
+        self.text = None
+        return result
+
+    def model_inference(self, image: Tensor) -> Tensor:
+        with self.precision.autocast():
+            return self.model(image, self.text).logits
+
+    def fingerprint_extra(self) -> dict[str, str]:
+        return {"template": self.template, "backbone": self.backbone_hash}
+
+
+class PromptTrainer(CLIPTrainer):
+    """Base of the few-shot methods: a frozen CLIP and a learner."""
+
+    model_name = "prompt_learner"
+
+    def build_learner(self, model: CLIP, classnames: list[str]) -> Learner:
+        raise NotImplementedError(f"{type(self).__name__} must say what it learns")
+
+    def build_score(self, learner: Learner) -> Score:
+        """How images are compared with classes; cosine similarity unless the method says otherwise."""
+        return cosine_score
+
+    def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
+        """Loss terms besides cross-entropy."""
+        return {}
+
+    @property
+    def class_bound(self) -> bool:
+        return self.model.learner.class_bound
+
+    def build_model(self) -> None:
+        backbone = self.load_clip()
+        learner = self.build_learner(backbone, self.dm.dataset.classnames).float()
+        self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
+        freeze_all_but(self.model, [learner])
+        self.parallel_model = self.parallel(self.model)
+        if any(True for _ in learner.parameters()):
+            self.register_learned(self.model_name, learner)
+        logger.info(
+            "%s on %s: %s learned of %s parameters",
+            type(self).__name__, self.cfg.MODEL.BACKBONE.NAME,
+            f"{count_num_param(learner):,}", f"{count_num_param(self.model):,}",
+        )
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        image, label = self.parse_batch_train(batch)
+        output = self.parallel_model(image)
+        return {"ce": F.cross_entropy(output.logits, label), **self.extra_losses(output, label)}
+
+    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+

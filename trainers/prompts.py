@@ -1,0 +1,289 @@
+"""Learners: the modules that hold prompt vectors and hand them to the two towers of CLIP.
+
+A learner answers two questions for the prompted forward of `trainers.base.PromptedCLIP`:
+
+- `text_prompts()`  -> (ids (R, L), Prompts or None): R = C * N sentences, class-major (row c * N + n is mode n of class c);
+- `vision_prompts()` -> Prompts or None, with M modes: every layer is (M, m, d), or None for plain images.
+
+Axes: C classes, L tokens, n text context length, m visual prompt length, d width, M/N visual/textual modes, J depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import clip
+from clip import CLIP, Prompts
+
+PLACEHOLDER = "X"
+PROMPT_STD = 0.02
+CLASS_POSITIONS = ("end", "middle", "front")
+
+
+class Sentences(NamedTuple):
+    """Placeholder sentences of all classes for one prompt.
+
+    ids: (C, L) token ids with a placeholder at every context slot.
+    slots: (C, n) positions of the context vectors.
+    body: (C, L) bool, true from the first to the last token of context, template words and class name
+        (not the start token, the final period, the end token or the padding).
+    end: (C,) position of the end-of-text token.
+    """
+
+    ids: Tensor
+    slots: Tensor
+    body: Tensor
+    end: Tensor
+
+
+def readable(name: str) -> str:
+    """Class name as it stands in a sentence: data sets write `_` for a space."""
+    return name.replace("_", " ")
+
+
+def word_tokens(model: CLIP, text: str) -> list[int]:
+    """Token ids of `text` without start and end token."""
+    ids = clip.tokenize([text], context_length=model.context_length, vocab_size=model.vocab_size)[0]
+    return ids[1 : int(ids.argmax())].tolist()
+
+
+def build_sentences(
+    model: CLIP, classnames: Sequence[str], n_ctx: int, rest: str = "", position: str = "end"
+) -> Sentences:
+    """Sentences `start | n_ctx context slots | rest | name . | end` of all classes.
+
+    Args:
+        model: gives vocabulary size and context length.
+        classnames: C names; `_` is read as a space.
+        n_ctx: number n of context slots.
+        rest: frozen template words between the context and the name.
+        position: where the name stands, relative to the context: `end`, `middle` (after the first n // 2 context
+            vectors) or `front` (CoOp, Section 3.1 and its released code).
+
+    Raises:
+        ValueError: unknown position, no slots, or `rest` together with a position other than `end`.
+    """
+    if position not in CLASS_POSITIONS:
+        raise ValueError(f"class token position is {position!r}, expected one of {', '.join(CLASS_POSITIONS)}")
+    if n_ctx < 1:
+        raise ValueError(f"context length is {n_ctx}, expected at least 1")
+    if rest and position != "end":
+        raise ValueError(f"template words {rest!r} stay before the class name, so the position must be 'end'")
+    names = [readable(name) for name in classnames]
+    prefix = " ".join([PLACEHOLDER] * n_ctx + ([rest] if rest else []))
+    plain = clip.tokenize(
+        [f"{prefix} {name}." for name in names], context_length=model.context_length, vocab_size=model.vocab_size
+    )
+    end = plain.argmax(dim=1)
+    n_rest = len(word_tokens(model, rest)) if rest else 0
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
+    ids, slots, body = plain.clone(), [], torch.zeros_like(plain, dtype=torch.bool)
+    for c, name in enumerate(names):
+        n_name = len(word_tokens(model, name))
+        last = 1 + n_ctx + n_rest + n_name  # first position after the name
+        context, words = plain[c, 1 : 1 + n_ctx], plain[c, 1 + n_ctx : last]
+        ids[c, 1:last] = torch.cat([context[:before], words, context[before:]])
+        slots.append([*range(1, 1 + before), *range(last - n_ctx + before, last)])
+        body[c, 1:last] = True
+    return Sentences(ids, torch.tensor(slots), body, end)
+
+
+def init_context(model: CLIP, init: str, n_ctx: int) -> Tensor:
+    """First n_ctx token embeddings of the phrase `init`, (n_ctx, d) in fp32.
+
+    Raises:
+        ValueError: the phrase has fewer tokens than n_ctx.
+    """
+    tokens = word_tokens(model, readable(init))
+    if len(tokens) < n_ctx:
+        raise ValueError(
+            f"CTX_INIT {init!r} has {len(tokens)} tokens but N_CTX is {n_ctx}: lower N_CTX, use a longer phrase, "
+            f"or leave CTX_INIT empty for random vectors"
+        )
+    device = model.token_embedding.weight.device
+    with torch.no_grad():
+        return model.token_embedding(torch.tensor(tokens[:n_ctx], device=device)).float()
+
+
+def random_prompt(*shape: int) -> nn.Parameter:
+    """Prompt vectors drawn from N(0, 0.02^2), the initialisation all methods of this family share."""
+    return nn.Parameter(torch.randn(*shape) * PROMPT_STD)
+
+
+class Learner(nn.Module):
+    """Base of all learners: plain sentences and plain images unless a subclass says otherwise.
+
+    `class_bound` says that the learned parameters belong to one class list and cannot move to another;
+    `conditional` says that the text depends on the image, so that text features must not be cached.
+    """
+
+    class_bound = False
+    conditional = False
+    text_modes = 1
+    vision_modes = 1
+
+    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
+        raise NotImplementedError(f"{type(self).__name__} gives no sentences")
+
+    def vision_prompts(self) -> Prompts | None:
+        return None
+
+
+class TemplateText(Learner):
+    """Sentences from a fixed template; nothing is learned."""
+
+    def __init__(self, model: CLIP, classnames: Sequence[str], template: str):
+        super().__init__()
+        texts = [template.format(readable(name)) for name in classnames]
+        ids = clip.tokenize(texts, context_length=model.context_length, vocab_size=model.vocab_size)
+        self.register_buffer("ids", ids, persistent=False)
+
+    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
+        return self.ids, None
+
+
+class TextContext(Learner):
+    """Learned context vectors in the sentences of all classes (CoOp, Section 3.1).
+
+    Args:
+        model: the frozen CLIP.
+        classnames: C class names.
+        n_ctx: context length n; replaced by the number of tokens of `init` when that is given.
+        init: phrase whose token embeddings start the context; empty for N(0, 0.02^2).
+        class_specific: one context per class, (C, n, d), instead of one for all, (n, d).
+        position: place of the class name, see `build_sentences`.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        classnames: Sequence[str],
+        n_ctx: int,
+        init: str = "",
+        class_specific: bool = False,
+        position: str = "end",
+    ):
+        super().__init__()
+        if init:
+            n_ctx = len(word_tokens(model, readable(init)))
+        self.class_bound = class_specific
+        sentences = build_sentences(model, classnames, n_ctx, position=position)
+        width = model.token_embedding.weight.shape[1]
+        shape = (len(classnames), n_ctx, width) if class_specific else (n_ctx, width)
+        if init:
+            self.ctx = nn.Parameter(init_context(model, init, n_ctx).expand(shape).clone())
+        else:
+            self.ctx = random_prompt(*shape)
+        self.register_buffer("ids", sentences.ids, persistent=False)
+        self.register_buffer("slots", sentences.slots, persistent=False)
+
+    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
+        return self.ids, Prompts((self.ctx,), self.slots)
+
+
+class MultiModeLearner(Learner):
+    """N textual and M visual prompts with deep layers, coupled or independent (MaPLe, ALIGN).
+
+    Every mode is a prompt of its own: textual mode n has n_ctx context vectors at each of the first J blocks,
+    visual mode m as many visual prompt vectors. Coupled (MaPLe, Eq. 6; ALIGN, Section 3): visual prompts are linear
+    maps of the textual prompts of the same mode and layer, so M = N. Independent: visual prompts are free parameters.
+
+    Args:
+        model: the frozen CLIP; its visual tower must be a vision transformer.
+        classnames: C class names.
+        n_ctx: prompt length, the same in both towers.
+        depth: number J of layers with prompts, 1 = input only; at most the number of blocks of either tower.
+        text_modes, vision_modes: N and M.
+        init: phrase that starts mode 0; the other modes are random. Empty: all modes are random.
+        keep_rest: words of `init` beyond n_ctx stay frozen in the sentence of mode 0, as in the released code of MaPLe
+            and ALIGN (2 vectors and "a photo of a" give `[v1][v2] of a NAME.`); otherwise they are dropped.
+        coupled: see above.
+        shared_start: the deep projections start as copies of one layer (released code) instead of separate draws.
+
+    Raises:
+        ValueError: coupled with M != N, or a depth that a tower does not have.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        classnames: Sequence[str],
+        n_ctx: int,
+        depth: int,
+        text_modes: int = 1,
+        vision_modes: int = 1,
+        init: str = "",
+        keep_rest: bool = True,
+        coupled: bool = True,
+        shared_start: bool = False,
+    ):
+        super().__init__()
+        self._check(model, n_ctx, depth, text_modes, vision_modes, coupled)
+        self.text_modes, self.vision_modes, self.coupled = text_modes, vision_modes, coupled
+        width, vision_width = model.token_embedding.weight.shape[1], model.visual.width
+
+        first = self._first_sentences(model, classnames, n_ctx, init, keep_rest)
+        others = build_sentences(model, classnames, n_ctx)
+        modes = [first] + [others] * (text_modes - 1)
+        for name in Sentences._fields:  # (C, ...) per mode -> rows (C * N, ...), class-major
+            rows = torch.stack([getattr(mode, name) for mode in modes], dim=1).flatten(0, 1)
+            self.register_buffer(name, rows, persistent=False)
+
+        self.ctx = random_prompt(text_modes, n_ctx, width)
+        if init:
+            with torch.no_grad():
+                self.ctx[0] = init_context(model, init, n_ctx)
+        self.deep = nn.ParameterList([random_prompt(text_modes, n_ctx, width) for _ in range(depth - 1)])
+        if coupled:
+            self.projections = nn.ModuleList([nn.Linear(width, vision_width) for _ in range(depth)])
+            if shared_start:
+                for projection in self.projections[2:]:
+                    projection.load_state_dict(self.projections[1].state_dict())
+        else:
+            self.vision = nn.ParameterList([random_prompt(vision_modes, n_ctx, vision_width) for _ in range(depth)])
+
+    @staticmethod
+    def _check(model: CLIP, n_ctx: int, depth: int, text_modes: int, vision_modes: int, coupled: bool) -> None:
+        if min(n_ctx, depth, text_modes, vision_modes) < 1:
+            raise ValueError(
+                f"context length {n_ctx}, depth {depth}, {text_modes} textual and {vision_modes} visual prompts: "
+                f"each must be at least 1"
+            )
+        if coupled and text_modes != vision_modes:
+            raise ValueError(
+                f"{vision_modes} visual and {text_modes} textual prompts cannot be coupled: a visual prompt is a linear "
+                f"map of the textual prompt of the same index. Use equal numbers or COUPLED False"
+            )
+        if not hasattr(model.visual, "transformer"):
+            raise ValueError(
+                f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
+            )
+        blocks = min(len(model.visual.transformer.resblocks), len(model.transformer.resblocks))
+        if depth > blocks:
+            raise ValueError(f"prompt depth is {depth}, but the shallower tower has {blocks} blocks: lower PROMPT_DEPTH")
+
+    @staticmethod
+    def _first_sentences(model: CLIP, classnames: Sequence[str], n_ctx: int, init: str, keep_rest: bool) -> Sentences:
+        words = readable(init).split()
+        rest = ""
+        if keep_rest and words:
+            heads = [len(word_tokens(model, " ".join(words[:k]))) for k in range(len(words) + 1)]
+            if n_ctx not in heads:
+                raise ValueError(f"N_CTX {n_ctx} cuts through a word of CTX_INIT {init!r}: use one of {heads[1:]}")
+            rest = " ".join(words[heads.index(n_ctx) :])
+        return build_sentences(model, classnames, n_ctx, rest=rest)
+
+    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
+        classes = len(self.ids) // self.text_modes
+        layers = tuple(layer.repeat(classes, 1, 1) for layer in (self.ctx, *self.deep))  # (C * N, n, d)
+        return self.ids, Prompts(layers, self.slots)
+
+    def vision_prompts(self) -> Prompts | None:
+        if not self.coupled:
+            return Prompts(tuple(self.vision), None)
+        texts = (self.ctx, *self.deep)
+        return Prompts(tuple(project(text) for project, text in zip(self.projections, texts)), None)  # (M, n, d)
