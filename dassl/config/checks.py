@@ -1,0 +1,72 @@
+"""Values that the engine's keys may take, checked together before a run starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .node import CfgNode, ConfigError
+
+__all__ = ["check_values"]
+
+_CHOICES = {
+    "INPUT.INTERPOLATION": ("bilinear", "bicubic", "nearest"),
+    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
+    "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
+    "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine"),
+    "OPTIM.WARMUP_TYPE": ("linear", "constant"),
+    "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
+    "TEST.SPLIT": ("test", "val"),
+    "TEST.FINAL_MODEL": ("last_step", "best_val"),
+}
+_AT_LEAST = {
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.K_TRANSFORMS": 1,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
+    "DATALOADER.TRAIN_U.BATCH_SIZE": 1,
+    "DATALOADER.TEST.BATCH_SIZE": 1,
+    "OPTIM.LR": 0,
+    "OPTIM.WEIGHT_DECAY": 0,
+    "OPTIM.MAX_EPOCH": 1,
+    "TRAIN.CHECKPOINT_FREQ": 0,
+    "TRAIN.RESUME_FREQ": 0,
+    "TRAIN.PRINT_FREQ": 1,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Check what the types alone cannot: choices, ranges and lengths.
+
+    Raises:
+        ConfigError: lists every fault with the value found and the values allowed.
+    """
+    faults = []
+    for key, choices in _CHOICES.items():
+        value = _get(cfg, key)
+        if value not in choices:
+            faults.append(f"{key} is {value!r}, expected one of {', '.join(choices)}")
+    for key, least in _AT_LEAST.items():
+        value = _get(cfg, key)
+        if not value >= least:
+            faults.append(f"{key} is {value!r}, expected {least} or more")
+    if cfg.SEED >= 2**32:
+        faults.append(f"SEED is {cfg.SEED}, expected at most {2**32 - 1} (negative: no seed)")
+    size = cfg.INPUT.SIZE
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        faults.append(f"INPUT.SIZE is {size!r}, expected two positive integers (height, width)")
+    for key in ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"):
+        value = _get(cfg, key)
+        if len(value) != 3 or not all(isinstance(part, (int, float)) for part in value):
+            faults.append(f"{key} is {value!r}, expected three numbers")
+        elif key == "INPUT.PIXEL_STD" and min(value) <= 0:
+            faults.append(f"{key} is {value!r}, expected three positive numbers")
+    if not cfg.OPTIM.STEPSIZE or not all(type(step) is int for step in cfg.OPTIM.STEPSIZE):
+        faults.append(f"OPTIM.STEPSIZE is {cfg.OPTIM.STEPSIZE!r}, expected at least one integer")
+    if faults:
+        raise ConfigError("the config", faults)
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node

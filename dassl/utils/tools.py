@@ -1,0 +1,169 @@
+"""Small helpers under the names that Dassl users import."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import platform
+import random
+import shutil
+import sys
+import urllib.request
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from .files import read_json, write_json
+
+__all__ = [
+    "check_availability",
+    "check_isfile",
+    "collect_env_info",
+    "download_url",
+    "environment",
+    "get_most_similar_str_to_a_from_b",
+    "listdir_nohidden",
+    "mkdir_if_missing",
+    "read_image",
+    "read_json",
+    "set_random_seed",
+    "tolist_if_not",
+    "write_json",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def mkdir_if_missing(dirname: str | os.PathLike[str]) -> None:
+    """Create a folder and its parents."""
+    os.makedirs(dirname, exist_ok=True)
+
+
+def check_isfile(fpath: str | os.PathLike[str]) -> bool:
+    """Whether `fpath` is a file; logs a warning if it is not."""
+    found = os.path.isfile(fpath)
+    if not found:
+        logger.warning('No file found at "%s"', fpath)
+    return found
+
+
+def listdir_nohidden(path: str | os.PathLike[str], sort: bool = False) -> list[str]:
+    """Names in a folder without those that start with a dot; in no particular order unless `sort`."""
+    names = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python's random, numpy's global generator, torch on the CPU and torch on every GPU.
+
+    Raises:
+        ValueError: the seed is not in [0, 2**32 - 1], the range that all four accept.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}, expected an integer in [0, {2**32 - 1}]")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open an image and convert it to RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be decoded as an image.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'No file exists at "{path}"')
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # Pillow's decoders raise many kinds of errors for damaged files, so every one becomes the same clear message.
+    except Exception as fault:
+        reason = "it is no image file" if isinstance(fault, PIL.UnidentifiedImageError) else str(fault)
+        raise ValueError(f'cannot decode the image "{path}": {reason}') from fault
+
+
+def get_most_similar_str_to_a_from_b(a: str, b: Sequence[str]) -> str | None:
+    """The string of `b` that looks most like `a` (ratio of matching characters, case ignored), None if `b` is empty."""
+    if not b:
+        return None
+    ratios = [difflib.SequenceMatcher(None, a.lower(), name.lower()).ratio() for name in b]
+    return b[ratios.index(max(ratios))]
+
+
+def check_availability(requested: str, available: Sequence[str]) -> None:
+    """Check that a requested name is one of the available ones.
+
+    Raises:
+        ValueError: it is not; the message lists the names and suggests the closest.
+    """
+    if requested not in available:
+        similar = get_most_similar_str_to_a_from_b(requested, available)
+        hint = f"(do you mean [{similar}]?)" if similar else "(nothing is registered: is the module imported?)"
+        raise ValueError(f"The requested one is expected to belong to {list(available)}, but got [{requested}] {hint}")
+
+
+def tolist_if_not(x: Any) -> list[Any]:
+    """`x` itself if it is a list, else a list with it as the only element."""
+    return x if isinstance(x, list) else [x]
+
+
+def download_url(url: str, dst: str | os.PathLike[str]) -> None:
+    """Download `url` to the file `dst`; an interrupted download leaves no file at `dst`.
+
+    Raises:
+        OSError: the download failed (the message names both).
+    """
+    part = Path(f"{dst}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with urllib.request.urlopen(url) as answer, open(part, "wb") as file:
+            shutil.copyfileobj(answer, file)
+        os.replace(part, dst)
+    except OSError as fault:
+        part.unlink(missing_ok=True)
+        raise OSError(f'cannot download {url} to "{dst}": {fault}') from fault
+
+
+def environment() -> dict[str, Any]:
+    """What the results of a run depend on besides its config: versions, processor, GPUs. Plain values, JSON-ready."""
+    versions = {}
+    for package in ("torch", "torchvision", "numpy", "pillow", "yacs", "safetensors", "scikit-learn"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": versions,
+        "cuda_available": cuda,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def collect_env_info() -> str:
+    """`environment()` as lines of text, for the log. Starts no other program."""
+    lines = []
+    for name, value in environment().items():
+        if isinstance(value, dict):
+            lines.extend(f"{key}: {text}" for key, text in value.items())
+        else:
+            lines.append(f"{name}: {', '.join(value) or 'none' if isinstance(value, list) else value}")
+    return "\n".join(lines)
