@@ -215,8 +215,10 @@ class PromptTrainer(CLIPTrainer):
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
         freeze_all_but(self.model, [learner])
         self.parallel_model = self.parallel(self.model)
-        if any(True for _ in learner.parameters()):
+        if count_num_param(learner):
             self.register_learned(self.model_name, learner)
+        else:
+            self.max_epoch = 0  # nothing to train: the run is its evaluation
         logger.info(
             "%s on %s: %s learned of %s parameters",
             type(self).__name__, self.cfg.MODEL.BACKBONE.NAME,
