@@ -1,0 +1,283 @@
+"""CLIP: the vision transformer and the whole model, with prompts as arguments of the forward.
+
+Parameter names are those of OpenAI's release, so its checkpoints load strictly. Nothing here belongs to one method.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip.layers import Block, LayerNorm, Transformer, check_image
+from clip.prompts import Encoded, Prompts, check_prompts, check_slots, overwrite
+from clip.resnet import ModifiedResNet
+
+HEAD_WIDTH = 64
+"""Width of one attention head in every model OpenAI published; other models say theirs when they are built."""
+
+
+class VisionTransformer(nn.Module):
+    """The ViT image tower.
+
+    Args:
+        input_resolution: side of the square image in pixels.
+        patch_size: side of a patch in pixels.
+        width: d.
+        layers: number of blocks.
+        heads: attention heads.
+        output_dim: E.
+        quick_gelu: QuickGELU when true, GELU when false.
+        mlp_width: hidden width of the perceptrons; 4 d when None.
+    """
+
+    def __init__(
+        self,
+        input_resolution: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+        quick_gelu: bool = True,
+        mlp_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.patch_size = patch_size
+        self.width = width
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        patches = (input_resolution // patch_size) ** 2
+        self.positional_embedding = nn.Parameter(scale * torch.randn(1 + patches, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, quick_gelu, mlp_width)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Class token and patches with their positions; the convolution runs once, whatever follows.
+
+        Args:
+            image: (B, 3, input_resolution, input_resolution), normalised by the model's preprocessing.
+
+        Returns:
+            (B, 1 + P, d), row 0 the class token.
+
+        Raises:
+            ValueError: another image size or number of channels.
+        """
+        check_image(image, self.input_resolution)
+        x = self.conv1(image.to(self.conv1.weight.dtype))  # (B, d, side, side)
+        x = x.flatten(2).transpose(1, 2)  # (B, P, d)
+        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        return torch.cat([first, x], dim=1) + self.positional_embedding.to(x.dtype)
+
+    def encode(self, tokens: Tensor, prompts: Prompts | None = None) -> Encoded:
+        """Appends the prompts, normalises, runs the blocks and projects.
+
+        Args:
+            tokens: (rows, L, d) from :meth:`embed`, class token first; patches may be left out and rows repeated.
+            prompts: n vectors appended after the last token (positions L..L+n-1, without positional embedding, before
+                ``ln_pre``); deeper layers overwrite them at the input of their block. ``slots`` must be None.
+
+        Returns:
+            pooled (rows, E) from the class token, tokens (rows, L + n, E).
+
+        Raises:
+            ValueError: prompts of another shape, deeper than the tower, or with slots.
+        """
+        if tokens.dim() != 3 or tokens.shape[-1] != self.width:
+            raise ValueError(f"image tokens have shape {tuple(tokens.shape)}; expected (rows, L, {self.width})")
+        x = tokens
+        if prompts is not None:
+            rows, length, width = x.shape
+            if prompts.slots is not None:
+                raise ValueError("vision prompts are appended to the patches; their slots must be None")
+            count = check_prompts(prompts, rows, width, self.transformer.layers, "vision prompts")
+            prompts = Prompts(prompts.layers, torch.arange(length, length + count, device=x.device))
+            x = torch.cat([x, prompts.layers[0].to(x.dtype).expand(rows, -1, -1)], dim=1)  # (rows, L + n, d)
+        x = self.transformer(self.ln_pre(x), prompts=prompts)
+        x = self.ln_post(x)
+        proj = self.proj.to(x.dtype)
+        # The class token is projected on its own: plain CLIP to the last bit, and no backward through unused tokens.
+        return Encoded(x[:, 0] @ proj, x @ proj)
+
+    def forward(self, image: Tensor, prompts: Prompts | None = None) -> Encoded:
+        """image: (B, 3, side, side). Returns ``encode(embed(image), prompts)``."""
+        return self.encode(self.embed(image), prompts)
+
+
+class CLIP(nn.Module):
+    """Image and text tower with a common embedding space (Radford et al. 2021).
+
+    Args:
+        embed_dim: E.
+        image_resolution: side of the image in pixels.
+        vision_layers: blocks of a ViT, or the four stage depths of a ModifiedResNet.
+        vision_width: d of the ViT, or channels of the ResNet's first stage.
+        vision_patch_size: side of a patch in pixels; None for a ResNet.
+        context_length: most text positions.
+        vocab_size: entries of the token table.
+        transformer_width: d of the text tower.
+        transformer_heads: heads of the text tower.
+        transformer_layers: blocks of the text tower.
+        quick_gelu: QuickGELU (OpenAI) when true, GELU when false.
+        vision_heads: heads of the ViT, or of the ResNet's attention pool; ``width // 64`` when None.
+        vision_mlp_width: hidden width of the ViT's perceptrons; 4 d when None.
+        transformer_mlp_width: hidden width of the text tower's perceptrons; 4 d when None.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: int | tuple[int, int, int, int],
+        vision_width: int,
+        vision_patch_size: int | None,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+        quick_gelu: bool = True,
+        vision_heads: int | None = None,
+        vision_mlp_width: int | None = None,
+        transformer_mlp_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.quick_gelu = quick_gelu
+        self.visual: VisionTransformer | ModifiedResNet
+        if isinstance(vision_layers, int):
+            if vision_patch_size is None:
+                raise ValueError("a vision transformer needs vision_patch_size; got None")
+            heads = max(1, vision_width // HEAD_WIDTH) if vision_heads is None else vision_heads
+            self.visual = VisionTransformer(
+                image_resolution,
+                vision_patch_size,
+                vision_width,
+                vision_layers,
+                heads,
+                embed_dim,
+                quick_gelu,
+                vision_mlp_width,
+            )
+        else:
+            heads = max(1, vision_width * 32 // HEAD_WIDTH) if vision_heads is None else vision_heads
+            self.visual = ModifiedResNet(tuple(vision_layers), embed_dim, heads, image_resolution, vision_width)
+        self.transformer = Transformer(
+            transformer_width, transformer_layers, transformer_heads, quick_gelu, transformer_mlp_width
+        )
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        """Draws the weights OpenAI's way; the ViT keeps the draws of its constructor."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        if isinstance(self.visual, ModifiedResNet):
+            self.visual.initialize_parameters()
+        width = self.transformer.width
+        branch = width**-0.5 * (2 * self.transformer.layers) ** -0.5
+        for block in self.transformer.resblocks:
+            assert isinstance(block, Block)
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=branch)
+            nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp[2].weight, std=branch)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations: that of the first convolution."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor, prompts: Prompts | None = None) -> Encoded:
+        """Encodes images.
+
+        Args:
+            image: (B, 3, side, side), normalised by the model's preprocessing.
+            prompts: vision prompts, appended to the patches.
+
+        Returns:
+            pooled (B, E), tokens (B, 1 + P + n, E), not normalised.
+
+        Raises:
+            ValueError: image or prompts do not fit the tower; a ResNet takes no prompts.
+        """
+        return self.visual(image, prompts)
+
+    def encode_text(self, ids: Tensor, prompts: Prompts | None = None, labels: Prompts | None = None) -> Encoded:
+        """Encodes token ids; only positions up to the longest end-of-text token are computed, which is exact.
+
+        Args:
+            ids: (rows, L) from ``clip.tokenize``; the end-of-text token is the largest id of a row. Ids at the slots
+                of prompts are placeholders: their embeddings are overwritten.
+            prompts: ``layers[0]`` overwrites the token embeddings at ``slots`` before positions are added, deeper
+                layers overwrite the same slots at the input of their block, without positions.
+            labels: one layer that overwrites token embeddings at the class name's slots.
+
+        Returns:
+            pooled (rows, E) from the end-of-text token, tokens (rows, Lcut, E), Lcut = the batch's longest
+            end-of-text position + 1. Rows with a shorter text hold padding after their end-of-text token.
+
+        Raises:
+            ValueError: ids beyond the vocabulary, text longer than the context, or prompts that do not fit.
+        """
+        ids, stop = self._cut(ids)
+        rows, length = ids.shape
+        x = self.token_embedding(ids).to(self.dtype)  # (rows, Lcut, d)
+        if prompts is not None:
+            count = check_prompts(prompts, rows, self.transformer.width, self.transformer.layers, "text prompts")
+            slots = check_slots(prompts.slots, rows, count, stop, "text prompts")
+            prompts = Prompts(prompts.layers, slots)
+            x = overwrite(x, slots, prompts.layers[0])
+        if labels is not None:
+            count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
+            x = overwrite(x, check_slots(labels.slots, rows, count, stop, "label tokens"), labels.layers[0])
+        x = x + self.positional_embedding[:length].to(x.dtype)
+        mask = torch.full((length, length), -torch.inf, device=x.device).triu_(1)
+        x = self.ln_final(self.transformer(x, mask, prompts))
+        proj = self.text_projection.to(x.dtype)
+        pooled = x[torch.arange(rows, device=x.device), stop]
+        return Encoded(pooled @ proj, x @ proj)
+
+    def _cut(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids up to the longest end-of-text position, and that position per row (rows,); one wait for the device."""
+        if ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
+            raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}; expected integers (rows, L)")
+        largest, stop = ids.max(dim=-1)
+        length, high, low = torch.stack([stop.max() + 1, largest.max(), ids.min()]).tolist()
+        if high >= self.vocab_size or low < 0:
+            raise ValueError(
+                f"token ids span {low}..{high}, but this model's vocabulary has {self.vocab_size} entries: "
+                f"use clip.tokenize(texts, vocab_size={self.vocab_size})"
+            )
+        if length > self.context_length:
+            raise ValueError(f"a text has {length} tokens; this model reads at most {self.context_length}")
+        return ids[:, :length], stop
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine similarities times exp(logit_scale).
+
+        Args:
+            image: (B, 3, side, side).
+            text: (rows, L) token ids.
+
+        Returns:
+            logits_per_image (B, rows) and its transpose.
+        """
+        image_features = F.normalize(self.encode_image(image).pooled, dim=-1)
+        text_features = F.normalize(self.encode_text(text).pooled, dim=-1)
+        logits = self.logit_scale.exp().to(image_features.dtype) * image_features @ text_features.t()
+        return logits, logits.t()

@@ -1,0 +1,144 @@
+"""Prompt vectors as arguments of a CLIP forward.
+
+A method hands vectors to a tower as :class:`Prompts` and gets :class:`Encoded` back. :func:`overwrite` is the only code
+of the project that puts a vector into a sequence: contexts, deep prompts and label tokens alike.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Prompts(NamedTuple):
+    """Prompt vectors of one tower; ``len(layers)`` is the depth J of the papers.
+
+    Attributes:
+        layers: J tensors of shape (n, d) or (rows, n, d). ``layers[0]`` enters with the tokens, ``layers[i]``
+            overwrites the same places at the input of block i; block J and later ones see what the block before them
+            made of those places.
+        slots: text tower: (n,) or (rows, n) integer positions in the sequence. Vision tower: None, prompts are
+            appended.
+    """
+
+    layers: tuple[Tensor, ...]
+    slots: Tensor | None
+
+
+class Encoded(NamedTuple):
+    """What a tower returns, always.
+
+    Attributes:
+        pooled: (rows, E) projected class token (vision) or end-of-text token (text), not normalised.
+        tokens: (rows, L, E) every position, projected, not normalised. Vision: class token, patches, prompts, in this
+            order. Text: positions up to the longest end-of-text token of the batch.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+
+
+def overwrite(x: Tensor, slots: Tensor, values: Tensor) -> Tensor:
+    """Puts vectors into a sequence, out of place; the gradient of the overwritten rows of ``x`` is zero.
+
+    Args:
+        x: (rows, L, d) sequence.
+        slots: (n,) positions common to all rows, or (rows, n), each in [0, L) and without repeats.
+        values: (n, d) or (rows, n, d); cast to the type of ``x``.
+
+    Returns:
+        (rows, L, d) copy of ``x`` with ``values`` at ``slots``.
+
+    Raises:
+        ValueError: shapes do not fit. Positions are checked by :func:`check_slots`, which waits for the device.
+    """
+    rows, _, width = x.shape
+    _check_shape("values", values, rows, slots.shape[-1], width)
+    values = values.to(x.dtype).expand(rows, -1, -1)
+    slots = slots.to(x.device)
+    if slots.dim() == 1:
+        return x.index_copy(1, slots, values)
+    if slots.dim() != 2 or slots.shape[0] != rows:
+        raise ValueError(f"slots have shape {tuple(slots.shape)}; expected (n,) or ({rows}, n) for {rows} rows")
+    return x.scatter(1, slots.unsqueeze(-1).expand(-1, -1, width), values)
+
+
+def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str) -> int:
+    """Checks the shapes of prompts before they enter a tower.
+
+    Args:
+        prompts: the prompts.
+        rows: rows of the batch.
+        width: width d of the tower.
+        depth: most layers allowed, the number of blocks.
+        what: name for the message, such as "vision prompts".
+
+    Returns:
+        n, the number of prompt vectors per row.
+
+    Raises:
+        ValueError: no layer, more layers than blocks, or a layer of another shape.
+    """
+    layers = prompts.layers
+    if isinstance(layers, Tensor):
+        raise ValueError(
+            f"{what}: layers is a tensor of shape {tuple(layers.shape)}; expected a tuple with one tensor per layer"
+        )
+    if not 1 <= len(layers) <= depth:
+        raise ValueError(f"{what} have {len(layers)} layers; expected 1 to {depth}")
+    for layer in layers:
+        if layer.dim() not in (2, 3):
+            raise ValueError(
+                f"{what}: a layer has shape {tuple(layer.shape)}; expected (n, {width}) or ({rows}, n, {width})"
+            )
+    count = layers[0].shape[-2]
+    for i, layer in enumerate(layers):
+        _check_shape(f"{what}: layer {i}", layer, rows, count, width)
+    return count
+
+
+def check_slots(slots: Tensor | None, rows: int, count: int, stop: Tensor, what: str) -> Tensor:
+    """Checks the positions of text prompts: one wait for the device.
+
+    Args:
+        slots: (n,) or (rows, n) positions.
+        rows: rows of the batch.
+        count: n, the number of vectors per row.
+        stop: (rows,) position of each row's end-of-text token; slots must lie before it.
+        what: name for the message.
+
+    Returns:
+        The slots as int64 on the device of ``stop``.
+
+    Raises:
+        ValueError: missing, of another shape, no integers, repeated, negative, or at or after the end-of-text token.
+    """
+    if slots is None:
+        raise ValueError(f"{what} need slots: the positions (n,) or (rows, n) they take in the sequence")
+    if slots.is_floating_point() or slots.is_complex() or slots.dtype == torch.bool:
+        raise ValueError(f"slots of {what} have type {slots.dtype}; expected integers")
+    if tuple(slots.shape) not in ((count,), (rows, count)):
+        raise ValueError(f"slots of {what} have shape {tuple(slots.shape)}; expected ({count},) or ({rows}, {count})")
+    slots = slots.to(stop.device, torch.int64)
+    if count == 0 or rows == 0:
+        return slots
+    ordered = slots.sort(-1).values
+    repeated = (ordered[..., 1:] == ordered[..., :-1]).any()
+    bad = torch.stack([repeated, (ordered[..., 0] < 0).any(), (ordered[..., -1] >= stop).any()]).tolist()
+    if any(bad):
+        reason = "repeat" if bad[0] else "are negative" if bad[1] else "reach the end-of-text token"
+        raise ValueError(
+            f"slots of {what} {reason}: they span {int(ordered.min())}..{int(ordered.max())}; expected different "
+            f"positions before each row's end-of-text token (the first one is at {int(stop.min())})"
+        )
+    return slots
+
+
+def _check_shape(what: str, values: Tensor, rows: int, count: int, width: int) -> None:
+    if tuple(values.shape) not in ((count, width), (rows, count, width)):
+        raise ValueError(
+            f"{what} of shape {tuple(values.shape)} does not fit; "
+            f"expected ({count}, {width}) or ({rows}, {count}, {width})"
+        )
