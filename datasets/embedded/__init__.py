@@ -16,7 +16,7 @@ from . import pack
 HERE = Path(__file__).resolve().parent
 SEEN_STYLES = ("noto", "noto-v1", "noto-mono", "twemoji", "emojione", "emojione-mono", "fxemoji")
 UNSEEN_STYLES = ("openmoji", "openmoji-black", "fluent-flat", "fluent-hc", "fluent-3d", "streamline")
-# emojione-v1, an earlier set by the artists of emojione, is share-alike: it is in no training corpus, and no hold-out either.
+# emojione-v1, an earlier set by the artists of emojione, is share-alike: in no training corpus, and no hold-out either.
 STYLES = (*SEEN_STYLES, "emojione-v1", *UNSEEN_STYLES)
 
 
