@@ -52,14 +52,14 @@ def is_main_process() -> bool:
 def init_distributed(use_cuda: bool = True) -> bool:
     """Start the process group that torchrun's environment describes.
 
-    NCCL is used when `use_cuda` and a GPU is there, gloo otherwise. Without torchrun (no WORLD_SIZE, or 1), or when a group
-    is running already, nothing happens.
+    NCCL is used when `use_cuda` and a GPU is there, gloo otherwise. Without torchrun (no WORLD_SIZE, or 1), or when a
+    group is running already, nothing happens.
 
     Returns:
         Whether this call started a group; the caller then ends it with `shutdown_distributed`.
 
     Raises:
-        ValueError: WORLD_SIZE is set but the other variables of torchrun are not, or there are fewer GPUs than processes.
+        ValueError: WORLD_SIZE is set but the other variables of torchrun are not, or a process has no GPU of its own.
     """
     if is_initialized():
         return False

@@ -59,7 +59,7 @@ def save_checkpoint(
         ValueError: something in `state` is neither a tensor nor a plain value (the message says where).
         OSError: the disk is full or the folder cannot be written; what was saved before stays as it was.
     """
-    _check_plain(state, "state")
+    check_plain(state, "state")
     if remove_module_from_keys:
         names = ((name.removeprefix("module."), value) for name, value in state["state_dict"].items())
         state = {**state, "state_dict": OrderedDict(names)}
@@ -253,7 +253,7 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
             nn.init.constant_(bias, 0.0)
 
 
-def _check_plain(value: Any, where: str) -> None:
+def check_plain(value: Any, where: str) -> None:
     """Refuse what torch.load(weights_only=True) would not give back."""
     if value is None or isinstance(value, (bool, int, float, str, bytes, Tensor)):
         if type(value).__module__ == "numpy":
@@ -261,11 +261,11 @@ def _check_plain(value: Any, where: str) -> None:
         return
     if isinstance(value, dict):
         for key, entry in value.items():
-            _check_plain(key, f"a key of {where}")
-            _check_plain(entry, f"{where}[{key!r}]")
+            check_plain(key, f"a key of {where}")
+            check_plain(entry, f"{where}[{key!r}]")
     elif type(value) in (list, tuple, set, torch.Size):
         for index, entry in enumerate(value):
-            _check_plain(entry, f"{where}[{index}]")
+            check_plain(entry, f"{where}[{index}]")
     elif not isinstance(value, (torch.dtype, torch.device)):
         raise ValueError(
             f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain Python values only"

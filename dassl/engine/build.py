@@ -1,0 +1,63 @@
+"""The registry of trainers and the config nodes they bring along."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from yacs.config import CfgNode
+
+from dassl.utils import Registry, get_most_similar_str_to_a_from_b
+
+logger = logging.getLogger(__name__)
+
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg: CfgNode) -> Any:
+    """The trainer that TRAINER.NAME asks for, constructed with `cfg` (data, model and evaluator included).
+
+    Raises:
+        ValueError: no trainer of that name is registered; the message lists those that are.
+    """
+    name = cfg.TRAINER.NAME
+    known = TRAINER_REGISTRY.registered_names()
+    if name not in known:
+        similar = get_most_similar_str_to_a_from_b(name, known)
+        hint = f" (do you mean {similar}?)" if name and similar else ""
+        choices = ", ".join(sorted(known)) or "none, no trainer is registered"
+        raise ValueError(
+            f"TRAINER.NAME is {name!r}{hint}, expected one of {choices}; "
+            "a trainer in a file of your own is made known with --import FILE.py"
+        )
+    if cfg.VERBOSE:
+        logger.info("Loading trainer: %s", name)
+    return TRAINER_REGISTRY.get(name)(cfg)
+
+
+def add_trainer_defaults(cfg: CfgNode) -> None:
+    """Merge the options of every registered trainer into `cfg.TRAINER`.
+
+    A trainer class declares them by a static method `defaults() -> CfgNode`, such as CfgNode({"COOP": {"N_CTX": 16}}).
+    Several trainers may share a node; they then have to agree about the defaults.
+
+    Raises:
+        ValueError: two trainers give one key different defaults.
+    """
+    for name in TRAINER_REGISTRY.registered_names():
+        defaults = getattr(TRAINER_REGISTRY.get(name), "defaults", None)
+        if defaults is not None:
+            _add(cfg.TRAINER, defaults(), ["TRAINER"], name)
+
+
+def _add(node: CfgNode, defaults: CfgNode, path: list[str], trainer: str) -> None:
+    for key, value in defaults.items():
+        if key not in node:
+            node[key] = value.clone() if isinstance(value, CfgNode) else value
+        elif isinstance(value, CfgNode) and isinstance(node[key], CfgNode):
+            _add(node[key], value, [*path, key], trainer)
+        elif node[key] != value:
+            raise ValueError(
+                f"trainer {trainer} declares {'.'.join([*path, key])} with default {value!r}, "
+                f"but it exists already with {node[key]!r}"
+            )

@@ -1,0 +1,274 @@
+"""SimpleTrainer: a trainer made from a config, with data, model and evaluator; evaluation, saving and resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import count_num_param, distributed, load_pretrained_weights
+
+from . import resume
+from .base import TrainerBase
+from .precision import Precision
+from .progress import progress
+from .random_state import unchanged_random_state
+from .records import MetricsLog, plain
+from .simple_net import SimpleNet
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation(NamedTuple):
+    """One evaluation: split "val" or "test", the evaluator's figures, images seen by all processes, wall seconds."""
+
+    split: str
+    results: dict[str, Any]
+    images: int
+    seconds: float
+
+
+class SimpleTrainer(TrainerBase):
+    """Trainer of one data manager; subclasses say what a step is (TrainerX, TrainerXU).
+
+    Attributes:
+        cfg, device, precision, dm, evaluator, train_loader_x, train_loader_u, val_loader, test_loader, num_classes,
+            num_source_domains, lab2cname: as in Dassl.
+        best_result: best validation figure so far, -inf without one.
+        evaluation: the last evaluation of the test set, or None.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.check_cfg(cfg)
+        self.cfg = cfg
+        self.device = self._choose_device()
+        self.precision = Precision(self.precision_name(), self.device)
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.metrics = MetricsLog(self.output_dir)
+        self.best_result = -math.inf
+        self.evaluation: Evaluation | None = None
+        self.train_seconds = 0.0
+        self.train_images = 0
+        self.elapsed_before = 0.0  # seconds of earlier starts of a resumed run
+        self.time_start = time.time()
+        self._random_states: dict[str, Any] | None = None
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    # what subclasses may say
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise ValueError if the config does not suit this trainer."""
+
+    def precision_name(self) -> str:
+        """fp32, fp16, amp or bf16: the precision asked for."""
+        return "fp32"
+
+    def fingerprint_extra(self) -> dict[str, str]:
+        """What else decides whether two results may be compared, such as {"template": ..., "backbone": hash}."""
+        return {}
+
+    def build_data_loader(self) -> None:
+        """Read the data set and make its loaders."""
+        self.dm = DataManager(self.cfg)
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    def build_model(self) -> None:
+        """A classifier of MODEL.BACKBONE with a linear head, registered as "model"; most trainers build their own."""
+        logger.info("Building model")
+        self.model = SimpleNet(self.cfg, self.cfg.MODEL, self.num_classes).to(self.device)
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
+        logger.info("# params: %s", f"{count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+        self.model = self.parallel(self.model)
+
+    def parallel(self, module: nn.Module, find_unused_parameters: bool = False) -> Any:
+        """`module` for use in training with several processes: gradients are averaged over them.
+
+        Register the module itself, so that checkpoints hold no wrapper, and call what this returns in the training
+        step. In a single process, or if nothing in the module learns, it is the module.
+        """
+        if distributed.get_world_size() == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=device_ids, find_unused_parameters=find_unused_parameters
+        )
+
+    def classnames(self) -> list[str]:
+        return list(getattr(self.dm.dataset, "classnames", None) or [])
+
+    def config_text(self) -> str:
+        return self.cfg.dump()
+
+    def model_backward_and_update(self, loss: Tensor, names: Any = None, terms: Any = None) -> None:
+        chosen = self.get_model_names(names)
+        optims = [self._optims[name] for name in chosen if self._optims[name] is not None]
+        parameters = [p for optim in optims for group in optim.param_groups for p in group["params"]]
+        self.precision.step(loss, optims, parameters, terms=terms, where=self.place())
+
+    # training
+
+    def train(self, start_epoch: int | None = None, max_epoch: int | None = None) -> None:
+        """Train until max_epoch (OPTIM.MAX_EPOCH), from where an earlier start of the same run stopped.
+
+        A trainer with nothing registered has nothing to learn: it is evaluated.
+        """
+        if not self._models:
+            logger.info("%s has nothing to train", type(self).__name__)
+            self.max_epoch = 0
+        super().train(
+            self.start_epoch if start_epoch is None else start_epoch, self.max_epoch if max_epoch is None else max_epoch
+        )
+
+    def before_train(self) -> None:
+        self.start_epoch = max(self.start_epoch, self._resume())
+        self.epoch = max(0, self.start_epoch - 1)
+        if distributed.is_main_process():
+            self.metrics.rewind(self.start_epoch)
+        if self.max_epoch > 0:
+            step = self.start_epoch * len(self.train_loader_x)
+            self.init_writer(str(Path(self.output_dir) / "tensorboard"), step if self.start_epoch else None)
+        # Processes that start alike must not draw alike.
+        if distributed.get_world_size() > 1:
+            torch.manual_seed((torch.initial_seed() + distributed.get_rank()) % 2**63)
+        self.time_start = time.time()
+
+    def _resume(self) -> int:
+        """Continue this run, or the one in RESUME; the number of epochs done."""
+        if not self._models:
+            return 0
+        own, foreign = self.output_dir, self.cfg.RESUME
+        if resume.resume_file(own).is_file() or not foreign:
+            directory = own
+        else:
+            directory = foreign
+        if resume.resume_file(directory).is_file():
+            self._random_states = resume.load_resume_state(self, directory)
+            return int(self._random_states["epoch"])
+        epoch = self.resume_model_if_exist(directory)
+        if epoch == 0 and Path(directory).resolve() != Path(own).resolve():
+            raise FileNotFoundError(f'RESUME is "{directory}", but there is no checkpoint to resume from')
+        if epoch > 0:
+            logger.warning("random states are not in the epoch files: the order of the data differs from now on")
+        return epoch
+
+    def prepare_epoch(self) -> None:
+        if self._random_states is not None:
+            resume.set_random_states(self, self._random_states)
+            self._random_states = None
+        for loader in (self.train_loader_x, self.train_loader_u):
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(self.epoch, self.max_epoch)
+            elif hasattr(getattr(loader, "sampler", None), "set_epoch"):
+                loader.sampler.set_epoch(self.epoch)
+
+    def after_epoch(self) -> None:
+        done = self.epoch + 1
+        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def save_resume_state(self) -> None:
+        frequency, done = self.cfg.TRAIN.RESUME_FREQ, self.epoch + 1
+        if frequency > 0 and (done % frequency == 0 or done == self.max_epoch):
+            resume.save_resume_state(self)
+
+    def after_train(self) -> None:
+        logger.info("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val" and self._models:
+                logger.info("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            elif self._models:
+                logger.info("Deploy the last-epoch model")
+            self.test()
+        logger.info("Elapsed: %s", datetime.timedelta(seconds=round(self.elapsed())))
+        self.close_writer()
+
+    def elapsed(self) -> float:
+        """Seconds of training and evaluation since the run began, earlier starts included."""
+        return self.elapsed_before + time.time() - self.time_start
+
+    # evaluation
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on `split` (val or test, TEST.SPLIT by default) and return the first figure, accuracy in percent.
+
+        "val" without a validation set is the test set, with a warning. No random generator moves.
+
+        Raises:
+            ValueError: another split.
+        """
+        split, loader = self._test_loader(self.cfg.TEST.SPLIT if split is None else split)
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        logger.info("Evaluate on the *%s* set", split)
+        images, start = 0, time.perf_counter()
+        with unchanged_random_state(), contextlib.closing(progress(self.cfg, loader, f"evaluate {split}")) as batches:
+            for batch in batches:
+                image, label = self.parse_batch_test(batch)
+                with self.precision.autocast():
+                    output = self.model_inference(image)
+                self.evaluator.process(output, label)
+                images += len(label)
+        results = self.evaluator.evaluate()
+        seconds = time.perf_counter() - start
+        evaluation = Evaluation(split, dict(results), sum(distributed.all_gather_object(images)), seconds)
+        numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+        for name, value in numbers.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        if distributed.is_main_process():
+            record = {"images": evaluation.images, "seconds": round(seconds, 3), **plain(numbers)}
+            self.metrics.write({"kind": split, "epoch": self.epoch + 1, **record})
+        self.evaluation = evaluation
+        return float(next(iter(results.values())))
+
+    def _test_loader(self, split: str) -> tuple[str, Any]:
+        if split not in ("val", "test"):
+            raise ValueError(f"the split to evaluate is {split!r}, expected val or test (TEST.SPLIT)")
+        if split == "val" and self.val_loader is None:
+            logger.warning("there is no validation set: the test set is used in its place")
+            split = "test"
+        return split, self.val_loader if split == "val" else self.test_loader
+
+    def model_inference(self, input: Any) -> Tensor:
+        return self.model(input)
+
+    def parse_batch_test(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def _choose_device(self) -> torch.device:
+        if not (self.cfg.USE_CUDA and torch.cuda.is_available()):
+            return torch.device("cpu")
+        return torch.device("cuda", distributed.get_local_rank())
