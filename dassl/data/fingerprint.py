@@ -1,0 +1,43 @@
+"""What was measured on what: short texts and hashes that two runs share exactly if their data protocol is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .datasets.base_dataset import Datum
+
+__all__ = ["classnames_hash", "split_hash", "transform_repr"]
+
+
+def split_hash(items: Iterable[Datum], root: str | os.PathLike[str] = "") -> str:
+    """sha256 of the items in order: path relative to `root` with "/", a tab, the label, a newline.
+
+    Equal on machines that keep the same files in different places; different if an item, a label or the order differs.
+
+    Args:
+        root: the folder that paths are taken relative to; "" keeps them as they are.
+    """
+    digest = hashlib.sha256()
+    for item in items:
+        path = os.path.relpath(item.impath, root) if str(root) else item.impath
+        digest.update(f"{Path(path).as_posix()}\t{item.label}\n".encode())
+    return digest.hexdigest()
+
+
+def classnames_hash(classnames: Sequence[str]) -> str:
+    """sha256 of the class names in label order, joined by newlines."""
+    return hashlib.sha256("\n".join(classnames).encode()).hexdigest()
+
+
+def transform_repr(transform: Any) -> str:
+    """A transform in one line, such as "Resize(...); ToTensor(); Normalize(...)"; lists are joined by " | "."""
+    if isinstance(transform, (list, tuple)):
+        return " | ".join(transform_repr(part) for part in transform)
+    steps = getattr(transform, "transforms", None)
+    if isinstance(steps, (list, tuple)):
+        return "; ".join(" ".join(repr(step).split()) for step in steps)
+    return " ".join(repr(transform).split())

@@ -1,0 +1,179 @@
+"""A torch DataLoader whose order and augmentation depend on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from dassl.utils import distributed
+
+from .samplers import SeededSampler
+from .seeding import draw_int64, item_seed, seeded_scope
+
+__all__ = ["SeededLoader"]
+
+
+class SeededLoader(DataLoader):
+    """Batches of `dataset` in the order that `sampler` gives for each epoch.
+
+    A training loader owns a generator and draws exactly two int64 values from it per pass: the base seed of the items
+    and the seed of the order, as torch's DataLoader and RandomSampler draw them from the global generator. So the
+    order equals that of a plain torch loader with workers and nothing else drawing; here it holds for every number of
+    workers, nothing else can shift it, and a pass over any other loader draws nothing. Each item is transformed under
+    a seed made from the base seed and its position in the epoch, so augmentation does not depend on the number of
+    workers either. In a run of several processes each takes every world-size-th item of the same order: training
+    orders are cut to equal lengths, evaluation orders are not padded.
+
+    Args:
+        dataset: gives an item per index.
+        sampler: gives the order of indices.
+        batch_size: items per batch and process.
+        generator: private generator of a training loader; None for evaluation, which is the same at every pass.
+        drop_last: leave out an incomplete last batch.
+
+    Raises:
+        ValueError: no items, or in training fewer items than processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: SeededSampler,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        self.order_sampler = sampler
+        self.order_generator = generator
+        self._pass_start: torch.Tensor | None = None
+        self._skip = 0
+        plan = _Plan(_share(len(sampler), generator is not None))
+        if plan.length == 0 and (generator is not None or len(sampler) == 0):
+            processes = distributed.get_world_size()
+            raise ValueError(f"a loader over {len(sampler)} items is empty in a run of {processes} process(es)")
+        super().__init__(
+            _SeededItems(dataset),
+            batch_size=batch_size,
+            sampler=plan,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            drop_last=drop_last,
+            generator=torch.Generator(),  # torch draws its workers' seed from this one, not from the global generator
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        base_seed = order_seed = 0
+        if self.order_generator is not None:
+            self._pass_start = self.order_generator.get_state()
+            base_seed, order_seed = draw_int64(self.order_generator), draw_int64(self.order_generator)
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+        order = self.order_sampler.order(order_seed)
+        positions = range(rank, len(order), world)[: self.sampler.length]
+        skipped, self._skip = self._skip, 0
+        self.sampler.keys = [
+            (order[position], item_seed(base_seed, position)) for position in positions[skipped * self.batch_size :]
+        ]
+        self.generator.manual_seed(base_seed & (2**63 - 1))
+        return _raise_faults(super().__iter__())
+
+    def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
+        """Where the loader stands, as a tensor and a number.
+
+        Args:
+            batches_done: None at the end of an epoch: a loader restored from this state continues with the next pass.
+                A number within an epoch: it continues the running pass after that many batches.
+        """
+        if self.order_generator is None:
+            return {}
+        within = batches_done is not None and self._pass_start is not None
+        state = self._pass_start if within else self.order_generator.get_state()
+        return {"generator": state, "batches": batches_done if within else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; ValueError if this is no state of a training loader."""
+        if self.order_generator is None:
+            if state:
+                raise ValueError("an evaluation loader has no state to restore")
+            return
+        if set(state) != {"generator", "batches"}:
+            raise ValueError(f"the state of a loader holds generator and batches, got {', '.join(state) or 'nothing'}")
+        self.order_generator.set_state(state["generator"])
+        self.skip(state["batches"])
+
+    def skip(self, n_batches: int) -> None:
+        """Leave out the first `n_batches` batches of the next pass without loading them."""
+        if not 0 <= n_batches <= len(self):
+            raise ValueError(f"cannot skip {n_batches} batches of {len(self)}")
+        self._skip = n_batches
+
+
+class _Plan(Sampler):
+    """What a pass visits: (index, seed) pairs, filled in when the pass starts."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.keys: list[tuple[int, int]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class _SeededItems(Dataset):
+    """`dataset` under the seed that comes with each index; other attributes are those of `dataset`."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple):
+            return self.dataset[key]
+        index, seed = key
+        with seeded_scope(seed):
+            try:
+                return self.dataset[index]
+            except (ValueError, FileNotFoundError) as fault:
+                return _Fault(fault)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not set yet while a worker unpickles this object
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class _Fault:
+    """An item that could not be read, on its way from a worker to the main process with its message intact."""
+
+    def __init__(self, fault: Exception):
+        self.fault = fault
+
+
+def _collate(items: list[Any]) -> Any:
+    for item in items:
+        if isinstance(item, _Fault):
+            return item
+    return default_collate(items)
+
+
+def _raise_faults(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if isinstance(batch, _Fault):
+            raise batch.fault
+        yield batch
+
+
+def _share(total: int, training: bool) -> int:
+    """Items of this process: equal shares in training, every item exactly once in evaluation."""
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    return total // world if training else len(range(rank, total, world))
