@@ -1,0 +1,223 @@
+"""What is measured on a test set."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dassl.utils import distributed
+from dassl.utils.files import atomic_write
+
+from .build import EVALUATOR_REGISTRY
+
+__all__ = ["Classification", "EvaluatorBase", "calibration_error", "confusion_counts", "macro_f1"]
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_BINS = 15
+
+
+class EvaluatorBase:
+    """Interface: `process` takes model outputs and labels batch by batch, `evaluate` gives the metrics."""
+
+    def __init__(self, cfg: Any):
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        """Forget everything."""
+        raise NotImplementedError
+
+    def process(self, mo: Any, gt: Any) -> None:
+        """Take the outputs and the labels of one batch."""
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """The metrics by name, the one that models are chosen by first."""
+        raise NotImplementedError
+
+
+class Predictions(NamedTuple):
+    """One entry per item: label, predicted label, probability of the prediction, whether the label is in the top 5."""
+
+    label: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    in_top5: Tensor
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Accuracy, error rate and macro F1 of a classifier, printed; calibration error, top-5 and classes in `summary`.
+
+    In a run of several processes the outputs of all are put together, and every process gets the same results.
+
+    Args:
+        lab2cname: class names by label; needed for per-class results.
+
+    Raises:
+        ValueError: TEST.PER_CLASS_RESULT without class names.
+    """
+
+    def __init__(self, cfg: Any, lab2cname: dict[int, str] | None = None, **kwargs: Any):
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names, but the evaluator was given none")
+        self._lab2cname = lab2cname
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._parts: list[Predictions] = []
+        self._summary: dict[str, Any] | None = None
+
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        """Take one batch.
+
+        Args:
+            mo: logits (B, C); their softmax is taken as the probabilities.
+            gt: labels (B,).
+
+        Raises:
+            ValueError: the shapes do not match, or a logit is NaN.
+        """
+        if mo.dim() != 2 or gt.shape != mo.shape[:1]:
+            raise ValueError(f"expected logits (B, C) and labels (B,), got {tuple(mo.shape)} and {tuple(gt.shape)}")
+        logits = mo.detach().float()
+        if logits.isnan().any():
+            raise ValueError(f"the logits of {int(logits.isnan().any(1).sum())} of {len(logits)} images are NaN")
+        labels = gt.to(logits.device)
+        predicted = logits.argmax(dim=1)
+        confidence = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        in_top5 = (best == labels[:, None]).any(dim=1)
+        self._parts.append(Predictions(labels.cpu(), predicted.cpu(), confidence.cpu(), in_top5.cpu()))
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Print the results and return accuracy, error_rate and macro_f1, all in percent, in this order.
+
+        With TEST.PER_CLASS_RESULT also perclass_accuracy, the mean over the classes present; with TEST.COMPUTE_CMAT the
+        confusion matrix (C, C), rows true classes that sum to 1 (or 0 if absent), is saved as OUTPUT_DIR/cmat.pt.
+
+        Raises:
+            ValueError: no item was processed.
+        """
+        self._summary = summary = self._measure()
+        results = OrderedDict((name, summary[name]) for name in ("accuracy", "error_rate", "macro_f1"))
+        logger.info(
+            "=> result\n* total: %s\n* correct: %s\n* accuracy: %.1f%%\n* error: %.1f%%\n* macro_f1: %.1f%%",
+            f"{summary['total']:,}",
+            f"{summary['correct']:,}",
+            summary["accuracy"],
+            summary["error_rate"],
+            summary["macro_f1"],
+        )
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._log_classes(summary["per_class"])
+        if self.cfg.TEST.COMPUTE_CMAT and distributed.is_main_process():
+            self._save_confusion_matrix()
+        return results
+
+    def summary(self) -> dict[str, Any]:
+        """What `evaluate` measured, as plain numbers.
+
+        accuracy, error_rate, macro_f1, ece (expected calibration error, 15 bins) and top5 in percent, total, correct,
+        and per_class: for each class present {label, total, correct, accuracy} under its name. A name that two classes
+        share is followed by the label.
+
+        Raises:
+            ValueError: `evaluate` has not run since the last `reset`.
+        """
+        if self._summary is None:
+            raise ValueError("nothing was evaluated yet: call evaluate() first")
+        return self._summary
+
+    def _gathered(self) -> Predictions:
+        empty = Predictions(*(torch.empty(0, dtype=kind) for kind in (torch.long, torch.long, torch.float, torch.bool)))
+        own = Predictions(*(torch.cat(column) for column in zip(empty, *self._parts)))
+        arrays = distributed.all_gather_object(tuple(column.numpy() for column in own))
+        return Predictions(*(torch.cat([torch.from_numpy(part) for part in column]) for column in zip(*arrays)))
+
+    def _measure(self) -> dict[str, Any]:
+        seen = self._gathered()
+        total = len(seen.label)
+        if total == 0:
+            raise ValueError("there is nothing to evaluate: no image was processed")
+        counts = confusion_counts(seen.label, seen.predicted, len(self._lab2cname or ()))
+        self._counts = counts
+        correct = int(counts.diagonal().sum())
+        accuracy = 100.0 * correct / total
+        return {
+            "accuracy": accuracy,
+            "error_rate": 100.0 - accuracy,
+            "macro_f1": 100.0 * macro_f1(counts),
+            "ece": 100.0 * calibration_error(seen.confidence, seen.label == seen.predicted),
+            "top5": 100.0 * int(seen.in_top5.sum()) / total,
+            "total": total,
+            "correct": correct,
+            "per_class": self._per_class(counts),
+        }
+
+    def _per_class(self, counts: Tensor) -> dict[str, dict[str, Any]]:
+        names = self._lab2cname or {}
+        present = [label for label in range(len(counts)) if int(counts[label].sum())]
+        shown = [names.get(label, str(label)) for label in present]
+        classes = {}
+        for label, name in zip(present, shown):
+            total, correct = int(counts[label].sum()), int(counts[label, label])
+            key = name if shown.count(name) == 1 else f"{name} (label {label})"
+            classes[key] = {"label": label, "total": total, "correct": correct, "accuracy": 100.0 * correct / total}
+        return classes
+
+    def _log_classes(self, classes: dict[str, dict[str, Any]]) -> float:
+        names = self._lab2cname or {}
+        lines = ["=> per-class result"]
+        for entry in classes.values():
+            lines.append(
+                f"* class: {entry['label']} ({names.get(entry['label'], '')})\ttotal: {entry['total']:,}\t"
+                f"correct: {entry['correct']:,}\tacc: {entry['accuracy']:.1f}%"
+            )
+        mean = sum(entry["accuracy"] for entry in classes.values()) / len(classes)
+        logger.info("%s", "\n".join([*lines, f"* average: {mean:.1f}%"]))
+        return mean
+
+    def _save_confusion_matrix(self) -> None:
+        rows = self._counts.double()
+        matrix = rows / rows.sum(dim=1, keepdim=True).clamp_min(1)
+        path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
+        atomic_write(path, lambda file: torch.save(matrix, file))
+        logger.info("Confusion matrix is saved to %s", path)
+
+
+def confusion_counts(label: Tensor, predicted: Tensor, num_classes: int = 0) -> Tensor:
+    """Counts (C, C): row = label, column = prediction; C is `num_classes` or what the values need, the larger."""
+    size = max(num_classes, int(label.max()) + 1, int(predicted.max()) + 1)
+    return torch.bincount(label * size + predicted, minlength=size * size).view(size, size)
+
+
+def macro_f1(counts: Tensor) -> float:
+    """Mean F1 in [0, 1] over the classes that occur among the labels (rows) of a confusion matrix (C, C)."""
+    hits = counts.diagonal().double()
+    labelled, predicted = counts.sum(dim=1), counts.sum(dim=0)
+    f1 = 2 * hits / (labelled + predicted).clamp_min(1)
+    return float(f1[labelled > 0].mean())
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error in [0, 1] (Guo et al., 2017, equation 3).
+
+    The mean over items of |accuracy - mean confidence| of the item's bin; bins are (i/n, (i+1)/n], of equal width.
+
+    Args:
+        confidence: probability of the predicted class (n,).
+        correct: whether the prediction was right (n,).
+    """
+    confidence = confidence.double()
+    place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.double)
+    gap.index_add_(0, place, correct.double() - confidence)
+    return float(gap.abs().sum() / len(confidence))
