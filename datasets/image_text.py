@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dassl.data.datasets import DATASET_REGISTRY
+
 from .embedded import SEEN_STYLES, concepts, load_style
 from .embedded.augment import Artist, Strength, contours
 from .embedded.captions import Captions, is_upright
+from .emoji import EmojiGroups
 
 MONO_STYLES = ("noto-mono", "emojione-mono")
 RAMP = 0.5  # share of the training over which pictures and captions grow to full variety
@@ -49,12 +52,12 @@ class Artwork:
 class CaptionLoader:
     """Batches of pictures with captions.
 
-    An epoch shows as many pictures as there are drawings. Concepts come in random order, each as often as any other, in a
-    style drawn evenly from those it has. The same seed and epoch give the same batches, whatever was read before.
+    An epoch shows as many pictures as there are drawings. Concepts come in random order, each as often as any other, in
+    a style drawn evenly from those it has. The same seed and epoch give the same batches, whatever was read before.
 
-    Each batch is a dictionary: `img` (B, 3, size, size) float32, normalised; `text` list of B captions; `label` (B,) int64
-    concept ids; `positive` (B, B) bool, row picture and column caption, True where the caption is true of the picture
-    (its own, or "a bird" for any bird).
+    Each batch is a dictionary: `img` (B, 3, size, size) float32, normalised; `text` list of B captions; `label` (B,)
+    int64 concept ids; `positive` (B, B) bool, row picture and column caption, True where the caption is true of the
+    picture (its own, or "a bird" for any bird).
 
     Args:
         artwork: drawings.
@@ -110,3 +113,23 @@ class CaptionLoader:
         text, terms = self.captions.draw(concept.tolist(), amount, generator)
         positive = self.captions.truth[terms][:, concept].T | (concept[:, None] == concept)
         return {"img": images, "text": text, "label": concept, "positive": positive}
+
+
+@DATASET_REGISTRY.register()
+class EmojiCaptions(EmojiGroups):
+    """Artwork of the seen styles with captions; the validation and test items are those of EmojiGroups.
+
+    The training loader gives pairs (`CaptionLoader`), not labelled images: training items serve for class names only.
+    """
+
+    def train_loader(self, cfg, generator: torch.Generator | None) -> CaptionLoader:
+        """Loader of pairs, on the device that trains. One draw from `generator` seeds it."""
+        height, width = cfg.INPUT.SIZE
+        if height != width:
+            raise ValueError(f"INPUT.SIZE must be square for EmojiCaptions, got {cfg.INPUT.SIZE}")
+        device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
+        artist = Artist(height, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, Strength(), device)
+        seed = int(torch.randint(2**40, (), generator=generator))
+        return CaptionLoader(
+            Artwork(SEEN_STYLES), Captions(), artist, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH, seed
+        )

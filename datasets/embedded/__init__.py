@@ -75,9 +75,17 @@ def load_style(name: str, premultiplied: bool = False) -> tuple[np.ndarray, np.n
         FileNotFoundError: the packed file is missing.
         ValueError: the packed file is damaged.
     """
+    return pack.decode(_existing(name), premultiplied)
+
+
+@functools.cache
+def style_concepts(name: str) -> tuple[int, ...]:
+    """Ids of the concepts that a style has, ascending. Raises as `load_style`."""
+    return tuple(pack.read_concepts(_existing(name)).tolist())
+
+
+def _existing(name: str) -> Path:
     path = style_path(name)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; restore it from the repository or run python -m datasets.embedded.build"
-        )
-    return pack.decode(path, premultiplied)
+        raise FileNotFoundError(f"{path} is missing; restore it or run python -m datasets.embedded.build")
+    return path

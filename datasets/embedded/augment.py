@@ -1,6 +1,7 @@
-"""Random pictures from RGBA artwork, a whole batch at a time: line art, affine change, colour change, background, blur, noise.
+"""Random pictures from RGBA artwork, a whole batch at a time: line art, shape, colour, background, blur and noise.
 
-Colours are premultiplied by alpha and lie in [0, 1], so every colour change is one 4 x 4 matrix and compositing one addcmul.
+Colours are premultiplied by alpha and lie in [0, 1], so every colour change is one 4 x 4 matrix and compositing is one
+addcmul.
 """
 
 import math

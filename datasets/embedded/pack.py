@@ -95,6 +95,22 @@ def _lloyd(colors: np.ndarray, counts: np.ndarray, palette: np.ndarray) -> tuple
     raise AssertionError("unreachable")
 
 
+def read_concepts(path: Path) -> np.ndarray:
+    """Concept ids (n,) int64 of a packed file, without its images. Raises as `decode`."""
+    try:
+        with lzma.open(path) as stream:
+            n = _images(stream.read(12), path)
+            return np.frombuffer(stream.read(2 * n), "<u2").astype(np.int64)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path} is not a packed style ({error}); restore it from the repository") from error
+
+
+def _images(header: bytes, path: Path) -> int:
+    if header[:8] != MAGIC:
+        raise ValueError(f"{path} is not a packed style (starts with {header[:8]!r}); restore it from the repository")
+    return int(np.frombuffer(header, "<u4", 1, 8)[0])
+
+
 def decode(path: Path, premultiplied: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Concept ids (n,) int64 and RGBA images (n, 64, 64, 4) uint8 of a packed file.
 
@@ -105,9 +121,7 @@ def decode(path: Path, premultiplied: bool = True) -> tuple[np.ndarray, np.ndarr
         raw = lzma.decompress(path.read_bytes())
     except lzma.LZMAError as error:
         raise ValueError(f"{path} is not a packed style ({error}); restore it from the repository") from error
-    if raw[:8] != MAGIC:
-        raise ValueError(f"{path} is not a packed style (starts with {raw[:8]!r}); restore it from the repository")
-    n = int(np.frombuffer(raw, "<u4", 1, 8)[0])
+    n = _images(raw, path)
     concepts = np.frombuffer(raw, "<u2", n, 12)
     sizes = np.frombuffer(raw, "<u2", n, 12 + 2 * n)
     start = 12 + 4 * n

@@ -1,0 +1,168 @@
+"""Emoji in the styles of independent artists: a set of 69 coarse classes and seven sets of fine classes.
+
+See docs/embedded.md. Styles are the domains. Pictures are written below DATASET.ROOT when a data set is first built.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+
+from .embedded import STYLES, UNSEEN_STYLES, benchmark, concept_ids, style_concepts
+from .embedded.pictures import picture_path, write_style
+
+logger = logging.getLogger(__name__)
+
+
+class EmojiDataset(DatasetBase):
+    """Classes of concepts; every item is one concept in one style.
+
+    A class is named in benchmark.json; labels follow the alphabet, so that the base and the new half are alike.
+    DATASET.SOURCE_DOMAINS and TARGET_DOMAINS choose the styles of training and test. A class that has no training
+    picture in the source styles is left out, with a warning.
+
+    Raises:
+        ValueError: DATASET.ROOT is empty, or an unknown style.
+        OSError: DATASET.ROOT cannot be written.
+    """
+
+    dataset_dir = "emoji"
+    domains = STYLES
+    template = "a picture of a {}."
+    source_styles: tuple[str, ...] = ()
+    target_styles: tuple[str, ...] = ()
+
+    def __init__(self, cfg) -> None:
+        name = type(self).__name__
+        if not cfg.DATASET.ROOT:
+            raise ValueError(f"{name} needs DATASET.ROOT (--root): a folder to write its pictures to, for example data")
+        self.items_root = str(Path(cfg.DATASET.ROOT).expanduser().resolve())
+        self.folder = Path(self.items_root) / self.dataset_dir
+        source = tuple(cfg.DATASET.SOURCE_DOMAINS) or self.source_styles
+        target = tuple(cfg.DATASET.TARGET_DOMAINS) or self.target_styles
+        self.check_input_domains(source, target)
+        self.classes = dict(sorted(self.read_classes().items()))
+        found = {item.classname for style in source for item in self.style_items(style, self.train_codes())}
+        missing = [classname for classname in self.classes if classname not in found]
+        if missing:
+            logger.warning(
+                "%s: %d of %d classes have no training picture in %s and are left out: %s",
+                *(name, len(missing), len(self.classes), ", ".join(source), ", ".join(missing)),
+            )
+        self.classes = {classname: codes for classname, codes in self.classes.items() if classname in found}
+        train, val, test = self.splits(source, target)
+        shots = cfg.DATASET.NUM_SHOTS
+        if shots >= 1:
+            train = self.generate_fewshot_dataset(train, num_shots=shots)
+            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
+        super().__init__(train_x=train, val=val, test=test)
+
+    def read_classes(self) -> dict[str, list[str]]:
+        """Class name -> hex codes of its concepts."""
+        return benchmark()["fine"][type(self).__name__]
+
+    def train_codes(self) -> set[str] | None:
+        """Hex codes of the concepts that training may show; None for all."""
+        return None
+
+    def splits(self, source: Sequence[str], target: Sequence[str]) -> tuple[list[Datum], list[Datum], list[Datum]]:
+        """Items for training, validation and test."""
+        raise NotImplementedError
+
+    def style_items(self, style: str, codes: set[str] | None = None) -> list[Datum]:
+        """Items of one style, seen in pre-training or not: classes in order, concepts in the order of their class.
+
+        Args:
+            style: one of `domains`.
+            codes: hex codes to keep; None keeps all.
+        """
+        write_style(self.folder, style)
+        drawn, ids, domain = set(style_concepts(style)), concept_ids(), self.domains.index(style)
+        return [
+            Datum(str(picture_path(self.folder, style, code)), label, domain, name)
+            for label, (name, members) in enumerate(self.classes.items())
+            for code in members
+            if ids[code] in drawn and (codes is None or code in codes)
+        ]
+
+
+@DATASET_REGISTRY.register()
+class EmojiGroups(EmojiDataset):
+    """69 coarse classes split by concept: the concepts of validation and test are not in training.
+
+    Training and validation are in the source styles, test is in the target styles; both default to the six styles that
+    pre-training never saw.
+    """
+
+    source_styles = UNSEEN_STYLES
+    target_styles = UNSEEN_STYLES
+
+    def read_classes(self) -> dict[str, list[str]]:
+        return benchmark()["groups"]
+
+    def train_codes(self) -> set[str]:
+        return self.codes("train")
+
+    def splits(self, source: Sequence[str], target: Sequence[str]) -> tuple[list[Datum], list[Datum], list[Datum]]:
+        train = [item for style in source for item in self.style_items(style, self.train_codes())]
+        val = [item for style in source for item in self.style_items(style, self.codes("val"))]
+        test = [item for style in target for item in self.style_items(style, self.codes("test"))]
+        return train, val, test
+
+    @staticmethod
+    def codes(split: str) -> set[str]:
+        """Hex codes of the concepts of a split: train, val or test."""
+        return {code for code, part in benchmark()["split"].items() if part == split}
+
+
+class FineEmojiDataset(EmojiDataset):
+    """Fine classes split by style; every concept is in each split.
+
+    Validation is in `val_styles`, less those that training or test use; without a style left there is no validation.
+    """
+
+    source_styles = ("openmoji", "fluent-flat", "streamline")
+    val_styles = ("openmoji-black",)
+    target_styles = ("fluent-3d", "fluent-hc")
+
+    def splits(self, source: Sequence[str], target: Sequence[str]) -> tuple[list[Datum], list[Datum], list[Datum]]:
+        free = [style for style in self.val_styles if style not in (*source, *target)]
+        return tuple(
+            [item for style in styles for item in self.style_items(style)] for styles in (source, free, target)
+        )
+
+
+@DATASET_REGISTRY.register()
+class EmojiAnimals(FineEmojiDataset):
+    """109 animals."""
+
+
+@DATASET_REGISTRY.register()
+class EmojiFood(FineEmojiDataset):
+    """124 kinds of food and drink."""
+
+
+@DATASET_REGISTRY.register()
+class EmojiObjects(FineEmojiDataset):
+    """351 objects."""
+
+
+@DATASET_REGISTRY.register()
+class EmojiTravel(FineEmojiDataset):
+    """186 places, vehicles and things in the sky."""
+
+
+@DATASET_REGISTRY.register()
+class EmojiFaces(FineEmojiDataset):
+    """119 faces."""
+
+
+@DATASET_REGISTRY.register()
+class EmojiPeople(FineEmojiDataset):
+    """67 professions, activities and creatures, each as person, man and woman."""
+
+
+@DATASET_REGISTRY.register()
+class EmojiClocks(FineEmojiDataset):
+    """24 clock faces, every half hour."""
