@@ -17,8 +17,10 @@ from .files import PathLike, atomic_write, write_text
 from .safe_load import RefusedPickle, load_with_stand_ins
 
 __all__ = [
+    "check_plain",
     "count_num_param",
     "init_network_weights",
+    "is_checkpoint_folder",
     "load_checkpoint",
     "load_pretrained_weights",
     "open_all_layers",
