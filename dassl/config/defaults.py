@@ -137,7 +137,6 @@ def _train() -> CN:
     node.CHECKPOINT_FREQ = 0  # epochs between kept checkpoints; 0: only the last
     node.RESUME_FREQ = 1  # + epochs between rolling states to resume from; 0: none
     node.PRINT_FREQ = 10  # batches between lines of the log
-    node.PROGRESS = False  # + show progress bars even where stderr is no terminal
     node.PROGRESS = False  # + progress bars even where stderr is no terminal
     node.COUNT_ITER = "train_x"  # train_x | train_u | smaller_one: what an epoch of two loaders is
     return node
