@@ -1,10 +1,22 @@
 """One prompted CLIP: towers, loading, tokenizing. Prompts are arguments of the forward; no model class is forked."""
 
-from clip.clip import tokenize
+from clip.clip import available_models, build_model, convert_weights, load, save_model, tokenize
 from clip.model import CLIP
 from clip.prompts import Encoded, Prompts, overwrite
 
-__all__ = ["CLIP", "Encoded", "Prompts", "new_model", "overwrite", "tokenize"]
+__all__ = [
+    "CLIP",
+    "Encoded",
+    "Prompts",
+    "available_models",
+    "build_model",
+    "convert_weights",
+    "load",
+    "new_model",
+    "overwrite",
+    "save_model",
+    "tokenize",
+]
 
 new_model = CLIP
 """Random weights from architecture numbers: the arguments of :class:`CLIP`."""

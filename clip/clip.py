@@ -1,16 +1,100 @@
-"""The public functions of the package: names, loading, tokenizing."""
+"""The public functions of the package: names of models, loading, tokenizing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
+from clip.build import build_model
+from clip.checkpoints import PIXEL_MEAN, PIXEL_STD, Facts, load_checkpoint, save_model
+from clip.download import MODELS as _MODELS
+from clip.download import download as _download
+from clip.model import CLIP, convert_weights
 from clip.simple_tokenizer import VOCAB_SIZE, SimpleTokenizer, shared_tokenizer
 
-__all__ = ["tokenize"]
+__all__ = ["available_models", "build_model", "convert_weights", "load", "save_model", "tokenize"]
+
+EMBEDDED = {"emoji-ViT-S/8": Path(__file__).parent / "weights" / "emoji_vit_s8.safetensors"}
+"""Name -> file of the models that come with the package."""
+
+
+def available_models() -> list[str]:
+    """Names :func:`load` takes: OpenAI's published models and the one that comes with the package."""
+    return [*_MODELS, *EMBEDDED]
+
+
+def load(
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    jit: bool = False,
+    download_root: str | Path | None = None,
+    quick_gelu: bool | None = None,
+) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
+    """Loads a CLIP. No code of the file is executed, whatever its kind.
+
+    Args:
+        name_or_path: a name from :func:`available_models`, a checkpoint file, or a folder with ``config.json``.
+        device: where the model goes.
+        jit: accepted for compatibility and ignored; TorchScript is never run.
+        download_root: folder of downloaded files; ``~/.cache/clip`` when None.
+        quick_gelu: activation of a file that does not tell it; see :mod:`clip.checkpoints` for the rule.
+
+    Returns:
+        The model in evaluation mode, fp32 on every device, and the transform from a PIL image to its (3, side, side)
+        input.
+
+    Raises:
+        ValueError: an unknown name, or a file that cannot be used.
+        FileNotFoundError: no file at the path, or the package's own weights are missing.
+        ConnectionError: the weights cannot be fetched; the message says where to put them by hand.
+    """
+    name = str(name_or_path)
+    if name in EMBEDDED:
+        path = EMBEDDED[name]
+        if not path.is_file():
+            raise FileNotFoundError(f"the weights of {name!r} are missing at {path}; they come with the package")
+    elif name in _MODELS:
+        path = Path(_download(_MODELS[name], download_root))
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            looks_like_path = path.suffix != "" or len(path.parts) > 2
+            kind = FileNotFoundError if looks_like_path else ValueError
+            raise kind(f"{name!r} is neither a file nor one of the models {', '.join(available_models())}")
+    model, facts = load_checkpoint(path, quick_gelu)
+    return model.to(device), preprocessing(model.visual.input_resolution, facts)
+
+
+def preprocessing(side: int, facts: Facts | None = None) -> Callable[[Image.Image], Tensor]:
+    """The transform CLIP is evaluated with: shorter side to ``side`` (bicubic), centre crop, RGB, normalised.
+
+    Args:
+        side: of the model's input, in pixels.
+        facts: pixel mean and standard deviation; OpenAI's when None.
+
+    Returns:
+        Function from a PIL image to a (3, side, side) fp32 tensor.
+    """
+    mean, std = (PIXEL_MEAN, PIXEL_STD) if facts is None else (facts.mean, facts.std)
+    return Compose(
+        [
+            Resize(side, interpolation=InterpolationMode.BICUBIC),
+            CenterCrop(side),
+            _to_rgb,
+            ToTensor(),
+            Normalize(mean, std),
+        ]
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
 
 
 def tokenize(

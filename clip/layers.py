@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,6 +91,20 @@ class Attention(nn.Module):
         return self.out_proj(out)
 
 
+class Perceptron(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., d). Returns the same shape."""
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
 class Block(nn.Module):
     """One pre-norm residual block: attention, then a two-layer perceptron."""
 
@@ -101,13 +113,7 @@ class Block(nn.Module):
         self.ln_1 = LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, mlp_width),
-                gelu=QuickGELU() if quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(mlp_width, width),
-            )
-        )
+        self.mlp = Perceptron(width, mlp_width, quick_gelu)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: (rows, L, d); mask: (L, L), added to the scores. Returns (rows, L, d)."""
@@ -132,6 +138,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width = width
         self.layers = layers
+        self.heads = heads
         hidden = 4 * width if mlp_width is None else mlp_width
         self.resblocks = nn.Sequential(*(Block(width, heads, quick_gelu, hidden) for _ in range(layers)))
 

@@ -193,8 +193,8 @@ class CLIP(nn.Module):
             assert isinstance(block, Block)
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=branch)
-            nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp[2].weight, std=branch)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=branch)
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     @property
@@ -281,3 +281,21 @@ class CLIP(nn.Module):
         text_features = F.normalize(self.encode_text(text).pooled, dim=-1)
         logits = self.logit_scale.exp().to(image_features.dtype) * image_features @ text_features.t()
         return logits, logits.t()
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Casts the weights of matrix products in place; normalisation, embeddings, positions and logit scale stay fp32.
+
+    Args:
+        model: a CLIP or a part of it.
+        dtype: half precision type, or ``torch.float32`` to go back.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.data = module.weight.data.to(dtype)
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(dtype)
+        for name in ("in_proj_weight", "in_proj_bias", "proj", "text_projection"):
+            parameter = getattr(module, name, None)
+            if isinstance(parameter, nn.Parameter):
+                parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,74 @@
+"""Builds a CLIP from a state dict."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip.convert import CONVERSIONS, architecture, check_equal, layout, unwrap
+from clip.model import CLIP, HEAD_WIDTH
+
+logger = logging.getLogger(__name__)
+
+TRAINERS = ("CoOp", "CoCoOp", "IVLP", "VPT", "MaPLe", "UnifiedNP", "MMP")
+"""Values of ``design_details["trainer"]`` in use among prompt-learning code bases."""
+OWN_PROMPTS = ("vision_ctx", "language_ctx")
+
+
+def build_model(
+    state_dict: dict[str, Tensor],
+    design_details: dict[str, Any] | None = None,
+    quick_gelu: bool = True,
+    vision_heads: int | None = None,
+    transformer_heads: int | None = None,
+) -> CLIP:
+    """A CLIP in evaluation mode, fp32, with its own copy of the weights. Draws no random numbers.
+
+    Args:
+        state_dict: weights under OpenAI's, open_clip's or Hugging Face's names; the numbers of the architecture are read
+            from their shapes.
+        design_details: accepted for code that passes ``{"trainer": "CoOp", ...}``. The model is the same for every
+            trainer, because prompts are arguments of its forward.
+        quick_gelu: QuickGELU (OpenAI's weights) when true, GELU when false.
+        vision_heads: heads of the image tower; width // 64 when None.
+        transformer_heads: heads of the text tower; width // 64 when None.
+
+    Returns:
+        The model, strictly loaded.
+
+    Raises:
+        ValueError: an unknown trainer name, or weights that do not fit (the first faults are listed).
+    """
+    _check_design_details(design_details)
+    weights = unwrap(state_dict)
+    weights = CONVERSIONS[layout(weights)](weights)
+    numbers = architecture(weights)
+    if transformer_heads is None:
+        transformer_heads = max(1, numbers["transformer_width"] // HEAD_WIDTH)
+    with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
+        model = CLIP(**numbers, transformer_heads=transformer_heads, vision_heads=vision_heads, quick_gelu=quick_gelu)
+    check_equal(model.state_dict(), weights)
+    copies = {
+        key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for key, value in weights.items()
+    }
+    model.load_state_dict(copies, strict=True, assign=True)
+    return model.eval()
+
+
+def _check_design_details(design_details: dict[str, Any] | None) -> None:
+    if design_details is None:
+        return
+    trainer = design_details.get("trainer")
+    if trainer not in TRAINERS:
+        raise ValueError(f"design_details name the trainer {trainer!r}; known are {', '.join(TRAINERS)}")
+    wanted = [key for key in OWN_PROMPTS if design_details.get(key)]
+    if wanted:
+        logger.warning(
+            "design_details ask for prompts inside the towers (%s); this CLIP has none of its own: "
+            "hand them to encode_image and encode_text as clip.Prompts",
+            ", ".join(wanted),
+        )
