@@ -14,7 +14,7 @@ from typing import Any
 
 from dassl.utils.tools import download_url
 
-__all__ = ["DatasetBase", "Datum"]
+__all__ = ["DatasetBase", "Datum", "check_images"]
 
 logger = logging.getLogger(__name__)
 

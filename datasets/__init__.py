@@ -1,0 +1,1 @@
+"""Readers of data sets. Importing this package registers them under their class names."""

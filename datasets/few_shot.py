@@ -1,0 +1,280 @@
+"""Few-shot protocol of the CoOp family: split files, seeded picks, base and new classes, caches of picks.
+
+Nothing is written into the folder of the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.datasets.base_dataset import check_images
+from dassl.data.fingerprint import split_hash
+from dassl.utils import distributed, read_json, write_json
+
+__all__ = [
+    "MAX_VAL_SHOTS",
+    "FewShotDataset",
+    "cache_folder",
+    "data_root",
+    "draw_shots",
+    "read_split",
+    "save_split",
+    "subsample_classes",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_VAL_SHOTS = 4
+CACHE_FORMAT = 1
+_SPLITS = ("train", "val", "test")
+
+
+class FewShotDataset(DatasetBase):
+    """A data set with a split file; a subclass gives the names and is registered.
+
+    cfg.DATASET.NUM_SHOTS >= 1 draws that many training items per class and min(NUM_SHOTS, 4) validation items;
+    SUBSAMPLE_CLASSES then keeps the base or the new half of the classes.
+
+    Class attributes:
+        dataset_dir: folder below DATASET.ROOT.
+        image_dir: folder of the images below that; "" for the data set's folder itself.
+        split_file: name of the split file in the data set's folder.
+        source: where images and split file come from; shown when they are missing.
+
+    Raises:
+        FileNotFoundError: the data root, the data set's folder, the split file or images are missing.
+        ValueError: the split file is damaged, or SUBSAMPLE_CLASSES is none of all, base, new.
+    """
+
+    image_dir: str = ""
+    split_file: str = ""
+    source: str = ""
+
+    def __init__(self, cfg: Any):
+        folder = data_root(cfg, self.dataset_dir, self.source)
+        self.items_root = str(folder / self.image_dir)
+        train, val, test = self.read(folder)
+        check_images(item.impath for items in (train, val, test) for item in items)
+        train, val = draw_shots(cfg, self, train, val)
+        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=train, val=val, test=test)
+
+    def read(self, folder: Path) -> tuple[list[Datum], list[Datum], list[Datum]]:
+        """Training, validation and test items; the split file unless a subclass has another source."""
+        path = folder / self.split_file
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{type(self).__name__} has no split file "{path}". A split made up here would give other results than '
+                f"those of everybody else, so none is made. {_advice(self.source)}"
+            )
+        return read_split(path, self.items_root)
+
+
+def data_root(cfg: Any, dataset_dir: str, source: str = "") -> Path:
+    """Absolute path of the folder `dataset_dir` below DATASET.ROOT.
+
+    Raises:
+        FileNotFoundError: DATASET.ROOT is not set or not there, or has no such folder; the message says what was looked
+            for and how the root is set.
+    """
+    how = "Set it with --root DIR or DATASET.ROOT DIR."
+    if not cfg.DATASET.ROOT:
+        raise FileNotFoundError(f'DATASET.ROOT is not set; it must be the folder that holds "{dataset_dir}". {how}')
+    root = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
+    if not root.is_dir():
+        raise FileNotFoundError(f'the data root "{root}" is not there; it must hold the folder "{dataset_dir}". {how}')
+    if not (root / dataset_dir).is_dir():
+        raise FileNotFoundError(
+            f'there is no folder "{dataset_dir}" in the data root "{root}". {how} {_advice(source)}'
+        )
+    return root / dataset_dir
+
+
+def read_split(filepath: str | os.PathLike[str], path_prefix: str | os.PathLike[str]) -> tuple[list[Datum], ...]:
+    """Items of a split file: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
+
+    Args:
+        filepath: the JSON file; its paths are relative and use "/".
+        path_prefix: the folder that the paths are relative to.
+
+    Returns:
+        Lists of training, validation and test items, in the order of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not of this form; the message names the file and the entry.
+    """
+    content = read_json(filepath)
+    if not isinstance(content, dict) or set(content) != set(_SPLITS):
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f'"{filepath}" is no split file: expected the keys train, val, test, found {found}')
+    logger.info("Reading split from %s", filepath)
+    return tuple(_read_items(content[split], path_prefix, f'{split} of "{filepath}"') for split in _SPLITS)
+
+
+def save_split(
+    train: Sequence[Datum],
+    val: Sequence[Datum],
+    test: Sequence[Datum],
+    filepath: str | os.PathLike[str],
+    path_prefix: str | os.PathLike[str],
+) -> None:
+    """Write a split file in the form that `read_split` reads; paths become relative to `path_prefix`."""
+    splits = zip(_SPLITS, (train, val, test))
+    write_json({split: _plain_items(items, path_prefix) for split, items in splits}, filepath)
+    logger.info("Saved split to %s", filepath)
+
+
+def subsample_classes(*args: list[Datum], subsample: str = "all") -> list[list[Datum]]:
+    """Keep the items of the base or of the new classes and number these from 0.
+
+    The classes are the distinct labels of the first list in ascending order; base are the first half (the larger one if
+    the number is odd), new are the rest. Order and class names stay; domains become 0.
+
+    Args:
+        args: lists of items, filtered and renumbered alike.
+        subsample: all (the lists as they are), base or new.
+
+    Raises:
+        ValueError: another value of `subsample`.
+    """
+    if subsample not in ("all", "base", "new"):
+        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}, expected all, base or new")
+    if subsample == "all":
+        return list(args)
+    logger.info("SUBSAMPLE %s CLASSES!", subsample.upper())
+    labels = sorted({item.label for item in args[0]})
+    half = (len(labels) + 1) // 2
+    selected = labels[:half] if subsample == "base" else labels[half:]
+    number = {label: rank for rank, label in enumerate(selected)}
+    return [
+        [
+            Datum(impath=item.impath, label=number[item.label], classname=item.classname)
+            for item in items
+            if item.label in number
+        ]
+        for items in args
+    ]
+
+
+def draw_shots(
+    cfg: Any, dataset: DatasetBase, train: list[Datum], val: list[Datum], sample_val: bool = True
+) -> tuple[list[Datum], list[Datum]]:
+    """The few-shot picks of a data set: NUM_SHOTS per class from `train`, then min(NUM_SHOTS, 4) from `val`.
+
+    The picks depend on cfg.SEED and the lists alone. They are what the global generator of Python would give right
+    after random.seed(SEED). With a seed they are also kept as JSON in the cache folder, under the hash of the lists
+    they were drawn from: picks of other lists are never used. Without a seed (SEED < 0) they come from the global
+    generator.
+
+    Args:
+        dataset: gives its class name and `items_root`, which paths in the cache are relative to.
+        sample_val: False leaves `val` whole.
+
+    Returns:
+        The picks; both lists as they are if NUM_SHOTS < 1.
+    """
+    shots, seed = cfg.DATASET.NUM_SHOTS, cfg.SEED
+    if shots < 1:
+        return train, val
+
+    def draw(rng: Any) -> tuple[list[Datum], list[Datum]]:
+        picks = dataset.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
+        if not sample_val:
+            return picks, val
+        return picks, dataset.generate_fewshot_dataset(val, num_shots=min(shots, MAX_VAL_SHOTS), rng=rng)
+
+    if seed < 0:
+        return draw(random)
+    root = dataset.items_root
+    path = cache_folder(cfg) / type(dataset).__name__ / f"shot_{shots}-seed_{seed}.json"
+    key = {
+        "format": CACHE_FORMAT,
+        "train_hash": split_hash(train, root),
+        "val_hash": split_hash(val, root) if sample_val else "",
+    }
+    cached = _read_cache(path, key, (train, val), root)
+    if cached is not None:
+        logger.info("Loading preprocessed few-shot data from %s", path)
+        return cached[0], cached[1] if sample_val else val
+    picks = draw(random.Random(seed))
+    content = {**key, "train": _plain_items(picks[0], root)}
+    content["val"] = _plain_items(picks[1], root) if sample_val else []
+    _write_cache(path, content)
+    return picks
+
+
+def cache_folder(cfg: Any) -> Path:
+    """Where picks are kept: DATASET.CACHE_DIR, else align-prompt in the user's cache folder."""
+    if cfg.DATASET.CACHE_DIR:
+        return Path(os.path.abspath(os.path.expanduser(cfg.DATASET.CACHE_DIR)))
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "align-prompt" / "few_shot"
+
+
+def _read_cache(
+    path: Path, key: dict[str, Any], sources: Sequence[list[Datum]], root: str
+) -> tuple[list[Datum], list[Datum]] | None:
+    """Picks kept at `path` if they were drawn from exactly these lists, else None."""
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict) or any(content.get(name) != value for name, value in key.items()):
+            logger.info("The few-shot picks in %s are of other data and are drawn anew", path)
+            return None
+        picks = [_read_items(content.get(split), root, f'{split} of "{path}"') for split in ("train", "val")]
+    except (OSError, ValueError) as fault:
+        logger.warning("The few-shot picks in %s cannot be read and are drawn anew: %s", path, fault)
+        return None
+    known = [{(item.impath, item.label): item for item in items} for items in sources]
+    for items, allowed in zip(picks, known):
+        if any((item.impath, item.label) not in allowed for item in items):
+            logger.warning("The few-shot picks in %s name items that the data does not have and are drawn anew", path)
+            return None
+    train, val = ([allowed[item.impath, item.label] for item in items] for items, allowed in zip(picks, known))
+    return train, val
+
+
+def _write_cache(path: Path, content: dict[str, Any]) -> None:
+    """Keep picks; a cache that cannot be written costs nothing but the draw, so it is a warning."""
+    if not distributed.is_main_process():
+        return
+    try:
+        write_json(content, path)
+    except OSError as fault:
+        logger.warning("The few-shot picks are not kept: %s. DATASET.CACHE_DIR chooses another folder", fault)
+    else:
+        logger.info("Saving preprocessed few-shot data to %s", path)
+
+
+def _plain_items(items: Sequence[Datum], root: str | os.PathLike[str]) -> list[list[Any]]:
+    return [[Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname] for item in items]
+
+
+def _read_items(rows: Any, root: str | os.PathLike[str], where: str) -> list[Datum]:
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} is {type(rows).__name__}, expected a list of [path, label, class name]")
+    items = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[2], str):
+            raise ValueError(f"entry {index} in {where} is {row!r}, expected [path, label, class name]")
+        path, label, classname = row
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts:
+            raise ValueError(f"entry {index} in {where} has the path {path!r}, expected one below the image folder")
+        number = int(label) if isinstance(label, str) and label.isdigit() else label
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"entry {index} in {where} has the label {label!r}, expected an integer of at least 0")
+        items.append(Datum(impath=os.path.join(root, path), label=number, classname=classname))
+    return items
+
+
+def _advice(source: str) -> str:
+    return f"Where to get it: {source}" if source else "See docs/datasets.md for where to get it."
