@@ -96,7 +96,9 @@ def data_root(cfg: Any, dataset_dir: str, source: str = "") -> Path:
     return root / dataset_dir
 
 
-def read_split(filepath: str | os.PathLike[str], path_prefix: str | os.PathLike[str]) -> tuple[list[Datum], ...]:
+def read_split(
+    filepath: str | os.PathLike[str], path_prefix: str | os.PathLike[str]
+) -> tuple[list[Datum], list[Datum], list[Datum]]:
     """Items of a split file: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
     Args:
@@ -115,7 +117,8 @@ def read_split(filepath: str | os.PathLike[str], path_prefix: str | os.PathLike[
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f'"{filepath}" is no split file: expected the keys train, val, test, found {found}')
     logger.info("Reading split from %s", filepath)
-    return tuple(_read_items(content[split], path_prefix, f'{split} of "{filepath}"') for split in _SPLITS)
+    train, val, test = (_read_items(content[split], path_prefix, f'{split} of "{filepath}"') for split in _SPLITS)
+    return train, val, test
 
 
 def save_split(

@@ -47,6 +47,7 @@ def build_data_loader(
     Raises:
         ValueError: no data, an unknown sampler, or numbers that do not fit together.
     """
+    data_source = data_source or []
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     world = distributed.get_world_size()
     if world > 1 and not isinstance(sampler, (RandomSampler, SequentialSampler)):

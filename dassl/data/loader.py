@@ -52,14 +52,14 @@ class SeededLoader(DataLoader):
         self.order_generator = generator
         self._pass_start: torch.Tensor | None = None
         self._skip = 0
-        plan = _Plan(_share(len(sampler), generator is not None))
-        if plan.length == 0 and (generator is not None or len(sampler) == 0):
+        self._plan = _Plan(_share(len(sampler), generator is not None))
+        if len(self._plan) == 0 and (generator is not None or len(sampler) == 0):
             processes = distributed.get_world_size()
             raise ValueError(f"a loader over {len(sampler)} items is empty in a run of {processes} process(es)")
         super().__init__(
             _SeededItems(dataset),
             batch_size=batch_size,
-            sampler=plan,
+            sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
@@ -74,11 +74,9 @@ class SeededLoader(DataLoader):
             base_seed, order_seed = draw_int64(self.order_generator), draw_int64(self.order_generator)
         rank, world = distributed.get_rank(), distributed.get_world_size()
         order = self.order_sampler.order(order_seed)
-        positions = range(rank, len(order), world)[: self.sampler.length]
-        skipped, self._skip = self._skip, 0
-        self.sampler.keys = [
-            (order[position], item_seed(base_seed, position)) for position in positions[skipped * self.batch_size :]
-        ]
+        positions = range(rank, len(order), world)[: len(self._plan)]
+        skipped, self._skip = self._skip * (self.batch_size or 1), 0
+        self._plan.keys = [(order[position], item_seed(base_seed, position)) for position in positions[skipped:]]
         self.generator.manual_seed(base_seed & (2**63 - 1))
         return _raise_faults(super().__iter__())
 

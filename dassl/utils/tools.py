@@ -160,7 +160,7 @@ def environment() -> dict[str, Any]:
 
 def collect_env_info() -> str:
     """`environment()` as lines of text, for the log. Starts no other program."""
-    lines = []
+    lines: list[str] = []
     for name, value in environment().items():
         if isinstance(value, dict):
             lines.extend(f"{key}: {text}" for key, text in value.items())
