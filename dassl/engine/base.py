@@ -30,6 +30,8 @@ class TrainerBase:
     epoch: int = 0  # of the epoch that runs, from 0
     start_epoch: int = 0
     max_epoch: int = 0
+    batch_idx: int = 0  # of the batch that runs, from 0
+    num_batches: int = 0  # per epoch
     output_dir: str = ""
 
     def __init__(self) -> None:
@@ -101,7 +103,7 @@ class TrainerBase:
 
     def place(self) -> str:
         """Where training stands, for messages: "epoch 3, batch 5", both from 1."""
-        return f"epoch {self.epoch + 1}, batch {getattr(self, 'batch_idx', 0) + 1}"
+        return f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
 
     def model_zero_grad(self, names: Names = None) -> None:
         """Clear the gradients of the named models' optimisers."""

@@ -166,9 +166,9 @@ def config_differences(stored: str, cfg: CfgNode) -> list[str]:
     registered, or an option added to the engine, in between.
     """
     before, now = config_values(stored), config_values(cfg)
-    trainer = cfg.TRAINER.NAME
-    known = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY.registered_names() else None
-    own = tuple(f"TRAINER.{node}." for node in (known.defaults() if hasattr(known, "defaults") else {}))
+    name = cfg.TRAINER.NAME
+    trainer: Any = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
+    own = tuple(f"TRAINER.{node}." for node in (trainer.defaults() if hasattr(trainer, "defaults") else {}))
     differences = []
     for key in sorted({*before, *now}):
         both = key in before and key in now

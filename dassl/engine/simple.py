@@ -49,6 +49,12 @@ class SimpleTrainer(TrainerBase):
         evaluation: the last evaluation of the test set, or None.
     """
 
+    model: Any
+    train_loader_x: Any
+    train_loader_u: Any
+    val_loader: Any
+    test_loader: Any
+
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.check_cfg(cfg)
@@ -244,7 +250,8 @@ class SimpleTrainer(TrainerBase):
                 images += len(label)
         results = self.evaluator.evaluate()
         seconds = time.perf_counter() - start
-        evaluation = Evaluation(split, dict(results), sum(distributed.all_gather_object(images)), seconds)
+        figures = {**results, **self.evaluator.summary()} if hasattr(self.evaluator, "summary") else dict(results)
+        evaluation = Evaluation(split, figures, sum(distributed.all_gather_object(images)), seconds)
         numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
         for name, value in numbers.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)

@@ -1,0 +1,235 @@
+"""The folder of a run: who may write to it, how far the run in it is, and the files every run leaves behind.
+
+| file | content |
+|------|---------|
+| config.yaml | the whole config |
+| env.json | versions, commit, command, machine, seed in use, earlier starts |
+| log.txt, metrics.jsonl, tensorboard/ | the course of the run, for people, programs and TensorBoard |
+| <model>/model.pth.tar-<epoch>, checkpoint, model-best.pth.tar | checkpoints, as in Dassl |
+| resume.pth.tar | the state to continue from, until the run is done |
+| result.json, DONE | written last, in this order |
+| FAILED | the error of the last start, until the next one |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import filelock
+from yacs.config import CfgNode
+
+from dassl.utils import distributed, environment, read_json, write_json, write_text
+
+from .records import plain
+from .resume import check_same_config, resume_file
+
+CONFIG, ENVIRONMENT, RESULT, DONE, FAILED, LOCK = "config.yaml", "env.json", "result.json", "DONE", "FAILED", ".lock"
+
+# Entries of result.json that only a training can fill.
+_OF_TRAINING = ("mode", "epochs", "selection", "train_seconds", "train_images_per_second", "peak_memory_mib")
+
+
+class RunInUse(OSError):
+    """Another process is at work in the folder."""
+
+
+def run_state(directory: str | os.PathLike[str]) -> str:
+    """How far the run in a folder is.
+
+    Returns:
+        "done": result.json and DONE are there. "failed": the last start ended in an error, FAILED says which.
+        "incomplete": it was started and neither finished nor failed, so it is running or was killed. "new": anything
+        else; a folder alone means nothing. A run that is not done is continued by starting it again.
+    """
+    path = Path(directory)
+    if (path / DONE).is_file() and (path / RESULT).is_file():
+        return "done"
+    if (path / FAILED).is_file():
+        return "failed"
+    return "incomplete" if (path / CONFIG).is_file() or resume_file(path).is_file() else "new"
+
+
+def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """result.json of a finished run.
+
+    Raises:
+        FileNotFoundError: there is none; the message says how far the run is.
+    """
+    path = Path(directory) / RESULT
+    if not path.is_file():
+        raise FileNotFoundError(f'"{path}" does not exist: the run in "{directory}" is {run_state(directory)}')
+    return read_json(path)
+
+
+class RunFolder:
+    """A folder held by one run: `with RunFolder(directory) as folder`. Only the main process locks and writes.
+
+    Raises:
+        RunInUse: another process holds the folder.
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.path = Path(directory)
+        self._lock: filelock.BaseFileLock | None = None
+        self._started = False
+
+    def __enter__(self) -> RunFolder:
+        if distributed.is_main_process():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = filelock.FileLock(self.path / LOCK)
+                lock.acquire(timeout=0)
+            except filelock.Timeout as fault:
+                raise RunInUse(
+                    f'OUTPUT_DIR "{self.path}" is in use by another run; wait until that run has ended, '
+                    "or use another folder"
+                ) from fault
+            except OSError as fault:
+                reason = fault.strerror or fault
+                raise OSError(fault.errno, f'cannot use "{self.path}" as OUTPUT_DIR: {reason}') from fault
+            self._lock = lock  # the operating system releases it when the process dies
+            for left_over in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
+                left_over.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
+        try:
+            if isinstance(fault, Exception) and self._started:
+                self._fail(fault)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    @property
+    def state(self) -> str:
+        """As of `run_state`, the same in every process."""
+        return distributed.broadcast_object(run_state(self.path))
+
+    def check(self, cfg: CfgNode, mode: str) -> None:
+        """Check that what the folder holds can be continued, reused or evaluated by a run of this config and mode.
+
+        Raises:
+            ValueError: the folder holds a run with another config; or a training that is not done, where an evaluation
+                would be taken for its result; or an evaluation, where a training is asked for.
+        """
+        saved = resume_file(self.path).is_file() or any(self.path.glob("*/model*.pth.tar*"))
+        state, config = self.state, self.path / CONFIG
+        if not config.is_file() or not (saved or state == "done"):
+            return  # nothing is there that could be lost or mixed up
+        check_same_config(config.read_text(encoding="utf-8"), cfg, str(self.path))
+        if mode == "eval" and state != "done":
+            raise ValueError(
+                f'"{self.path}" holds a training that is not done; finish it first with the same command without '
+                "--eval-only, or evaluate into another OUTPUT_DIR"
+            )
+        if mode == "train" and state == "done" and read_result(self.path).get("mode") != "train":
+            raise ValueError(f'"{self.path}" holds an evaluation (--eval-only); train into another OUTPUT_DIR')
+
+    def start(self, cfg: CfgNode, mode: str) -> int:
+        """Write config.yaml and env.json and forget an earlier failure.
+
+        Returns:
+            The seed in use: SEED, or if that is negative a random one, which later starts of the same run use again.
+        """
+        seed = cfg.SEED
+        self._started = True
+        if distributed.is_main_process():
+            earlier = _earlier(self.path / ENVIRONMENT) if run_state(self.path) != "new" else {}
+            if seed < 0:
+                known = earlier.get("seed")
+                seed = known if isinstance(known, int) and known >= 0 else secrets.randbelow(2**31)
+            (self.path / FAILED).unlink(missing_ok=True)
+            write_text(cfg.dump(), self.path / CONFIG)
+            write_json({**_started(mode, seed), "earlier_starts": _starts(earlier)}, self.path / ENVIRONMENT)
+        return distributed.broadcast_object(seed)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, then DONE, then drop the resume state, which nothing needs any more.
+
+        The costs of a training stay in its result when its model is evaluated again in the same folder.
+        """
+        if distributed.is_main_process():
+            before = read_result(self.path) if run_state(self.path) == "done" else {}
+            if before.get("mode") == "train" and result["mode"] == "eval":
+                result = {**result, **{name: before.get(name) for name in _OF_TRAINING}}
+            write_json(plain(result), self.path / RESULT)
+            write_text(time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n", self.path / DONE)
+            resume_file(self.path).unlink(missing_ok=True)
+        distributed.barrier()
+
+    def _fail(self, fault: Exception) -> None:
+        """Write FAILED with the error, and its traceback to log.txt. A run that is done stays done."""
+        if self._lock is None:
+            return
+        trace = "".join(traceback.format_exception(fault))
+        with contextlib.suppress(OSError):  # the error itself may be that nothing can be written
+            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+                file.write(trace)
+            if run_state(self.path) != "done":
+                write_text(error_line(fault) + "\n", self.path / FAILED)
+
+
+def error_line(fault: BaseException) -> str:
+    """What went wrong, without the quotes that a KeyError puts around it and the number an OSError puts before it."""
+    if isinstance(fault, OSError) and fault.strerror:
+        text = fault.strerror if fault.filename is None else f'{fault.strerror}: "{fault.filename}"'
+    elif isinstance(fault, KeyError) and type(fault).__str__ is KeyError.__str__ and fault.args:
+        text = str(fault.args[0])
+    else:
+        text = str(fault)
+    return text or type(fault).__name__
+
+
+def _started(mode: str, seed: int) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git_state(),
+        "seed": seed,
+        "processes": distributed.get_world_size(),
+        "pid": os.getpid(),
+        **environment(),
+    }
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        content = read_json(path)
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _starts(earlier: dict[str, Any]) -> list[dict[str, Any]]:
+    """Earlier starts, oldest first, shortened to what can differ between starts of one run."""
+    if not earlier:
+        return []
+    names = ("mode", "started", "command", "git", "processes", "versions")
+    last = {name: earlier.get(name) for name in names}
+    return [*earlier.get("earlier_starts", []), last]
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this code runs from and whether files in it were changed; None outside of git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        answers = [
+            subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": answers[0], "dirty": bool(answers[1])}
