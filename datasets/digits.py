@@ -10,6 +10,9 @@ from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
+from .embedded.pictures import cannot_write, root_folder
+from .few_shot import draw_shots, subsample_classes
+
 logger = logging.getLogger(__name__)
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -44,8 +47,7 @@ class Digits(DatasetBase):
     """Ten classes, named in words.
 
     Raises:
-        ValueError: DATASET.ROOT is empty.
-        OSError: DATASET.ROOT cannot be written.
+        OSError: DATASET.ROOT is not set, or cannot be written.
     """
 
     dataset_dir = "digits"
@@ -55,10 +57,9 @@ class Digits(DatasetBase):
     def __init__(self, cfg) -> None:
         from sklearn.datasets import load_digits  # slow to import, and needed here only
 
-        if not cfg.DATASET.ROOT:
-            raise ValueError("Digits needs DATASET.ROOT (--root): a folder to write its pictures to, for example data")
-        self.items_root = str(Path(cfg.DATASET.ROOT).expanduser().resolve())
-        folder = Path(self.items_root) / self.dataset_dir
+        root = root_folder(cfg.DATASET.ROOT, "Digits")
+        self.items_root = str(root)
+        folder = root / self.dataset_dir
         data = load_digits()
         _write(folder, data.images)
         items = {
@@ -67,7 +68,9 @@ class Digits(DatasetBase):
             ]
             for name, rows in split(data.target).items()
         }
-        super().__init__(train_x=items["train"], val=items["val"], test=items["test"])
+        train, val = draw_shots(cfg, self, items["train"], items["val"])
+        train, val, test = subsample_classes(train, val, items["test"], subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=train, val=val, test=test)
 
 
 def _write(folder: Path, images: np.ndarray) -> None:
@@ -85,6 +88,4 @@ def _write(folder: Path, images: np.ndarray) -> None:
                 picture(digit).save(folder / f"{row:04d}.png")
             last.write_text(f"{len(images)}\n", encoding="utf-8")
     except OSError as error:
-        raise OSError(
-            f"cannot write pictures to {folder} ({error}); set DATASET.ROOT (--root) to a folder that can be written"
-        ) from error
+        raise cannot_write(folder, error) from error

@@ -4,13 +4,15 @@ See docs/embedded.md. Styles are the domains. Pictures are written below DATASET
 """
 
 import logging
+import statistics
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
 from .embedded import STYLES, UNSEEN_STYLES, benchmark, concept_ids, style_concepts
-from .embedded.pictures import picture_path, write_style
+from .embedded.pictures import picture_path, root_folder, write_style
+from .few_shot import draw_shots, subsample_classes
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +25,8 @@ class EmojiDataset(DatasetBase):
     picture in the source styles is left out, with a warning.
 
     Raises:
-        ValueError: DATASET.ROOT is empty, or an unknown style.
-        OSError: DATASET.ROOT cannot be written.
+        ValueError: an unknown style.
+        OSError: DATASET.ROOT is not set, or cannot be written.
     """
 
     dataset_dir = "emoji"
@@ -35,10 +37,9 @@ class EmojiDataset(DatasetBase):
 
     def __init__(self, cfg) -> None:
         name = type(self).__name__
-        if not cfg.DATASET.ROOT:
-            raise ValueError(f"{name} needs DATASET.ROOT (--root): a folder to write its pictures to, for example data")
-        self.items_root = str(Path(cfg.DATASET.ROOT).expanduser().resolve())
-        self.folder = Path(self.items_root) / self.dataset_dir
+        root = root_folder(cfg.DATASET.ROOT, name)
+        self.items_root = str(root)
+        self.folder = root / self.dataset_dir
         source = tuple(cfg.DATASET.SOURCE_DOMAINS) or self.source_styles
         target = tuple(cfg.DATASET.TARGET_DOMAINS) or self.target_styles
         self.check_input_domains(source, target)
@@ -52,11 +53,20 @@ class EmojiDataset(DatasetBase):
             )
         self.classes = {classname: codes for classname, codes in self.classes.items() if classname in found}
         train, val, test = self.splits(source, target)
-        shots = cfg.DATASET.NUM_SHOTS
-        if shots >= 1:
-            train = self.generate_fewshot_dataset(train, num_shots=shots)
-            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4))
+        self.warn_of_few(train, cfg.DATASET.NUM_SHOTS)
+        train, val = draw_shots(cfg, self, train, val)
+        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
+
+    def warn_of_few(self, train: list[Datum], shots: int) -> None:
+        """Say how many classes have fewer training pictures than shots; they are used whole, nothing is repeated."""
+        counts = Counter(item.label for item in train)
+        few = sum(count < shots for count in counts.values())
+        if few:
+            logger.warning(
+                "%s: %d of %d classes have fewer than %d training pictures and use all they have (median %d)",
+                *(type(self).__name__, few, len(counts), shots, statistics.median(counts.values())),
+            )
 
     def read_classes(self) -> dict[str, list[str]]:
         """Class name -> hex codes of its concepts."""

@@ -111,9 +111,27 @@ def write_style(folder: Path, style: str, variants: int = 1) -> None:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        raise OSError(
-            f"cannot write pictures to {folder} ({error}); set DATASET.ROOT (--root) to a folder that can be written"
-        ) from error
+        raise cannot_write(folder, error) from error
+
+
+def root_folder(root: str, name: str) -> Path:
+    """Absolute path of DATASET.ROOT, which need not exist yet.
+
+    Raises:
+        FileNotFoundError: it is not set.
+    """
+    if not root:
+        raise FileNotFoundError(
+            f"DATASET.ROOT is not set; {name} writes its pictures there. Set it with --root DIR, such as --root data"
+        )
+    return Path(os.path.abspath(os.path.expanduser(root)))
+
+
+def cannot_write(folder: Path, error: OSError) -> OSError:
+    """The error to raise when pictures cannot be written to a folder."""
+    return OSError(
+        f"cannot write pictures to {folder} ({error}); set DATASET.ROOT (--root) to a folder that can be written"
+    )
 
 
 def _marker(target: Path) -> dict | None:
