@@ -28,8 +28,8 @@ def build_model(
     """A CLIP in evaluation mode, fp32, with its own copy of the weights. Draws no random numbers.
 
     Args:
-        state_dict: weights under OpenAI's, open_clip's or Hugging Face's names; the numbers of the architecture are read
-            from their shapes.
+        state_dict: weights under OpenAI's, open_clip's or Hugging Face's names; their shapes tell the numbers of the
+            architecture.
         design_details: accepted for code that passes ``{"trainer": "CoOp", ...}``. The model is the same for every
             trainer, because prompts are arguments of its forward.
         quick_gelu: QuickGELU (OpenAI's weights) when true, GELU when false.

@@ -28,8 +28,9 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention by the faster of two equal ways.
 
-    On a CPU the backward of torch's fused attention is slow at CLIP's sizes, so training there
-    takes :func:`explicit_attention`; everything else takes the fused one.
+    torch's fused attention, except for training in half precision on a CPU, where its backward is slow. Measured there
+    on whole transformer blocks, forward and backward, 12 to 199 tokens: in bf16 autocast :func:`explicit_attention`
+    makes the step 1.3 to 2.0 times as fast; in fp32 both are equal within 8 %, and the fused one keeps no scores.
 
     Args:
         q, k, v: (rows, heads, L, d).
@@ -39,7 +40,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         (rows, heads, L, d).
     """
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.device.type == "cpu" and needs_grad:
+    if needs_grad and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         return explicit_attention(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
 
