@@ -13,14 +13,15 @@ import functools
 import pickle
 import tarfile
 import warnings
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch._utils
 
-__all__ = ["RefusedPickle", "StandIn", "load_with_stand_ins"]
+__all__ = ["RefusedPickle", "StandIn", "load_with_stand_ins", "refuse_programs"]
 
 # What a checkpoint may name, besides the storage classes that torch resolves itself. Nothing here runs foreign code.
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -97,10 +98,6 @@ def load_with_stand_ins(path: Path) -> dict[str, Any]:
         RefusedPickle: the file names anything but tensors, basic types, optimisers and schedulers.
         Exception: whatever torch raises for a damaged file; the caller words it.
     """
-    if _is_torchscript(path):
-        raise RefusedPickle("it is a TorchScript archive (a program), not a checkpoint")
-    if tarfile.is_tarfile(path):
-        raise RefusedPickle("it is a tar archive, not a checkpoint")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle())
@@ -111,12 +108,14 @@ def load_with_stand_ins(path: Path) -> dict[str, Any]:
     return kept
 
 
-def _is_torchscript(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return False
-    reader = torch._C.PyTorchFileReader(str(path))
-    return "constants.pkl" in reader.get_all_records()
+def refuse_programs(path: Path) -> None:
+    """RefusedPickle for archives that torch.load would unpack or run: TorchScript programs and tar files."""
+    if tarfile.is_tarfile(path):
+        raise RefusedPickle("it is a tar archive, not a checkpoint")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist()):
+                raise RefusedPickle("it is a TorchScript archive (a program), not a checkpoint")
 
 
 def _holds_stand_in(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import PathLike, atomic_write, write_text
-from .safe_load import RefusedPickle, load_with_stand_ins
+from .safe_load import RefusedPickle, load_with_stand_ins, refuse_programs
 
 __all__ = [
     "check_plain",
@@ -93,8 +94,11 @@ def load_checkpoint(fpath: PathLike | None) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'No file exists at "{path}"')
     try:
+        refuse_programs(path)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             content = load_with_stand_ins(path)
             dropped = content.pop("dropped")
@@ -102,10 +106,9 @@ def load_checkpoint(fpath: PathLike | None) -> dict[str, Any]:
             content.update(dict.fromkeys(dropped))
     except RefusedPickle as fault:
         raise ValueError(f'"{path}" is refused: {fault}') from fault
-    # torch and pickle report damaged files with half a dozen kinds of errors.
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OSError) as fault:
-        raise ValueError(f'"{path}" cannot be read as a checkpoint: {_first_line(fault)}') from fault
-    except pickle.UnpicklingError as fault:
+    except MemoryError:
+        raise
+    except Exception as fault:  # torch and pickle report damaged files with a dozen kinds of errors
         raise ValueError(f'"{path}" cannot be read as a checkpoint: {_first_line(fault)}') from fault
     if not isinstance(content, dict):
         raise ValueError(f'"{path}" holds a {type(content).__name__}, expected a dictionary')
