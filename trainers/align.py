@@ -95,7 +95,7 @@ class ALIGN(PromptTrainer):
                     "BETA": 1.0,  # weight of the token level in the prompt-level cost
                     "LAMBDA": 0.1,  # entropic weight of both levels
                     "MAX_ITER": 100,  # Sinkhorn iterations at most
-                    "THRESHOLD": 0.01,  # Sinkhorn stops below this error
+                    "THRESHOLD": None,  # Sinkhorn stops below this error; None = the default of the score's stopping rule
                 }
             }
         )
@@ -108,7 +108,7 @@ class ALIGN(PromptTrainer):
             if options[key] not in choices:
                 faults.append(f"TRAINER.ALIGN.{key} is {options[key]!r}, expected one of {', '.join(choices)}")
         for key in ("LAMBDA", "THRESHOLD"):
-            if not options[key] > 0:
+            if options[key] is not None and not options[key] > 0:
                 faults.append(f"TRAINER.ALIGN.{key} is {options[key]}, expected a number above 0")
         if options.MAX_ITER < 1:
             faults.append(f"TRAINER.ALIGN.MAX_ITER is {options.MAX_ITER}, expected at least 1")

@@ -132,7 +132,7 @@ class CLIPTrainer(TrainerX):
         )
 
     def load_clip(self) -> CLIP:
-        """The backbone of MODEL.BACKBONE.NAME, in evaluation mode, in the precision of this run.
+        """The backbone of MODEL.BACKBONE.NAME in fp32, in evaluation mode, on the CPU.
 
         Raises:
             ValueError: the image size of the config is not the one the backbone was made for.
@@ -143,8 +143,7 @@ class CLIPTrainer(TrainerX):
         if size != (resolution, resolution):
             raise ValueError(f"INPUT.SIZE is {size}, but backbone {name} takes {resolution}x{resolution} images")
         self.backbone_hash = state_hash(model)
-        clip.convert_weights(model, self.precision.dtype)
-        return model.to(self.device)
+        return model
 
     def register_learned(self, name: str, learned: nn.Module, params=None) -> None:
         """Optimiser and schedule over a module's parameters, registered under `name` for stepping and checkpoints."""
@@ -212,6 +211,7 @@ class PromptTrainer(CLIPTrainer):
     def build_model(self) -> None:
         backbone = self.load_clip()
         learner = self.build_learner(backbone, self.dm.dataset.classnames).float()
+        clip.convert_weights(backbone, self.precision.dtype)
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
         freeze_all_but(self.model, [learner])
         self.parallel_model = self.parallel(self.model)

@@ -96,10 +96,10 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 @TRAINER_REGISTRY.register()
 class ContrastiveCLIP(CLIPTrainer):
-    """Trains all of CLIP on (image, caption, label) batches; captions of one label are positives of each other.
+    """Trains all of CLIP on batches of images and captions.
 
-    The data set brings its own loader (see `datasets.image_text`) with batches {img, text, label}; its classes and test
-    images serve for zero-shot accuracy during training. With several processes every process contrasts its own batch.
+    The data set brings its own loader (see `datasets.image_text`) with batches {img, text, positive}, where `positive`
+    says which caption is true of which image; its classes and test images serve for zero-shot accuracy during training. With several processes every process contrasts its own batch.
     The trained model is written to OUTPUT_DIR/clip.safetensors, loadable by `clip.load`.
     """
 
@@ -159,7 +159,7 @@ class ContrastiveCLIP(CLIPTrainer):
 
     def build_model(self) -> None:
         # MODEL.BACKBONE.NAME continues from a checkpoint; without it the weights are random.
-        backbone = self.load_clip() if self.cfg.MODEL.BACKBONE.NAME else self.build_clip().to(self.device)
+        backbone = (self.load_clip() if self.cfg.MODEL.BACKBONE.NAME else self.build_clip()).to(self.device)
         if self.options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME:
             self.whiten(backbone)
         self.backbone_hash = state_hash(backbone)
@@ -184,14 +184,14 @@ class ContrastiveCLIP(CLIPTrainer):
         ids = clip.tokenize(
             batch["text"], context_length=options.CONTEXT_LENGTH, truncate=True, vocab_size=options.VOCAB_SIZE
         )
-        return batch["img"].to(self.device), ids.to(self.device), batch["label"].to(self.device)
+        return batch["img"].to(self.device), ids.to(self.device), batch["positive"].to(self.device)
 
     def losses(self, batch) -> dict[str, Tensor]:
-        image, ids, label = self.parse_batch_train(batch)
+        image, ids, positive = self.parse_batch_train(batch)
         full = self.epoch >= self.max_epoch - self.options.FULL_EPOCHS
         keep = self.patches if full else max(1, round(self.options.KEEP_PATCHES * self.patches))
         image_feature, text_feature, scale = self.towers(image, ids, keep)
-        return {"contrastive": contrastive_loss(image_feature, text_feature, scale, label, label)}
+        return {"contrastive": contrastive_loss(image_feature, text_feature, scale, positive)}
 
     def forward_backward(self, batch) -> dict[str, float]:
         shown = super().forward_backward(batch)

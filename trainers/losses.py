@@ -7,32 +7,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, image_label: Tensor, text_label: Tensor) -> Tensor:
-    """Symmetric image-text cross-entropy with soft targets (CLIP, Section 2.3; targets shared among equal labels).
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
+    """Symmetric image-text cross-entropy with soft targets (CLIP, Section 2.3; targets shared among true captions).
 
-    Row i of the similarity matrix is matched to all captions with the label of image i, each with equal weight, and
-    the same for the columns; with distinct labels this is CLIP's loss.
+    The target of row b is uniform over the captions that are true of image b, the target of column k uniform over the
+    images caption k is true of. With the identity as `positive` this is CLIP's loss.
 
     Args:
         image: (B, E) L2-normalised image features.
         text: (K, E) L2-normalised text features.
         scale: scalar, the inverse temperature.
-        image_label: (B,) and text_label: (K,) labels; an image and a caption of one label are a positive pair. Every
-            label must occur on both sides.
+        positive: (B, K) bool, caption k is true of image b; at least one in every row and column.
 
     Returns:
         Scalar: mean over rows and mean over columns, averaged.
 
     Raises:
-        ValueError: a label has no partner on the other side.
+        ValueError: `positive` has another shape, or an image or a caption without partner.
     """
     logits = scale * image @ text.T  # (B, K)
-    positive = (image_label[:, None] == text_label[None, :]).to(logits.dtype)
-    rows, columns = positive.sum(dim=1, keepdim=True), positive.sum(dim=0, keepdim=True)
+    if positive.shape != logits.shape:
+        raise ValueError(f"positive has shape {tuple(positive.shape)}, expected {tuple(logits.shape)}")
+    weight = positive.to(logits.dtype)
+    rows, columns = weight.sum(dim=1, keepdim=True), weight.sum(dim=0, keepdim=True)
     if bool((rows == 0).any()) or bool((columns == 0).any()):
-        raise ValueError("every label must occur among the images and among the captions of a contrastive batch")
-    by_image = F.cross_entropy(logits, positive / rows)
-    by_text = F.cross_entropy(logits.T, (positive / columns).T)
+        raise ValueError("every image and every caption of a contrastive batch needs a partner that is true of it")
+    by_image = F.cross_entropy(logits, weight / rows)
+    by_text = F.cross_entropy(logits.T, (weight / columns).T)
     return 0.5 * (by_image + by_text)
 
 
