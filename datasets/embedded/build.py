@@ -17,8 +17,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from . import HERE, STYLES, pack
 from . import sources as table
+from .icons import choose, concept_of, icons_path, save_icons
 from .match import read_concepts
 
 INTEGRITY = HERE / "integrity.json"
@@ -80,16 +83,37 @@ def build(folder: Path, styles: tuple[str, ...] = STYLES) -> dict[Path, bytes]:
     return files
 
 
+def build_icons(folder: Path) -> Path:
+    """Fetch and render the icon sets and pack them into the user's cache; returns the file."""
+    from .render import IconifySet, render_svg
+
+    rows, images = [], []
+    for set_name, package in table.ICON_SETS.items():
+        icons = IconifySet(fetch(package, folder))
+        for name, words in choose(set_name, icons.names()):
+            image = render_svg(icons.svg(name))
+            if image[..., 3].any():
+                rows.append([set_name, words, concept_of(words)])
+                images.append(image)
+        print(f"{set_name:17s} {sum(row[0] == set_name for row in rows):5d} icons", flush=True)
+    save_icons(icons_path(), rows, np.stack(images))
+    return icons_path()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status: 1 if --check finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m datasets.embedded.build", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; compare with the files of the repository")
     parser.add_argument("--packages", type=Path, help="folder to keep the packages in (default: a temporary one)")
     parser.add_argument("--styles", nargs="+", default=list(STYLES), choices=STYLES, metavar="STYLE", help="only these")
+    parser.add_argument("--icons", action="store_true", help="build the icons instead, into the user's cache")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if args.packages is None else args.packages
         folder.mkdir(parents=True, exist_ok=True)
+        if args.icons:
+            print(f"written to {build_icons(folder)}")
+            return 0
         files = build(folder, tuple(args.styles))
     if not args.check:
         for path, data in files.items():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import Concept, benchmark, concepts
+from . import benchmark, concepts
 
 TEMPLATES = (
     "a picture of a {}.",
@@ -48,7 +48,7 @@ LONG_SHARE = 0.2  # captions of a name that also give a keyword or the kind
 PLAIN_SHARE = 0.15  # names and kinds without a template, at full complexity
 
 _FLIP_WORDS = re.compile(
-    r"\b(left|right|clockwise|counterclockwise|o’clock|thirty|quarter|crescent|gibbous|back|button|sign|mark)\b"
+    r"\b(left|right|clockwise|counterclockwise|o’clock|thirty|quarter|crescent|gibbous|back|button|sign|mark|arrow|up|down)\b"
 )
 _FLIP_SUBGROUPS = frozenset(
     ("arrow", "time", "math", "punctuation", "currency", "other-symbol", "av-symbol", "transport-sign", "warning")
@@ -64,19 +64,24 @@ def subgroup_phrase(subgroup: str) -> str:
     return subgroup.replace("-", " ")
 
 
-def is_upright(concept: Concept) -> bool:
-    """True if a mirror image or a turn would change what the concept is: arrows, clocks, letters, signs."""
-    return concept.subgroup in _FLIP_SUBGROUPS or _FLIP_WORDS.search(concept.label) is not None
+def is_upright(name: str, subgroup: str = "") -> bool:
+    """True if a mirror image or a turn would change what is shown: arrows, clocks, letters, signs."""
+    return subgroup in _FLIP_SUBGROUPS or _FLIP_WORDS.search(name) is not None
 
 
 class Captions:
     """Random captions for concepts, and which concepts each caption is true of.
 
     Args:
-        extra: (name, keywords) of further drawings that are no emoji; they get the ids after the emoji concepts.
+        extra: names of further drawings that are no emoji; they get the ids after the emoji concepts.
+
+    Attributes:
+        terms: every term.
+        truth: (terms, concepts) bool, whether a term is true of a concept.
+        upright: (concepts,) bool, see `is_upright`.
     """
 
-    def __init__(self, extra: Sequence[tuple[str, tuple[str, ...]]] = ()) -> None:
+    def __init__(self, extra: Sequence[str] = ()) -> None:
         emoji = concepts()
         self.count = len(emoji) + len(extra)
         self._ids: dict[str, int] = {}
@@ -93,8 +98,10 @@ class Captions:
             tags = [tag for tag in concept.tags if tag != concept.label and len(tag) > 1]
             kinds = ([concept.label], other, groups.get(concept.code, []), tags, [subgroup_phrase(concept.subgroup)])
             self._add(index, kinds, members)
-        for index, (name, keywords) in enumerate(extra, start=len(emoji)):
-            self._add(index, ([name], [], [], list(keywords), []), members)
+        for index, name in enumerate(extra, start=len(emoji)):
+            self._add(index, ([name], [], [], [], []), members)
+        upright = [is_upright(concept.label, concept.subgroup) for concept in emoji]
+        self.upright = torch.tensor(upright + [is_upright(name) for name in extra])
         self.terms = tuple(self._ids)
         self.truth = torch.zeros(len(self.terms), self.count, dtype=torch.bool)
         for term, ids in enumerate(members):

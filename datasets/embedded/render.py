@@ -40,7 +40,8 @@ class IconifySet:
 
     def __init__(self, folder: Path) -> None:
         self.data = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-        self.chars: dict[str, str] = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+        chars = folder / "chars.json"
+        self.chars: dict[str, str] = json.loads(chars.read_text(encoding="utf-8")) if chars.is_file() else {}
         self.icons: dict[str, dict] = self.data["icons"]
         self.aliases: dict[str, dict] = self.data.get("aliases", {})
 
