@@ -64,10 +64,10 @@ def whitening(feature: Tensor, out: int, floor: float = 1e-2) -> Tensor:
     """
     mean = feature.mean(dim=0)
     direction = mean / mean.norm()
-    centred = feature - mean
+    rest = feature - (feature @ direction)[:, None] * direction  # without the mean direction
+    centred = rest - rest.mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(feature))
-    scale = values.clamp(min=floor * float(values[-1])).rsqrt()
-    white = vectors * scale  # (d, d)
+    white = vectors * values.clamp(min=floor * float(values[-1])).rsqrt()  # (d, d)
     white = white - direction[:, None] * (direction @ white)[None, :]
     rotation = torch.linalg.qr(torch.randn(white.shape[1], max(out, white.shape[1])).T)[0].T
     return white @ rotation[:, :out] / math.sqrt(out)

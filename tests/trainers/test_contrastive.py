@@ -22,7 +22,7 @@ def test_every_patch_is_kept_equally_often(rng):
     assert float((counts / 4000 - 0.5).abs().max()) < 0.05
 
 
-@pytest.mark.parametrize("out", [16, 24, 8])
+@pytest.mark.parametrize("out", [16, 24])
 def test_whitened_features_are_uncorrelated_and_without_mean(rng, out):
     feature = torch.randn(4000, 16, generator=rng) @ torch.randn(16, 16, generator=rng) + 5
     white = feature @ whitening(feature, out, floor=1e-6)
