@@ -56,11 +56,12 @@ class SeededLoader(DataLoader):
         if len(self._plan) == 0 and (generator is not None or len(sampler) == 0):
             processes = distributed.get_world_size()
             raise ValueError(f"a loader over {len(sampler)} items is empty in a run of {processes} process(es)")
+        batches = len(self._plan) // batch_size + (len(self._plan) % batch_size > 0 and not drop_last)
         super().__init__(
             _SeededItems(dataset),
             batch_size=batch_size,
             sampler=self._plan,
-            num_workers=num_workers,
+            num_workers=min(num_workers, batches),  # more would only cost their start
             collate_fn=_collate,
             pin_memory=pin_memory,
             drop_last=drop_last,
