@@ -112,9 +112,9 @@ def check_finite(loss: Tensor, terms: Mapping[str, Tensor] | None = None, where:
     """Raise FloatingPointError that names place and terms when a loss is infinite or NaN."""
     if torch.isfinite(loss).all():
         return
-    named = {name: float(term) for name, term in (terms or {}).items()}
+    named = {name: float(term.detach()) for name, term in (terms or {}).items()}
     broken = {name: value for name, value in named.items() if not torch.isfinite(torch.tensor(value))}
-    shown = ", ".join(f"{name} = {value}" for name, value in (broken or {"loss": float(loss)}).items())
+    shown = ", ".join(f"{name} = {value}" for name, value in (broken or {"loss": float(loss.detach())}).items())
     raise FloatingPointError(
         f"{_at(where)}Loss is infinite or NaN! ({shown}); use a smaller OPTIM.LR, or PREC fp32, or look at the data"
     )

@@ -29,10 +29,21 @@ class MetricsLog:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain(record), allow_nan=False) + "\n")
 
-    def rewind(self, epoch: int) -> None:
-        """Drop what an interrupted run wrote after `epoch` (1-based), and torn lines; nothing is there twice then."""
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def rewind(self, epoch: int, size: int | None = None) -> None:
+        """Drop what a run wrote before it was stopped and will write again, so that nothing is there twice.
+
+        Args:
+            epoch: records of later epochs (1-based) go, and lines torn by a crash.
+            size: if known, everything after so many bytes goes too.
+        """
         if not self.path.exists():
             return
+        if size is not None and size < self.size():
+            os.truncate(self.path, size)
         kept = [line for record, line in _lines(self.path) if record.get("epoch", 0) <= epoch]
         write_text("".join(line + "\n" for line in kept), self.path)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl.utils import atomic_write, distributed, load_checkpoint
-from dassl.utils.torchtools import check_plain
+from dassl.utils.torchtools import BEST_MODEL, check_plain
 
 from .build import TRAINER_REGISTRY
-from .checkpoints import check_classnames, check_weights
+from .checkpoints import check_classnames, check_weights, read_checkpoint
 from .random_state import loader_state, random_state, set_loader_state, set_random_state
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def save_resume_state(trainer: SimpleTrainer) -> None:
             "elapsed": trainer.elapsed(),
             "train_seconds": trainer.train_seconds,
             "train_images": trainer.train_images,
+            "records": trainer.metrics.size(),
             "classnames": trainer.classnames(),
             "config": trainer.config_text(),
             "config_hash": config_hash(trainer.cfg),
@@ -131,6 +133,26 @@ def set_random_states(trainer: SimpleTrainer, state: dict[str, Any]) -> None:
     for name, value in own["loaders"].items():
         set_loader_state(getattr(trainer, name), value)
     set_random_state(own["random"])
+
+
+def copy_best(trainer: SimpleTrainer, directory: str) -> None:
+    """Copy the best models of another folder, so that the run that continues it can deploy them."""
+    if distributed.is_main_process():
+        for name in trainer._models:
+            best = Path(directory) / name / BEST_MODEL
+            if best.is_file():
+                content = best.read_bytes()
+                atomic_write(Path(trainer.output_dir) / name / BEST_MODEL, lambda file, c=content: file.write(c))
+    distributed.barrier()
+
+
+def best_result(trainer: SimpleTrainer, directory: str) -> float:
+    """Validation figure of the best models saved in a folder, -inf if there are none."""
+    paths = [Path(directory) / name / BEST_MODEL for name in trainer._models]
+    if not all(path.is_file() for path in paths):
+        return -math.inf
+    figure = read_checkpoint(paths[0]).get("val_result")
+    return -math.inf if figure is None else float(figure)
 
 
 def _loaders(trainer: SimpleTrainer) -> dict[str, Any]:

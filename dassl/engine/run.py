@@ -118,13 +118,21 @@ class RunFolder:
         """Check that what the folder holds can be continued, reused or evaluated by a run of this config and mode.
 
         Raises:
-            ValueError: the folder holds a run with another config; or a training that is not done, where an evaluation
-                would be taken for its result; or an evaluation, where a training is asked for.
+            ValueError: the folder holds a run with another config; or checkpoints of another program, which a training
+                would overwrite; or a training that is not done, where an evaluation would be taken for its result; or
+                an evaluation, where a training is asked for.
         """
         saved = resume_file(self.path).is_file() or any(self.path.glob("*/model*.pth.tar*"))
         state, config = self.state, self.path / CONFIG
-        if not config.is_file() or not (saved or state == "done"):
+        if not (saved or state == "done"):
             return  # nothing is there that could be lost or mixed up
+        if not config.is_file():
+            if mode == "train" and not cfg.RESUME:
+                raise ValueError(
+                    f'"{self.path}" holds checkpoints but no {CONFIG}, so another program made them; continue them '
+                    f'with --resume "{self.path}", or use another OUTPUT_DIR'
+                )
+            return
         check_same_config(config.read_text(encoding="utf-8"), cfg, str(self.path))
         if mode == "eval" and state != "done":
             raise ValueError(

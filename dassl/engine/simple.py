@@ -71,7 +71,7 @@ class SimpleTrainer(TrainerBase):
         self.train_images = 0
         self.elapsed_before = 0.0  # seconds of earlier starts of a resumed run
         self.time_start = time.time()
-        self._random_states: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -155,7 +155,8 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = max(self.start_epoch, self._resume())
         self.epoch = max(0, self.start_epoch - 1)
         if distributed.is_main_process():
-            self.metrics.rewind(self.start_epoch)
+            size = None if self._resumed is None else self._resumed["records"]
+            self.metrics.rewind(self.start_epoch, size)
         if self.max_epoch > 0:
             step = self.start_epoch * len(self.train_loader_x)
             self.init_writer(str(Path(self.output_dir) / "tensorboard"), step if self.start_epoch else None)
@@ -165,28 +166,36 @@ class SimpleTrainer(TrainerBase):
         self.time_start = time.time()
 
     def _resume(self) -> int:
-        """Continue this run, or the one in RESUME; the number of epochs done."""
+        """Continue this run, or the one in RESUME; the number of epochs done.
+
+        Epoch files, which have no random states, are used only when RESUME asks for it or when the run keeps no resume
+        state: without one yet, a run that was killed in its first epochs repeats them exactly.
+        """
+        own, foreign = self.output_dir, self.cfg.RESUME
+        directory = foreign if foreign and not resume.resume_file(own).is_file() else own
         if not self._models:
             return 0
-        own, foreign = self.output_dir, self.cfg.RESUME
-        if resume.resume_file(own).is_file() or not foreign:
-            directory = own
-        else:
-            directory = foreign
         if resume.resume_file(directory).is_file():
-            self._random_states = resume.load_resume_state(self, directory)
-            return int(self._random_states["epoch"])
-        epoch = self.resume_model_if_exist(directory)
-        if epoch == 0 and Path(directory).resolve() != Path(own).resolve():
-            raise FileNotFoundError(f'RESUME is "{directory}", but there is no checkpoint to resume from')
-        if epoch > 0:
-            logger.warning("random states are not in the epoch files: the order of the data differs from now on")
+            self._resumed = resume.load_resume_state(self, directory)
+            epoch = int(self._resumed["epoch"])
+        elif foreign or self.cfg.TRAIN.RESUME_FREQ == 0:
+            epoch = self.resume_model_if_exist(directory)
+            if epoch > 0:
+                logger.warning("random states are not in the epoch files: the order of the data differs from now on")
+        else:
+            return 0
+        if Path(directory).resolve() != Path(own).resolve():
+            if epoch == 0:
+                raise FileNotFoundError(f'RESUME is "{directory}", but there is no checkpoint to resume from')
+            resume.copy_best(self, directory)
+        if epoch > 0 and self._resumed is None and self.cfg.TEST.FINAL_MODEL == "best_val":
+            self.best_result = resume.best_result(self, own)
         return epoch
 
     def prepare_epoch(self) -> None:
-        if self._random_states is not None:
-            resume.set_random_states(self, self._random_states)
-            self._random_states = None
+        if self._resumed is not None:
+            resume.set_random_states(self, self._resumed)
+            self._resumed = None
         for loader in (self.train_loader_x, self.train_loader_u):
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(self.epoch, self.max_epoch)
