@@ -130,14 +130,15 @@ def sinkhorn(
     return Transport(plan, torch.cat(iterations).reshape(leading), torch.cat(error).reshape(leading))
 
 
-def uniform_mass(mask: Tensor) -> Tensor:
+def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Equal mass on the true entries of every row and none on the others; each row sums to 1.
 
     Args:
         mask: (..., K) bool.
+        dtype: type of the masses.
 
     Returns:
-        (..., K) float32.
+        (..., K).
 
     Raises:
         ValueError: a row without any true entry, or a mask that is not bool.
@@ -148,7 +149,7 @@ def uniform_mass(mask: Tensor) -> Tensor:
     empty = int((count == 0).sum())
     if empty:
         raise ValueError(f"{empty} of {count.numel()} sets have no true entry in a mask of shape {tuple(mask.shape)}")
-    return mask / count.float()
+    return mask / count.to(dtype)
 
 
 def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> Rule:

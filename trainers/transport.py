@@ -107,7 +107,7 @@ def align_scores(
         images, texts = (F.normalize(full_precision(x), dim=-1) for x in (image_pooled, text_pooled))
         similarity = torch.einsum("bme,cne->bcmn", images, texts)
         used = text_mask.flatten(0, 1).any(0).nonzero().squeeze(1)
-        mass = uniform_mass(text_mask.index_select(2, used)).to(similarity.dtype)
+        mass = uniform_mass(text_mask.index_select(2, used), similarity.dtype)
         tokens = [F.normalize(full_precision(x), dim=-1) for x in (image_tokens, text_tokens.index_select(2, used))]
         if mode == "released":
             tokens = [x.detach() for x in tokens]
