@@ -83,7 +83,9 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8 if value.dim() else value.dtype).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -127,9 +129,7 @@ class CLIPTrainer(TrainerX):
 
     @property
     def template(self) -> str:
-        return template_for(
-            self.cfg.DATASET.NAME, self.cfg.INPUT.TEMPLATE, getattr(self.dm.dataset, "template", None)
-        )
+        return template_for(self.cfg.DATASET.NAME, self.cfg.INPUT.TEMPLATE, getattr(self.dm.dataset, "template", None))
 
     def load_clip(self) -> CLIP:
         """The backbone of MODEL.BACKBONE.NAME in fp32, in evaluation mode, on the CPU.
@@ -221,8 +221,10 @@ class PromptTrainer(CLIPTrainer):
             self.max_epoch = 0  # nothing to train: the run is its evaluation
         logger.info(
             "%s on %s: %s learned of %s parameters",
-            type(self).__name__, self.cfg.MODEL.BACKBONE.NAME,
-            f"{count_num_param(learner):,}", f"{count_num_param(self.model):,}",
+            type(self).__name__,
+            self.cfg.MODEL.BACKBONE.NAME,
+            f"{count_num_param(learner):,}",
+            f"{count_num_param(self.model):,}",
         )
 
     def losses(self, batch) -> dict[str, Tensor]:
@@ -232,4 +234,3 @@ class PromptTrainer(CLIPTrainer):
 
     def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
-

@@ -133,7 +133,9 @@ class ContrastiveCLIP(CLIPTrainer):
         super().check_cfg(cfg)
         options = cfg.TRAINER.CONTRASTIVE
         if options.PREC == "fp16":
-            raise ValueError("TRAINER.CONTRASTIVE.PREC is 'fp16', but weights that learn stay fp32: use fp32, amp or bf16")
+            raise ValueError(
+                "TRAINER.CONTRASTIVE.PREC is 'fp16', but weights that learn stay fp32: use fp32, amp or bf16"
+            )
         if not 0 < options.KEEP_PATCHES <= 1:
             raise ValueError(f"TRAINER.CONTRASTIVE.KEEP_PATCHES is {options.KEEP_PATCHES}, expected a share in (0, 1]")
 

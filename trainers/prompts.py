@@ -264,7 +264,9 @@ class MultiModeLearner(Learner):
             )
         blocks = min(len(model.visual.transformer.resblocks), len(model.transformer.resblocks))
         if depth > blocks:
-            raise ValueError(f"prompt depth is {depth}, but the shallower tower has {blocks} blocks: lower PROMPT_DEPTH")
+            raise ValueError(
+                f"prompt depth is {depth}, but the shallower tower has {blocks} blocks: lower PROMPT_DEPTH"
+            )
 
     @staticmethod
     def _first_sentences(model: CLIP, classnames: Sequence[str], n_ctx: int, init: str, keep_rest: bool) -> Sentences:
