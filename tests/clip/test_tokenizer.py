@@ -12,8 +12,8 @@ open_clip = pytest.importorskip("open_clip")
 
 TEXT = (
     "a photo of the cat dog's won't they've I'm you'll she'd antidisestablishmentarianism zebra naïve café über "
-    "Straße 東京 日本語 привет Ελληνικά עברית العربية हिन्दी ไทย 한국어 😀 👩‍👩‍👧 🇩🇪 ½ ² Ⅷ ﬁ İstanbul ǅ 1234567890 3.14 #tag "
-    "@me &amp; &amp;lt; &eacute; &#39; Ã©tÃ© â€œquotedâ€\x9d ... !!! ?!? -- __init__ C++ \\n ' '' 's `` ~ | <| |>"
+    "Straße 東京 日本語 привет Ελληνικά עברית العربية हिन्दी ไทย 한국어 😀 👩‍👩‍👧 🇩🇪 ½ ² Ⅷ ﬁ İstanbul ǅ 1234567890 3.14 "
+    "#tag @me &amp; &amp;lt; &eacute; &#39; Ã©tÃ© â€œquotedâ€\x9d ... !!! ?!? -- __init__ C++ \\n ' '' 's `` ~ | <| |>"
 )
 WORDS = TEXT.split(" ")
 ALPHABETS = [(32, 127), (160, 383), (0x370, 0x530), (0x5D0, 0x6FF), (0x900, 0x97F), (0x2000, 0x2BFF), (0x4E00, 0x4FFF)]
