@@ -95,7 +95,7 @@ class ALIGN(PromptTrainer):
                     "BETA": 1.0,  # weight of the token level in the prompt-level cost
                     "LAMBDA": 0.1,  # entropic weight of both levels
                     "MAX_ITER": 100,  # Sinkhorn iterations at most
-                    "THRESHOLD": None,  # Sinkhorn stops below this error; None = the default of the score's stopping rule
+                    "THRESHOLD": None,  # Sinkhorn stops below this error; None = default of the score
                 }
             }
         )

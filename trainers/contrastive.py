@@ -59,8 +59,8 @@ class TwoTowers(nn.Module):
 def whitening(feature: Tensor, out: int, floor: float = 1e-2) -> Tensor:
     """Linear map (d, out) after which features (K, d) are uncorrelated, of equal size and without their common part.
 
-    The mean direction is projected out (a projection has no bias), and eigenvalues of the covariance below `floor` times
-    the largest are raised to it. Components beyond the rank are random.
+    The mean direction is projected out (a projection has no bias), and eigenvalues of the covariance below `floor`
+    times the largest are raised to it. Components beyond the rank are random.
     """
     mean = feature.mean(dim=0)
     direction = mean / mean.norm()
@@ -99,7 +99,8 @@ class ContrastiveCLIP(CLIPTrainer):
     """Trains all of CLIP on batches of images and captions.
 
     The data set brings its own loader (see `datasets.image_text`) with batches {img, text, positive}, where `positive`
-    says which caption is true of which image; its classes and test images serve for zero-shot accuracy during training. With several processes every process contrasts its own batch.
+    says which caption is true of which image; its classes and test images serve for zero-shot accuracy during
+    training. With several processes every process contrasts its own batch.
     The trained model is written to OUTPUT_DIR/clip.safetensors, loadable by `clip.load`.
     """
 

@@ -2,7 +2,7 @@
 
 A learner answers two questions for the prompted forward of `trainers.base.PromptedCLIP`:
 
-- `text_prompts()`  -> (ids (R, L), Prompts or None): R = C * N sentences, class-major (row c * N + n is mode n of class c);
+- `text_prompts()` -> (ids (R, L), Prompts or None): R = C * N sentences, class-major (row c * N + n is mode n of c);
 - `vision_prompts()` -> Prompts or None, with M modes: every layer is (M, m, d), or None for plain images.
 
 Axes: C classes, L tokens, n text context length, m visual prompt length, d width, M/N visual/textual modes, J depth.
@@ -255,8 +255,8 @@ class MultiModeLearner(Learner):
             )
         if coupled and text_modes != vision_modes:
             raise ValueError(
-                f"{vision_modes} visual and {text_modes} textual prompts cannot be coupled: a visual prompt is a linear "
-                f"map of the textual prompt of the same index. Use equal numbers or COUPLED False"
+                f"{vision_modes} visual and {text_modes} textual prompts cannot be coupled: a visual prompt is a "
+                f"linear map of the textual prompt of the same index. Use equal numbers or COUPLED False"
             )
         if not hasattr(model.visual, "transformer"):
             raise ValueError(
@@ -265,7 +265,7 @@ class MultiModeLearner(Learner):
         blocks = min(len(model.visual.transformer.resblocks), len(model.transformer.resblocks))
         if depth > blocks:
             raise ValueError(
-                f"prompt depth is {depth}, but the shallower tower has {blocks} blocks: lower PROMPT_DEPTH"
+                f"PROMPT_DEPTH is {depth}, but the shallower tower has {blocks} blocks: expected at most that"
             )
 
     @staticmethod

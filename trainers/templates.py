@@ -1,4 +1,4 @@
-"""Hand-made sentences per data set: the prompts of zero-shot CLIP (CoOp, Appendix B.1 of the paper; CLIP, Section 3.1.4)."""
+"""Hand-made sentences per data set, the prompts of zero-shot CLIP (CoOp paper, appendix; CLIP paper, Section 3.1.4)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def exact_plan(cost, reg=0.1):
     """Converged plan with uniform marginals, by another package in double precision."""
     rows, columns = cost.shape
     masses = (torch.full((rows,), 1 / rows).double(), torch.full((columns,), 1 / columns).double())
-    plan = ot.sinkhorn(*masses, cost.detach().double(), reg, method="sinkhorn_log", numItermax=10000, stopThr=1e-12)
+    plan = ot.sinkhorn(*masses, cost.detach().double(), reg, method="sinkhorn_log", numItermax=10000, stopThr=1e-9)
     return plan.float()
 
 

@@ -54,7 +54,7 @@ def test_template_words_stay_between_context_and_name(tiny_clip):
 
 
 def test_sentences_refuse_bad_options(tiny_clip):
-    with pytest.raises(ValueError, match="'side'.*end, middle, front"):
+    with pytest.raises(ValueError, match=r"'side'.*end, middle, front"):
         build_sentences(tiny_clip, ["cat"], 2, position="side")
     with pytest.raises(ValueError, match="context length is 0"):
         build_sentences(tiny_clip, ["cat"], 0)
@@ -159,5 +159,5 @@ def test_shared_start_copies_the_deep_maps(tiny_clip, names):
 
 
 def test_too_deep_prompts_are_refused(tiny_clip, names):
-    with pytest.raises(ValueError, match="depth is 5, but the shallower tower has 4 blocks"):
+    with pytest.raises(ValueError, match="PROMPT_DEPTH is 5, but the shallower tower has 4 blocks"):
         learner_of(tiny_clip, names, depth=5)
