@@ -82,7 +82,9 @@ class TinyNoVal(TinyImages):
 class Tiny(TrainerX):
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode({"TINY": {"WIDTH": 4, "PREC": "fp32", "SLEEP": 0.0, "BREAK_AT": -1, "BOUND": True}})
+        return CfgNode(
+            {"TINY": {"WIDTH": 4, "DROPOUT": 0.2, "PREC": "fp32", "SLEEP": 0.0, "BREAK_AT": -1, "BOUND": True}}
+        )
 
     @property
     def class_bound(self) -> bool:
@@ -95,9 +97,9 @@ class Tiny(TrainerX):
         return {"template": self.dm.dataset.template, "backbone": "tiny"}
 
     def build_model(self) -> None:
-        width = self.cfg.TRAINER.TINY.WIDTH
+        width, dropout = self.cfg.TRAINER.TINY.WIDTH, self.cfg.TRAINER.TINY.DROPOUT
         self.model = nn.Sequential(
-            nn.Conv2d(3, width, 3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(width * 36, 3)
+            nn.Conv2d(3, width, 3), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(), nn.Linear(width * 36, 3)
         ).to(self.device)
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)

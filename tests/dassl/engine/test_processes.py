@@ -1,0 +1,141 @@
+"""Two processes started by torchrun's launcher, over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import EPOCHS, tiny_arguments
+from torch import nn
+
+import train
+from dassl.engine.records import read_metrics
+from dassl.engine.run import run_state
+from dassl.utils import distributed
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+OPTIONS = ("DATALOADER.TRAIN_X.BATCH_SIZE", 3)  # per process: 18 images are 3 steps of 2 x 3
+
+
+def launch(reports, arguments, **variables):
+    reports.mkdir(exist_ok=True)
+    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent), **variables}
+    done = subprocess.run(
+        [*code, str(reports), *arguments], capture_output=True, text=True, env=environment, timeout=280
+    )
+    return done, [json.loads(path.read_text()) for path in sorted(reports.glob("*.json"))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes: its folder, what the launcher printed, the reports."""
+    folder = tmp_path_factory.mktemp("whole")
+    done, reports = launch(folder / "reports", tiny_arguments(folder / "images", folder / "run", *OPTIONS))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done, reports
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(whole):
+    tmp_path, done, reports = whole
+    assert [report["rank"] for report in reports] == [0, 1]
+    first, second = reports
+    assert first["weights"] == second["weights"]
+    assert first["wrapped"] == "DistributedDataParallel"
+    # each epoch every image is seen once, by one of the two
+    for epoch in range(EPOCHS):
+        seen = [report["seen"][9 * epoch : 9 * epoch + 9] for report in reports]
+        assert sorted(seen[0] + seen[1]) == list(range(18))
+    assert first["draw"] != second["draw"]
+    # every test image is evaluated once, and both know the result of all
+    assert first["evaluated"] + second["evaluated"] == 12
+    assert abs(first["evaluated"] - second["evaluated"]) <= 1
+    for report in reports:
+        assert report["result"]["counts"]["evaluated"] == 12
+        assert report["result"]["accuracy"] == first["result"]["accuracy"]
+        assert report["result"]["processes"] == 2
+    # one writer
+    assert (tmp_path / "run" / "log.txt").read_text().count("Finish training") == 1
+    assert done.stdout.count("Finish training") == 1
+    records = read_metrics(tmp_path / "run")
+    assert [r["images"] for r in records if r["kind"] == "epoch"] == [18] * EPOCHS
+    assert len([r for r in records if r["kind"] == "train"]) == 3 * EPOCHS
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    assert run_state(tmp_path / "run") == "done"
+    # the checkpoint is that of the model, without a wrapper, and loads in one process
+    checkpoint = torch.load(tmp_path / "run" / "tiny" / f"model.pth.tar-{EPOCHS}", weights_only=True)
+    assert not any(name.startswith("module.") for name in checkpoint["state_dict"])
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    alone = train.run(tiny_arguments(tmp_path / "images", tmp_path / "alone", *OPTIONS, flags=flags))
+    assert alone["ece"] == pytest.approx(first["result"]["ece"])
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(whole, tmp_path):
+    arguments = tiny_arguments(tmp_path / "images", tmp_path / "run", *OPTIONS)
+    done, reports = launch(tmp_path / "reports", arguments, STOP_IN_EPOCH="2")
+    assert (done.returncode != 0, reports) == (True, [])
+    assert run_state(tmp_path / "run") != "done"
+    with pytest.raises(ValueError, match="of a run with 2 processes, this one has 1"):
+        train.run(arguments)
+    done, reports = launch(tmp_path / "reports", arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for ours, theirs in zip(reports, whole[2]):
+        assert ours["weights"] == theirs["weights"]
+        assert ours["seen"] == theirs["seen"][18:]
+        assert ours["draw"] == theirs["draw"]
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_whole_batch(tmp_path):
+    """Two processes with 9 images each take the step of one with 18, when nothing random is in the model."""
+    options = ("OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1, "INPUT.TRANSFORMS", "['normalize']")
+    two = ("DATALOADER.TRAIN_X.BATCH_SIZE", 9, "TRAINER.TINY.DROPOUT", 0.0)
+    done, reports = launch(tmp_path / "reports", tiny_arguments(tmp_path / "images", tmp_path / "two", *options, *two))
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = ("DATALOADER.TRAIN_X.BATCH_SIZE", 18, "TRAINER.TINY.DROPOUT", 0.0)
+    train.run(tiny_arguments(tmp_path / "images", tmp_path / "one", *options, *one))
+    state = torch.load(tmp_path / "one" / "tiny" / "model.pth.tar-1", weights_only=True)["state_dict"]
+    weights = torch.cat([value.flatten() for value in state.values()])
+    assert torch.allclose(weights, torch.tensor(reports[0]["weights"]), atol=1e-6)
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not distributed.init_distributed()
+    assert (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank()) == (0, 1, 0)
+    assert distributed.is_main_process()
+    assert distributed.all_gather_object("a") == ["a"]
+    assert distributed.broadcast_object("a") == "a"
+    distributed.barrier()
+    distributed.shutdown_distributed()
+
+
+def test_incomplete_environment_is_explained(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        ValueError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; start the run with torch"
+    ):
+        distributed.init_distributed()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 'two'"):
+        distributed.init_distributed()
+
+
+def test_one_process_and_frozen_modules_are_not_wrapped(tmp_path):
+    args = train.build_parser().parse_args(tiny_arguments(tmp_path / "images", tmp_path / "run"))
+    trainer = train.build_trainer(train.build_config(args))
+    layer = nn.Linear(1, 1)
+    assert trainer.parallel(layer) is layer
+    frozen = nn.Linear(1, 1).requires_grad_(False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "get_world_size", lambda: 2)
+        assert trainer.parallel(frozen) is frozen
