@@ -55,13 +55,15 @@ def align_loop(
     """
     x, y = (v / v.norm(dim=-1, keepdim=True) for v in (image_pooled, text_pooled))
     r, s = (v / v.norm(dim=-1, keepdim=True) for v in (image_tokens, text_tokens))
-    (images, m, j), (classes, n, length) = r.shape[:3], s.shape[:3]
+    (images, m, j), (classes, n) = r.shape[:3], s.shape[:2]
     cosines, distances = [], []
     for b in range(images):
         for c in range(classes):
-            cost = (1 - torch.einsum("mje,nle->mnjl", r[b], s[c])).reshape(m * n, j, length)
+            used = text_mask[c].any(0)
+            cost = (1 - torch.einsum("mje,nle->mnjl", r[b], s[c][:, used])).flatten(0, 1)  # (M N, J, tokens of c)
             rows = cost.new_full((m * n, j), 1 / j)
-            cols = (text_mask[c].to(cost) / text_mask[c].sum(1, keepdim=True)).repeat(m, 1)
+            mask = text_mask[c][:, used].to(cost)
+            cols = (mask / mask.sum(1, keepdim=True)).repeat(m, 1)
             size = m * n if stop == "scaling_change" else 1
             plans = [
                 sinkhorn_loop(*parts, reg, max_iter, threshold, stop)

@@ -124,9 +124,9 @@ def align_scores(
             weights = torch.full_like(cost.detach(), 1 / modes.numel())
             prompt_entropy, prompt_iterations = one, none
         else:
-            masses = (cost.new_full((count,), 1 / count) for count in modes)
+            rows, cols = (cost.new_full((count,), 1 / count) for count in modes)
             group = 1 if stop == "marginal" else None
-            weights, steps, _ = sinkhorn(cost, *masses, reg, max_iter, rule.threshold, stop, group)
+            weights, steps, _ = sinkhorn(cost, rows, cols, reg, max_iter, rule.threshold, stop, group)
             prompt_iterations = steps.to(cost.dtype).mean()
             most = math.log(modes.numel())
             prompt_entropy = torch.special.entr(weights).sum((2, 3)).mean() / most if most > 0 else one

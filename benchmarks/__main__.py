@@ -1,0 +1,21 @@
+"""`python -m benchmarks NAME [options]`: measures one thing and prints it."""
+
+import argparse
+
+from . import align_step, sinkhorn
+
+BENCHMARKS = {"align_step": align_step, "sinkhorn": sinkhorn}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    choices = parser.add_subparsers(dest="name", required=True)
+    for name, module in BENCHMARKS.items():
+        summary = module.__doc__.split("\n", 1)[0]
+        module.add_arguments(choices.add_parser(name, help=summary, description=module.__doc__))
+    arguments = parser.parse_args()
+    BENCHMARKS[arguments.name].run(arguments)
+
+
+if __name__ == "__main__":
+    main()

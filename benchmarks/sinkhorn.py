@@ -1,0 +1,87 @@
+"""Token-level transport for all images and classes at once against one Sinkhorn call per pair, at ALIGN's sizes.
+
+Tokens are random vectors that share a few directions; a larger share spreads their similarities and makes the problems
+harder. `spread` is the standard deviation of the similarities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trainers.transport import align_scores
+
+from .reference import align_loop
+from .report import show
+
+SHARED = 8  # directions that all tokens share
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--classes", type=int, default=100, help="C (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=4, help="B (default %(default)s)")
+    parser.add_argument("--modes", type=int, default=4, help="M = N (default %(default)s)")
+    parser.add_argument("--image-tokens", type=int, default=198, help="J (default %(default)s)")
+    parser.add_argument(
+        "--text-tokens", type=int, default=10, help="L, the longest; sets have half to all (default 10)"
+    )
+    parser.add_argument("--width", type=int, default=512, help="E (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="times each is measured, in turn (default %(default)s)")
+
+
+def features(arguments: argparse.Namespace, share: float) -> list[Tensor]:
+    """image_pooled, image_tokens, text_pooled, text_tokens, text_mask as `align_scores` takes them."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(SHARED, arguments.width, generator=generator)
+
+    def draw(*shape: int) -> Tensor:
+        own = torch.randn(*shape, arguments.width, generator=generator)
+        return share * torch.randn(*shape, SHARED, generator=generator) @ directions + own
+
+    image, text = (arguments.batch, arguments.modes), (arguments.classes, arguments.modes)
+    values = [draw(*image), draw(*image, arguments.image_tokens), draw(*text), draw(*text, arguments.text_tokens)]
+    longest = arguments.text_tokens
+    lengths = torch.randint(max(1, longest // 2), longest + 1, text, generator=generator)
+    return [*(x.requires_grad_() for x in values), torch.arange(longest) < lengths.unsqueeze(-1)]
+
+
+def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Seconds of a forward and backward pass, and the scores."""
+    start = time.perf_counter()
+    scores = function()
+    scores.logsumexp(-1).sum().backward()
+    return time.perf_counter() - start, scores.detach()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    for share in (0.0, 0.3, 0.8):
+        values = features(arguments, share)
+        names = ("blocks_s", "one_block_s", "loop_s", "all_iterations_s")
+        ways: dict[str, Callable[[], Tensor]] = {
+            "blocks_s": lambda values=values: align_scores(*values, 10.0).scores,
+            "one_block_s": lambda values=values: align_scores(*values, 10.0, budget_bytes=1 << 40).scores,
+            "loop_s": lambda values=values: align_loop(*values, 10.0)[0],
+            "all_iterations_s": lambda values=values: align_scores(*values, 10.0, threshold=1e-30).scores,
+        }
+        timed(ways["blocks_s"])
+        found = [{name: timed(ways[name]) for name in names} for _ in range(arguments.rounds)]
+        figures = {name: statistics.median(one[name][0] for one in found) for name in names}
+        figures["times_faster_than_loop"] = figures["loop_s"] / figures["blocks_s"]
+        score = align_scores(*values, 10.0)
+        exact = found[0]["all_iterations_s"][1]
+        figures["token_iterations"], figures["prompt_iterations"] = score.iterations.tolist()
+        figures["token_entropy"], figures["prompt_entropy"] = float(score.token_entropy), float(score.prompt_entropy)
+        figures["largest_error_of_cosine"] = float((score.scores - exact).abs().max()) / 10
+        images, texts = (normalize(values[k].detach(), dim=-1).flatten(0, 2) for k in (1, 3))
+        settings = {"problems": arguments.batch * arguments.classes * arguments.modes**2}
+        settings |= {"rows": arguments.image_tokens, "columns": arguments.text_tokens, "threads": arguments.threads}
+        settings["spread"] = round(float((images @ texts[::7].T).std()), 3)
+        show("sinkhorn", {name: float(f"{value:.4g}") for name, value in figures.items()}, settings)
