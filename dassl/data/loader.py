@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dassl.utils import distributed
 
 from .samplers import SeededSampler
-from .seeding import draw_int64, item_seed, seeded_scope
+from .seeding import draw_int64, item_seed, kept_generators, seed_generators
 
 __all__ = ["SeededLoader"]
 
@@ -135,15 +135,20 @@ class _SeededItems(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, tuple):
-            return self.dataset[key]
-        index, seed = key
-        with seeded_scope(seed):
-            try:
-                return self.dataset[index]
-            except (ValueError, FileNotFoundError) as fault:
-                return _Fault(fault)
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+        """The items of one batch, each made under its own seed; torch calls this where it exists."""
+        items = []
+        with kept_generators():
+            for index, seed in keys:
+                seed_generators(seed)
+                try:
+                    items.append(self.dataset[index])
+                except (ValueError, FileNotFoundError) as fault:
+                    return [_Fault(fault)]
+        return items
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # not set yet while a worker unpickles this object
@@ -159,10 +164,7 @@ class _Fault:
 
 
 def _collate(items: list[Any]) -> Any:
-    for item in items:
-        if isinstance(item, _Fault):
-            return item
-    return default_collate(items)
+    return items[0] if isinstance(items[0], _Fault) else default_collate(items)
 
 
 def _raise_faults(batches: Iterator[Any]) -> Iterator[Any]:

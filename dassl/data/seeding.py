@@ -11,7 +11,7 @@ import torch
 
 from dassl.utils import distributed
 
-__all__ = ["draw_int64", "item_seed", "loader_seed", "seeded_scope"]
+__all__ = ["draw_int64", "item_seed", "kept_generators", "loader_seed", "seed_generators"]
 
 _MASK = 2**64 - 1
 _STEP = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
@@ -46,19 +46,20 @@ def _mix(seed: int, number: int) -> int:
     return value ^ (value >> 31)
 
 
-@contextmanager
-def seeded_scope(seed: int) -> Iterator[None]:
-    """Seed Python's random, numpy's global generator and torch's CPU generator, and put them back at the end.
+def seed_generators(seed: int) -> None:
+    """Seed Python's random, numpy's global generator and torch's CPU generator; GPU generators are not touched."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
 
-    GPU generators are not touched.
-    """
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Whatever happens inside, the three generators of `seed_generators` are afterwards as they were before."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.get_rng_state()
     try:
-        random.seed(seed)
-        np.random.seed(seed & 0xFFFFFFFF)
-        torch.default_generator.manual_seed(seed)
         yield
     finally:
         random.setstate(python_state)

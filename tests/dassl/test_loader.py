@@ -13,7 +13,7 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 
 from dassl.data.loader import SeededLoader
 from dassl.data.samplers import RandomSampler, SequentialSampler
-from dassl.data.seeding import draw_int64, item_seed, loader_seed, seeded_scope
+from dassl.data.seeding import draw_int64, item_seed, kept_generators, loader_seed, seed_generators
 from dassl.utils import distributed
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "loader_order.json").read_text())["cases"]
@@ -52,8 +52,13 @@ def content(loader):
     return [(batch["index"].tolist(), [noise.tolist() for noise in batch["noise"]]) for batch in loader]
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"n{case['n']}-seed{case['seed']}")
+@pytest.mark.parametrize(
+    ("case", "num_workers"),
+    [
+        *((case, 0) for case in CASES),
+        *(pytest.param(case, 2, marks=pytest.mark.slow) for case in CASES if case["seed"] == 1),
+    ],
+)
 def test_order_of_the_original_without_evaluation(case, num_workers):
     torch.manual_seed(12345)
     random.seed(1)
@@ -104,7 +109,7 @@ def test_global_generators_are_left_alone():
 
 @pytest.mark.slow
 def test_augmentation_does_not_depend_on_workers():
-    loaders = [train_loader(13, 4, seed=5, num_workers=workers) for workers in (0, 1, 3)]
+    loaders = [train_loader(13, 4, seed=5, num_workers=workers) for workers in (0, 1, 2)]
     for _ in range(2):
         first, *others = [content(loader) for loader in loaders]
         assert all(other == first for other in others)
@@ -250,14 +255,17 @@ def test_item_seeds_do_not_collide():
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
-def test_seeded_scope_restores_after_a_fault():
+def test_generators_are_kept_after_a_fault():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    with contextlib.suppress(KeyError), seeded_scope(2**64 - 1):
+    with contextlib.suppress(KeyError), kept_generators():
+        seed_generators(2**64 - 1)
         torch.rand(1)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
-    with seeded_scope(5):
-        inside = torch.rand(1), random.random(), np.random.rand()
-    with seeded_scope(5):
-        assert (torch.rand(1), random.random(), np.random.rand()) == inside
+    draws = []
+    for _ in range(2):
+        with kept_generators():
+            seed_generators(5)
+            draws.append((torch.rand(1).item(), random.random(), np.random.rand()))
+    assert draws[0] == draws[1]
