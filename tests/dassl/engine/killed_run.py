@@ -1,5 +1,6 @@
 """Runs train.py's main in a process of its own and lets it be killed at a chosen moment of writing."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ def start(arguments, log, kill_at=None):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout = os.fdopen(1, "w")
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in a run from the command line
     import train
 
     if kill_at is not None:
