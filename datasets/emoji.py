@@ -127,7 +127,7 @@ class EmojiGroups(EmojiDataset):
 
 
 class FineEmojiDataset(EmojiDataset):
-    """Fine classes split by style; every concept is in each split.
+    """Fine classes split by style; the same concepts in each split.
 
     Validation is in `val_styles`, less those that training or test use; without a style left there is no validation.
     """
@@ -138,9 +138,10 @@ class FineEmojiDataset(EmojiDataset):
 
     def splits(self, source: Sequence[str], target: Sequence[str]) -> tuple[list[Datum], list[Datum], list[Datum]]:
         free = [style for style in self.val_styles if style not in (*source, *target)]
-        return tuple(
+        train, val, test = (
             [item for style in styles for item in self.style_items(style)] for styles in (source, free, target)
         )
+        return train, val, test
 
 
 @DATASET_REGISTRY.register()

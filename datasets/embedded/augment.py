@@ -37,12 +37,9 @@ class Strength(NamedTuple):
         """Weaker by `amount` in [0, 1]: at 0 nothing but a mild affine change."""
         low, high = self.scale
         mild = 0.25 + 0.75 * amount
-        return Strength(
-            (1 - (1 - low) * mild, 1 + (high - 1) * amount),
-            *(value * mild for value in (self.aspect, self.rotation, self.shear, self.shift)),
-            self.flip,
-            *(value * amount for value in self[6:]),
-        )
+        weaker = {name: getattr(self, name) * amount for name in self._fields[6:]}
+        shape = {name: getattr(self, name) * mild for name in ("aspect", "rotation", "shear", "shift")}
+        return Strength(scale=(1 - (1 - low) * mild, 1 + (high - 1) * amount), flip=self.flip, **shape, **weaker)
 
 
 def contours(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
     python -m datasets.embedded.build            # fetch, render, pack into datasets/embedded/
     python -m datasets.embedded.build --check    # the same into memory; compare byte for byte
     python -m datasets.embedded.build --icons    # icons with names, into the user's cache: optional pairs
+    python -m datasets.embedded.build --sheet docs/images/emoji_styles.png    # sample pictures; fetches nothing
 
 Needs `npm` and the packages of requirements-build.txt.
 """
@@ -18,13 +19,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from . import HERE, STYLES, pack
+from . import HERE, STYLES, concept_ids, load_style, pack
 from . import sources as table
 from .icons import choose, concept_of, icons_path, save_icons
 from .match import read_concepts
+from .pictures import composite
 
 INTEGRITY = HERE / "integrity.json"
+# apple, dog, slightly smiling face, cherry blossom, camera, trumpet, dress, pill, house, fire engine, cat, guitar
+SHEET = ("1F34E", "1F436", "1F642", "1F338", "1F4F7", "1F3BA", "1F457", "1F48A", "1F3E0", "1F692", "1F431", "1F3B8")
 
 
 def fetch(package: table.Package, folder: Path) -> Path:
@@ -100,6 +105,21 @@ def build_icons(folder: Path) -> Path:
     return icons_path()
 
 
+def write_sheet(path: Path, codes: tuple[str, ...] = SHEET) -> None:
+    """Write a sheet of evaluation pictures: one row per style, one column per concept, blank where a style lacks it."""
+    edge = pack.SIZE + 2
+    sheet = Image.new("RGB", (edge * len(codes), edge * len(STYLES)), "white")
+    for row, style in enumerate(STYLES):
+        ids, images = load_style(style, premultiplied=True)
+        drawn = dict(zip(ids.tolist(), images))
+        for column, code in enumerate(codes):
+            if concept_ids()[code] in drawn:
+                picture = Image.fromarray(composite(drawn[concept_ids()[code]], code, style))
+                sheet.paste(picture, (column * edge + 1, row * edge + 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status: 1 if --check finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m datasets.embedded.build", description=__doc__.splitlines()[0])
@@ -107,7 +127,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--packages", type=Path, help="folder to keep the packages in (default: a temporary one)")
     parser.add_argument("--styles", nargs="+", default=list(STYLES), choices=STYLES, metavar="STYLE", help="only these")
     parser.add_argument("--icons", action="store_true", help="build the icons instead, into the user's cache")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write sample pictures of every style instead")
     args = parser.parse_args(argv)
+    if args.sheet is not None:
+        write_sheet(args.sheet)
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if args.packages is None else args.packages
         folder.mkdir(parents=True, exist_ok=True)

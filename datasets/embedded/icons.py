@@ -40,7 +40,7 @@ def clean_name(name: str) -> tuple[str, str]:
 
     The name is "" if it says nothing: a single letter, a number, a brand or too many words.
     """
-    suffix = []
+    suffix: list[str] = []
     while found := _SUFFIXES.search(name):
         suffix.insert(0, found.group(1))
         name = name[: found.start()]

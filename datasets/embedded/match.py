@@ -32,7 +32,7 @@ def read_concepts(folder: Path) -> list[dict]:
     shortcodes = [_by_code(folder / f"en/shortcodes/{name}.json") for name in _SHORTCODES]
     concepts = []
     for entry in sorted(_entries(folder), key=lambda entry: entry.get("order", 0)):
-        group, subgroup = groups.get(entry.get("group")), subgroups.get(entry.get("subgroup"))
+        group, subgroup = groups.get(entry.get("group", -1)), subgroups.get(entry.get("subgroup", -1))
         if group is None or group in _GROUPS_LEFT_OUT or subgroup in _SUBGROUPS_LEFT_OUT:
             continue
         code = plain_hex(entry["hexcode"])

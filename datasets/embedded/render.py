@@ -131,7 +131,7 @@ def font(folder: Path, concepts: list[dict]) -> Iterator[tuple[int, np.ndarray]]
 def _ligatures(face: TTFont) -> dict[tuple[str, ...], str]:
     """Sequence of glyphs (without the variation selector) -> ligature glyph."""
     selector = face.getBestCmap().get(0xFE0F)
-    table = {}
+    table: dict[tuple[str, ...], str] = {}
     for lookup in face["GSUB"].table.LookupList.Lookup:
         for subtable in lookup.SubTable:
             for first, rules in getattr(subtable, "ligatures", {}).items():

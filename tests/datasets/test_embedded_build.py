@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.embedded import (
     HERE,
@@ -223,3 +224,14 @@ def test_check_finds_a_difference(monkeypatch, capsys, tmp_path):
     assert build.main(["--check", "--packages", str(tmp_path)]) == 1
     assert "differs" in capsys.readouterr().out
     assert hashlib.sha256(style.read_bytes()).hexdigest() != hashlib.sha256(same[style]).hexdigest()
+
+
+def test_sheet_shows_blank_cells_for_missing_drawings(tmp_path):
+    path = tmp_path / "images" / "sheet.png"
+    build.write_sheet(path, ("1F600", "1F34E"))  # fxemoji has no grinning face
+    with Image.open(path) as image:
+        sheet = np.array(image.convert("RGB"))
+    assert sheet.shape == (14 * 66, 2 * 66, 3)
+    row = STYLES.index("fxemoji") * 66
+    assert (sheet[row + 1 : row + 65, 1:65] == 255).all()
+    assert sheet[row + 1 : row + 65, 67:131].std() > 10
