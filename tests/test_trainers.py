@@ -1,0 +1,234 @@
+"""Every registered method through train.py on the embedded data, with a tiny random CLIP."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import clip
+import train
+from dassl.engine import TRAINER_REGISTRY
+
+# Options of each method that make its run short; a method without an entry runs with its defaults.
+SHORT = {
+    "CoOp": ["TRAINER.COOP.N_CTX", 4],
+    "ALIGN": ["TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2]
+    + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2],
+}
+PRETRAINING = {"ContrastiveCLIP"}
+FEW_SHOT = sorted(set(TRAINER_REGISTRY.registered_names()) & {"ZeroshotCLIP", "CoOp", "ALIGN"})
+LEARNING = [name for name in FEW_SHOT if name != "ZeroshotCLIP"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folder of the pictures, written once."""
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A tiny CLIP with random weights, as a file."""
+    torch.manual_seed(0)
+    model = clip.CLIP(
+        embed_dim=32,
+        image_resolution=64,
+        vision_layers=3,
+        vision_width=64,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=2048,
+        transformer_width=32,
+        transformer_heads=2,
+        transformer_layers=3,
+        vision_heads=2,
+    )
+    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
+    clip.save_model(model, path)
+    return str(path)
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The trainers that train.py builds during a test, in order."""
+    found, build = [], train.build_trainer
+
+    def keep(cfg):
+        found.append(build(cfg))
+        return found[-1]
+
+    monkeypatch.setattr(train, "build_trainer", keep)
+    return found
+
+
+@pytest.fixture
+def run(root, backbone, tmp_path):
+    """Runs train.main on two styles of EmojiGroups."""
+
+    def start(method, output, *flags, options=()):
+        arguments = ["--root", root, "--trainer", method, "--output-dir", str(tmp_path / output), "--seed", "1"]
+        settings = {
+            "DATASET.NAME": "EmojiGroups",
+            "DATASET.NUM_SHOTS": 1,
+            "DATASET.SOURCE_DOMAINS": "('openmoji',)",
+            "DATASET.TARGET_DOMAINS": "('openmoji',)",
+            "DATASET.CACHE_DIR": str(tmp_path / "cache"),
+            "DATALOADER.NUM_WORKERS": 0,
+            "DATALOADER.TRAIN_X.BATCH_SIZE": 16,
+            "DATALOADER.TEST.BATCH_SIZE": 100,
+            "INPUT.SIZE": "(64, 64)",
+            "INPUT.TRANSFORMS": "('normalize',)",
+            "MODEL.BACKBONE.NAME": backbone,
+            "OPTIM.NAME": "sgd",
+            "OPTIM.LR": 0.02,
+            "OPTIM.MAX_EPOCH": 2,
+        }
+        pairs = [str(item) for pair in settings.items() for item in pair]
+        return train.main([*arguments, *flags, *pairs, *map(str, SHORT.get(method, [])), *map(str, options)])
+
+    return start
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "epoch"]
+
+
+def logits_of(trainer):
+    """Logits of the first test batch."""
+    batch = next(iter(trainer.test_loader))
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        return trainer.model_inference(batch["img"])
+
+
+def test_every_method_is_covered():
+    ours = {
+        name
+        for name in TRAINER_REGISTRY.registered_names()
+        if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
+    }
+    assert ours == set(FEW_SHOT) | PRETRAINING
+
+
+@pytest.mark.parametrize("method", FEW_SHOT)
+def test_train_evaluate_and_load(method, run, built, tmp_path):
+    result = run(method, "base", options=["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 4])
+    trained = built[-1]
+    assert result["method"] == method
+    assert result["counts"]["classes"] == 35
+    assert 0 <= result["accuracy"] <= 100
+    assert (tmp_path / "base" / "DONE").exists()
+
+    again = run(
+        method,
+        "again",
+        "--eval-only",
+        "--model-dir",
+        str(tmp_path / "base"),
+        options=["DATASET.SUBSAMPLE_CLASSES", "base"],
+    )
+    assert again["accuracy"] == result["accuracy"]
+    torch.testing.assert_close(logits_of(built[-1]), logits_of(trained), rtol=0, atol=0)
+
+    new = run(
+        method,
+        "new",
+        "--eval-only",
+        "--model-dir",
+        str(tmp_path / "base"),
+        options=["DATASET.SUBSAMPLE_CLASSES", "new"],
+    )
+    assert new["counts"]["classes"] == 34
+    assert logits_of(built[-1]).shape[1] == 34
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_loss_falls_and_only_the_learner_changes(method, run, built, monkeypatch, tmp_path):
+    before = {}
+    build = train.build_trainer
+
+    def keep(cfg):
+        trainer = build(cfg)
+        before.update({name: value.clone() for name, value in trainer.model.named_parameters()})
+        return trainer
+
+    monkeypatch.setattr(train, "build_trainer", keep)
+    run(method, "run", options=["OPTIM.MAX_EPOCH", 5])
+    first, *_, last = losses(tmp_path / "run")
+    assert last < first
+    after = dict(built[-1].model.named_parameters())
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in after if name.startswith("learner.")}
+
+
+@pytest.mark.parametrize("method", FEW_SHOT)
+@pytest.mark.parametrize("precision", ["fp16", "amp", "bf16"])
+def test_every_precision_runs(method, precision, run, built):
+    node = TRAINER_REGISTRY.get(method).node
+    result = run(method, "run", options=[f"TRAINER.{node}.PREC", precision, "OPTIM.MAX_EPOCH", 1])
+    assert math.isfinite(result["accuracy"])
+    assert result["precision"] == ("fp32" if precision == "fp16" and not torch.cuda.is_available() else precision)
+    assert all(p.dtype == torch.float32 for p in built[-1].model.learner.parameters())
+
+
+def test_classes_are_encoded_once_per_evaluation(run, built, monkeypatch):
+    calls = []
+    encode = clip.CLIP.encode_text
+    monkeypatch.setattr(
+        clip.CLIP, "encode_text", lambda self, *args, **more: calls.append(1) or encode(self, *args, **more)
+    )
+    run("ZeroshotCLIP", "run", options=["DATALOADER.TEST.BATCH_SIZE", 10])
+    assert len(built[-1].test_loader) > 3
+    assert len(calls) == 1
+
+
+def test_class_specific_context_refuses_other_classes(run, tmp_path, capsys):
+    own = ["TRAINER.COOP.CSC", True]
+    run("CoOp", "base", options=[*own, "DATASET.SUBSAMPLE_CLASSES", "base"])
+    with pytest.raises(SystemExit) as stopped:
+        run(
+            "CoOp",
+            "new",
+            "--eval-only",
+            "--model-dir",
+            str(tmp_path / "base"),
+            options=[*own, "DATASET.SUBSAMPLE_CLASSES", "new"],
+        )
+    assert stopped.value.code == 2
+    assert "class" in capsys.readouterr().err
+
+
+def test_contrastive_pretraining_writes_a_loadable_clip(root, tmp_path, built):
+    options = {
+        "DATASET.NAME": "EmojiCaptions",
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 1024,
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.SIZE": "(64, 64)",
+        "INPUT.TRANSFORMS": "('normalize',)",
+        "OPTIM.NAME": "adamw",
+        "OPTIM.LR": 1e-3,
+        "OPTIM.MAX_EPOCH": 3,
+        "TRAINER.CONTRASTIVE.VISION_LAYERS": 1,
+        "TRAINER.CONTRASTIVE.TEXT_LAYERS": 1,
+        "TRAINER.CONTRASTIVE.VISION_WIDTH": 64,
+        "TRAINER.CONTRASTIVE.TEXT_WIDTH": 64,
+        "TRAINER.CONTRASTIVE.TEXT_HEADS": 1,
+        "TRAINER.CONTRASTIVE.EMBED_DIM": 32,
+        "TRAINER.CONTRASTIVE.VOCAB_SIZE": 2048,
+        "TRAINER.CONTRASTIVE.VISION_PATCH_SIZE": 16,
+        "TRAINER.CONTRASTIVE.FULL_EPOCHS": 1,
+    }
+    flags = ["--root", root, "--trainer", "ContrastiveCLIP", "--output-dir", str(tmp_path / "run"), "--seed", "1"]
+    train.main([*flags, *[str(item) for pair in options.items() for item in pair]])
+    first, *_, last = losses(tmp_path / "run")
+    assert last < first
+    trained = built[-1].model.clip
+    model, _ = clip.load(str(tmp_path / "run" / "clip.safetensors"))
+    image = torch.randn(2, 3, 64, 64)
+    ids = clip.tokenize(["a cat", "a dog"], vocab_size=2048)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image, ids)[0], trained.eval()(image, ids)[0], rtol=0.02, atol=0.05)
