@@ -225,7 +225,7 @@ class CLIP(nn.Module):
                 of prompts are placeholders: their embeddings are overwritten.
             prompts: ``layers[0]`` overwrites the token embeddings at ``slots`` before positions are added, deeper
                 layers overwrite the same slots at the input of their block, without positions.
-            labels: one layer that overwrites token embeddings at the class name's slots.
+            labels: one layer that overwrites token embeddings at the class name's slots, after the prompts.
 
         Returns:
             pooled (rows, E) from the end-of-text token, tokens (rows, Lcut, E), Lcut = the batch's longest
