@@ -259,19 +259,23 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Refuse what torch.load(weights_only=True) would not give back."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes, Tensor)):
-        if type(value).__module__ == "numpy":
-            raise ValueError(f"{where} is a {type(value).__name__} of numpy; convert it to a Python number or a tensor")
+    """Refuse what torch.load(weights_only=True) does not give back in every supported version of torch.
+
+    Raises:
+        ValueError: `value` holds more than tensors, numbers, texts, None, dtypes, lists, tuples and dictionaries.
+    """
+    if type(value).__module__ == "numpy":
+        raise ValueError(f"{where} is a {type(value).__name__} of numpy; convert it to a Python number or a tensor")
+    if value is None or isinstance(value, (bool, int, float, str, Tensor, torch.dtype)):
         return
     if isinstance(value, dict):
         for key, entry in value.items():
             check_plain(key, f"a key of {where}")
             check_plain(entry, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple, set, torch.Size):
+    elif type(value) in (list, tuple, torch.Size):
         for index, entry in enumerate(value):
             check_plain(entry, f"{where}[{index}]")
-    elif not isinstance(value, (torch.dtype, torch.device)):
+    else:
         raise ValueError(
             f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain Python values only"
         )
