@@ -15,7 +15,7 @@ def _fixed_threads():
     torch.set_num_threads(1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng() -> torch.Generator:
     """Seeded generator for random test data."""
     return torch.Generator().manual_seed(0)

@@ -29,7 +29,7 @@ def tiny_clip() -> CLIP:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def names() -> list[str]:
     """Class names of one and of several tokens, with an underscore."""
     return ["cat", "golden_retriever", "Boeing 747-400", "yin_yang", "a"]
