@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -163,14 +164,26 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         "MODEL.HEAD.NAME": args.head,
         "IMPORTS": args.imports,
     }
+    _check_places(args)
     cfg.merge_from_list([item for key, value in flags.items() if value is not None for item in (key, value)])
-    misplaced = [item for item in args.opts if item.startswith("--") and item != "--"]
-    if misplaced:
-        raise ValueError(f"{', '.join(misplaced)} stands among the KEY VALUE pairs; flags come before them")
     cfg.merge_from_list([item for item in args.opts if item != "--"])
     check_values(cfg)
     cfg.freeze()
     return cfg
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse flags among the KEY VALUE pairs, and pairs that a flag with a list of names has swallowed."""
+    misplaced = [item for item in args.opts if item.startswith("--") and item != "--"]
+    if misplaced:
+        raise ValueError(f"{', '.join(misplaced)} stands among the KEY VALUE pairs; flags come before them")
+    for flag in ("source_domains", "target_domains", "transforms"):
+        keys = [item for item in getattr(args, flag) or () if re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", item)]
+        if keys:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} takes every name up to the next flag, {keys[0]} too; "
+                "put another flag, or --, between its names and the KEY VALUE pairs"
+            )
 
 
 def _imports_of(file: str) -> list[str]:

@@ -155,6 +155,7 @@ def bad(flags=(), opts=()):
             "DATASET.SUBSAMPLE_CLASSES is 'old', expected one of all, base, new",
         ),
         (bad(opts=("OPTIM.LR",)), "odd number"),
+        (bad(("--target-domains", "a")), "--target-domains takes every name up to the next flag, DATASET.NAME too"),
         (bad(opts=("--seed", "1")), "--seed stands among the KEY VALUE pairs"),
         (bad(("--trainer", "Tinny")), "TRAINER.NAME is 'Tinny' (do you mean Tiny?)"),
         (bad(("--trainer", "")), "TRAINER.NAME is ''"),
