@@ -226,10 +226,15 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Returns:
         The content of result.json; {"mode": "none"} with --no-train.
     """
-    return _run(build_parser().parse_args(argv))
+    return _run(*_parse(argv))
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    command = list(sys.argv[1:] if argv is None else argv)
+    return build_parser().parse_args(command), command
+
+
+def _run(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     cfg = build_config(args)
     started = distributed.init_distributed(cfg.USE_CUDA)
     try:
@@ -240,7 +245,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
                 setup_logger(None)
                 logger.info("%s is done already; its result is used again", folder.path)
                 return read_result(folder.path)
-            seed = folder.start(cfg, mode)
+            seed = folder.start(cfg, mode, command)
             log = setup_logger(cfg.OUTPUT_DIR)
             try:
                 return _work(args, cfg, folder, mode, seed)
@@ -276,9 +281,9 @@ def _work(args: argparse.Namespace, cfg: CfgNode, folder: RunFolder, mode: str, 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Like `run`, but bad input ends in one line `error: ...` on stderr and exit code 2."""
-    args = build_parser().parse_args(argv)
+    args, command = _parse(argv)
     try:
-        return _run(args)
+        return _run(args, command)
     except CLEAR_ERRORS as fault:
         if args.verbose_errors:
             raise

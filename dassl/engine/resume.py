@@ -141,9 +141,13 @@ def copy_best(trainer: SimpleTrainer, directory: str) -> None:
         for name in trainer._models:
             best = Path(directory) / name / BEST_MODEL
             if best.is_file():
-                content = best.read_bytes()
-                atomic_write(Path(trainer.output_dir) / name / BEST_MODEL, lambda file, c=content: file.write(c))
+                _copy(best, Path(trainer.output_dir) / name / BEST_MODEL)
     distributed.barrier()
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    atomic_write(target, lambda file: file.write(content))
 
 
 def best_result(trainer: SimpleTrainer, directory: str) -> float:

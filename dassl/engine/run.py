@@ -17,9 +17,9 @@ import contextlib
 import os
 import secrets
 import subprocess
-import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,12 @@ class RunFolder:
         if mode == "train" and state == "done" and read_result(self.path).get("mode") != "train":
             raise ValueError(f'"{self.path}" holds an evaluation (--eval-only); train into another OUTPUT_DIR')
 
-    def start(self, cfg: CfgNode, mode: str) -> int:
+    def start(self, cfg: CfgNode, mode: str, command: Sequence[str] = ()) -> int:
         """Write config.yaml and env.json and forget an earlier failure.
+
+        Args:
+            mode: train, eval or none.
+            command: the arguments of the command line, for env.json.
 
         Returns:
             The seed in use: SEED, or if that is negative a random one, which later starts of the same run use again.
@@ -157,7 +161,7 @@ class RunFolder:
                 seed = known if isinstance(known, int) and known >= 0 else secrets.randbelow(2**31)
             (self.path / FAILED).unlink(missing_ok=True)
             write_text(cfg.dump(), self.path / CONFIG)
-            write_json({**_started(mode, seed), "earlier_starts": _starts(earlier)}, self.path / ENVIRONMENT)
+            write_json({**_started(mode, seed, command), "earlier_starts": _starts(earlier)}, self.path / ENVIRONMENT)
         return distributed.broadcast_object(seed)
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -197,11 +201,11 @@ def error_line(fault: BaseException) -> str:
     return text or type(fault).__name__
 
 
-def _started(mode: str, seed: int) -> dict[str, Any]:
+def _started(mode: str, seed: int, command: Sequence[str]) -> dict[str, Any]:
     return {
         "mode": mode,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": list(command),
         "git": git_state(),
         "seed": seed,
         "processes": distributed.get_world_size(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
-from tiny_runs import EPOCHS, tiny_arguments
+from tiny_runs import EPOCHS, TINY, tiny_arguments
 
 import train
 from dassl.engine.run import RunFolder, RunInUse, error_line, read_result, run_state
@@ -41,6 +41,7 @@ def test_finished_run_leaves_its_files(tiny, tmp_path):
     environment = read_json(folder / "env.json")
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     assert environment["mode"] == "train"
+    assert environment["command"][:2] == ["--import", TINY]
     assert environment["seed"] == 1
     assert environment["cpu_count"] >= 1
     assert environment["earlier_starts"] == []

@@ -100,6 +100,16 @@ def test_records_write_no_infinite_numbers_and_survive_a_torn_line(tmp_path):
     assert json.loads(lines[1])["again"] is True
 
 
+def test_progress_is_shown_on_request_and_never_in_the_log(tiny, tmp_path, capsys):
+    tiny("OPTIM.MAX_EPOCH", 1, output="quiet")
+    assert capsys.readouterr().err == ""
+    tiny("OPTIM.MAX_EPOCH", 1, "TRAIN.PROGRESS", True, output="shown")
+    shown = capsys.readouterr().err
+    assert "epoch 1/1" in shown
+    assert "evaluate test" in shown
+    assert "evaluate test" not in (tmp_path / "shown" / "log.txt").read_text()
+
+
 def test_tensorboard_has_a_point_per_batch(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
