@@ -133,7 +133,8 @@ class ALIGN(PromptTrainer):
         )
 
     def build_score(self, learner) -> Score:
-        return TwoLevelTransport(learner, self.options)
+        self.transport = TwoLevelTransport(learner, self.options)
+        return self.transport
 
     def extra_metrics(self) -> dict[str, Tensor]:
-        return self.model.score.entropy
+        return self.transport.entropy

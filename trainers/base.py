@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import clip
 from clip import CLIP, Encoded
 from dassl.engine import TrainerX
+from dassl.engine.precision import PRECISIONS
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param
 
@@ -27,7 +28,6 @@ from .templates import template_for
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp16", "fp32", "amp", "bf16")
 Score = Callable[[Encoded, Encoded, Tensor], Tensor]
 
 
@@ -62,7 +62,7 @@ class PromptedCLIP(nn.Module):
     def encode_image(self, image: Tensor) -> Encoded:
         """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""
         prompts = self.learner.vision_prompts()
-        tokens = self.clip.visual.embed(image.to(self.clip.dtype))
+        tokens = self.clip.visual.embed(image)
         if prompts is None:
             return self.clip.visual.encode(tokens)
         rows = len(image)
@@ -161,7 +161,7 @@ class CLIPTrainer(TrainerX):
         with self.precision.autocast():
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
-        self.model_backward_and_update(loss)
+        self.model_backward_and_update(loss, terms=terms)
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         shown = {"loss": loss, **terms, **self.extra_metrics()}

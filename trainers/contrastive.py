@@ -42,11 +42,11 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.clip = model
 
-    def forward(self, image: Tensor, ids: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W) and captions (B, L) -> (B, E), (B, E) and the scalar scale."""
+    def forward(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W), captions (B, L), share of the patches kept -> (B, E), (B, E) and the scalar scale."""
         tokens = self.clip.visual.embed(image)
-        if keep < tokens.shape[1] - 1:
-            tokens = keep_random_patches(tokens, keep)
+        if share < 1:
+            tokens = keep_random_patches(tokens, max(1, round(share * (tokens.shape[1] - 1))))
         image_feature = self.clip.visual.encode(tokens).pooled
         text_feature = self.clip.encode_text(ids).pooled
         return (
@@ -169,7 +169,6 @@ class ContrastiveCLIP(CLIPTrainer):
         classes = TemplateText(backbone, self.dm.dataset.classnames, self.template)
         self.model = PromptedCLIP(backbone, classes, cosine_score).to(self.device)
         self.towers = self.parallel(TwoTowers(backbone))
-        self.patches = backbone.visual.positional_embedding.shape[0] - 1
         self.register_learned("clip", backbone, decay_groups(backbone, self.cfg.OPTIM.WEIGHT_DECAY))
 
     def whiten(self, model: CLIP, images: int = 1024) -> None:
@@ -192,8 +191,8 @@ class ContrastiveCLIP(CLIPTrainer):
     def losses(self, batch) -> dict[str, Tensor]:
         image, ids, positive = self.parse_batch_train(batch)
         full = self.epoch >= self.max_epoch - self.options.FULL_EPOCHS
-        keep = self.patches if full else max(1, round(self.options.KEEP_PATCHES * self.patches))
-        image_feature, text_feature, scale = self.towers(image, ids, keep)
+        share = 1.0 if full else self.options.KEEP_PATCHES
+        image_feature, text_feature, scale = self.towers(image, ids, share)
         return {"contrastive": contrastive_loss(image_feature, text_feature, scale, positive)}
 
     def forward_backward(self, batch) -> dict[str, float]:

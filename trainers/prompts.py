@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import clip
 from clip import CLIP, Prompts
+from clip.model import VisionTransformer
 
 PLACEHOLDER = "X"
 PROMPT_STD = 0.02
@@ -136,6 +137,8 @@ class Learner(nn.Module):
 class TemplateText(Learner):
     """Sentences from a fixed template; nothing is learned."""
 
+    ids: Tensor
+
     def __init__(self, model: CLIP, classnames: Sequence[str], template: str):
         super().__init__()
         texts = [template.format(readable(name)) for name in classnames]
@@ -157,6 +160,9 @@ class TextContext(Learner):
         class_specific: one context per class, (C, n, d), instead of one for all, (n, d).
         position: place of the class name, see `build_sentences`.
     """
+
+    ids: Tensor
+    slots: Tensor
 
     def __init__(
         self,
@@ -208,6 +214,11 @@ class MultiModeLearner(Learner):
         ValueError: coupled with M != N, or a depth that a tower does not have.
     """
 
+    ids: Tensor
+    slots: Tensor
+    body: Tensor
+    end: Tensor
+
     def __init__(
         self,
         model: CLIP,
@@ -258,7 +269,7 @@ class MultiModeLearner(Learner):
                 f"{vision_modes} visual and {text_modes} textual prompts cannot be coupled: a visual prompt is a "
                 f"linear map of the textual prompt of the same index. Use equal numbers or COUPLED False"
             )
-        if not hasattr(model.visual, "transformer"):
+        if not isinstance(model.visual, VisionTransformer):
             raise ValueError(
                 f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
             )

@@ -106,18 +106,18 @@ def align_scores(
     with torch.autocast(image_pooled.device.type, enabled=False):
         images, texts = (F.normalize(full_precision(x), dim=-1) for x in (image_pooled, text_pooled))
         similarity = torch.einsum("bme,cne->bcmn", images, texts)
-        used = text_mask.flatten(0, 1).any(0).nonzero().squeeze(1)
-        mass = uniform_mass(text_mask.index_select(2, used), similarity.dtype)
-        tokens = [F.normalize(full_precision(x), dim=-1) for x in (image_tokens, text_tokens.index_select(2, used))]
+        mass = uniform_mass(text_mask, similarity.dtype)
         if mode == "released":
-            tokens = [x.detach() for x in tokens]
+            image_tokens, text_tokens = image_tokens.detach(), text_tokens.detach()
+        tokens = F.normalize(full_precision(image_tokens), dim=-1)
         one, none = similarity.new_ones(()), similarity.new_zeros(())
         if plan == "uniform":
-            average = tokens[0].mean(2), (mass.unsqueeze(-1) * tokens[1]).sum(2)  # (B, M, E), (C, N, E)
+            words = F.normalize(full_precision(text_tokens), dim=-1)
+            average = tokens.mean(2), torch.einsum("cnl,cnle->cne", mass, words)  # (B, M, E), (C, N, E)
             distance, token_entropy, token_iterations = 1 - torch.einsum("bme,cne->bcmn", *average), one, none
         else:
             budget = workspace(budget_bytes, similarity.device)
-            distance, token_entropy, token_iterations = _TokenDistance.apply(*tokens, mass, rule, budget)
+            distance, token_entropy, token_iterations = _token_level(tokens, text_tokens, mass, rule, budget)
         cost = 1 - similarity + beta * (distance if mode == "paper" else 1 - distance)  # (B, C, M, N)
         modes = cost.shape[2:]
         if plan == "uniform":
@@ -138,30 +138,56 @@ def align_scores(
     return AlignScore(scores, weights, token_entropy, prompt_entropy, iterations)
 
 
-class _TokenDistance(torch.autograd.Function):
-    """d (B, C, M, N) = <T_mn, 1 - r_m s_n^T> for constant plans T, mean normalised entropy, mean iterations.
+def _token_level(images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+    """d (B, C, M, N), its plans' mean normalised entropy and mean iterations.
 
-    One matrix product makes the similarities of a part of the images and classes. Kept for the backward pass are only
+    Token sets differ in size, so they are solved in the order of their sizes, which leaves little padding.
+
+    Args:
+        images: (B, M, J, E), normalised.
+        texts: (C, N, L, E).
+        mass: (C, N, L), zero outside the sets.
+    """
+    classes, modes, _, width = texts.shape
+    joint = modes if rule.stop == "scaling_change" else 1  # sentences that are solved together
+    inside = mass > 0
+    longest = inside.sum(-1).view(-1, joint).amax(1)  # (U,), U = C N / joint
+    sizes = longest.sort().values.tolist()  # waits for the device
+    order = longest.argsort()
+    front = inside.int().argsort(-1, descending=True, stable=True)[..., : sizes[-1]]  # the tokens of a set come first
+    mass = mass.gather(2, front)
+    texts = full_precision(texts.gather(2, front.unsqueeze(-1).expand(-1, -1, -1, width)))
+    texts = F.normalize(torch.where((mass > 0).unsqueeze(-1), texts, 0), dim=-1)
+    texts, mass = (x.reshape(-1, joint, *x.shape[2:])[order] for x in (texts, mass))
+    distance, entropy, iterations = _TokenDistance.apply(images, texts, mass, sizes, rule, budget)  # (B, U, M, joint)
+    distance = distance[:, order.argsort()].transpose(2, 3).reshape(len(images), classes, modes, -1)
+    return distance.transpose(2, 3), entropy, iterations
+
+
+class _TokenDistance(torch.autograd.Function):
+    """<T, 1 - r s^T> for constant plans T, mean normalised entropy, mean iterations.
+
+    One matrix product makes the similarities of a part of the images and sentences. Kept for the backward pass are only
     the logarithms of the two scalings of each plan, from which it is made again: dd/dr = -T s, dd/ds = -T^T r.
     """
 
     @staticmethod
-    def forward(ctx, images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget: int):
-        """images (B, M, J, E), texts (C, N, L, E), both normalised; mass (C, N, L)."""
-        (b, m, j), (c, n, length) = images.shape[:3], texts.shape[:3]
-        distance = images.new_empty(b, c, m, n)
+    def forward(ctx, images: Tensor, texts: Tensor, mass: Tensor, sizes: list[int], rule: Rule, budget: int):
+        """images (B, M, J, E), texts (U, N, L, E), mass (U, N, L); sizes: largest set of each of the U, ascending."""
+        (b, m, j), (u, n) = images.shape[:3], texts.shape[:2]
+        distance = images.new_empty(b, u, m, n)
         entropy, iterations = images.new_zeros(()), images.new_zeros(())
         rows = images.new_full((1, 1, j), 1 / j)
-        parts = _parts(b, c, m * n * j * length * images.element_size(), budget)
+        parts = _parts(b, sizes, n, m * j * images.element_size(), budget)
         kept = []
-        for some, classes in parts:
-            cols = mass[classes].flatten(0, 1).unsqueeze(-1)  # (c N, L, 1)
-            cost = _similarity(images[some], texts[classes]).neg_().add_(1)  # (c N, L, b M, J)
+        for some, many, length in parts:
+            cols = mass[many, :, :length].flatten(0, 1).unsqueeze(-1)  # (u N, L, 1)
+            cost = _similarity(images[some], texts[many, :, :length]).neg_().add_(1)  # (u N, L, b M, J)
             plan, log_rows, log_cols, steps, _ = solve(cost, rows, cols, rule, (n, m))
-            value = plan.mul_(cost).sum((1, 3))  # (c N, b M)
-            distance[some, classes] = value.view(-1, n, some.stop - some.start, m).permute(2, 0, 3, 1)
+            value = plan.mul_(cost).sum((1, 3))  # (u N, b M)
+            distance[some, many] = value.view(-1, n, some.stop - some.start, m).permute(2, 0, 3, 1)
             # entropy = -<T, log T>, and <T, log_rows> = its mean under the row masses
-            most = math.log(j) + (cols > 0).sum(1).log()  # (c N, 1)
+            most = math.log(j) + (cols > 0).sum(1).log()  # (u N, 1)
             total = most + value / rule.reg - log_rows.mean(-1) - (log_cols * cols).sum(1)
             entropy += torch.where(most > 0, total / most, 1).sum()
             iterations += steps.sum()
@@ -179,32 +205,40 @@ class _TokenDistance(torch.autograd.Function):
         images, texts, *kept = ctx.saved_tensors
         grad_images, grad_texts = torch.zeros_like(images), torch.zeros_like(texts)
         with torch.autocast(grad.device.type, enabled=False):
-            for (some, classes), log_rows, log_cols in zip(ctx.parts, kept[::2], kept[1::2]):
-                image, text = images[some], texts[classes]
-                plan = _similarity(image, text / ctx.reg)  # (c N, L, b M, J)
+            for (some, many, length), log_rows, log_cols in zip(ctx.parts, kept[::2], kept[1::2]):
+                image, text = images[some], texts[many, :, :length]
+                plan = _similarity(image, text / ctx.reg)  # (u N, L, b M, J)
                 plan = plan.add_(log_rows.unsqueeze(1)).add_(log_cols.unsqueeze(-1)).exp_()
-                weight = grad[some, classes].permute(1, 3, 0, 2).reshape(len(plan), 1, -1, 1)  # (c N, 1, b M, 1)
-                plan = plan.mul_(weight).view(text[..., 0].numel(), -1)  # (c N L, b M J)
-                grad_texts[classes].view(len(plan), -1).addmm_(plan, image.flatten(0, 2), alpha=-1)
+                weight = grad[some, many].permute(1, 3, 0, 2).reshape(len(plan), 1, -1, 1)  # (u N, 1, b M, 1)
+                plan = plan.mul_(weight).flatten(0, 1).flatten(1)  # (u N L, b M J)
+                grad_texts[many, :, :length] -= (plan @ image.flatten(0, 2)).view_as(text)
                 grad_images[some].view(plan.shape[1], -1).addmm_(plan.T, text.flatten(0, 2), alpha=-1)
-        return grad_images, grad_texts, None, None, None
+        return grad_images, grad_texts, None, None, None, None
 
 
 def _similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """(b, M, J, E), (c, N, L, E) -> (c N, L, b M, J): all dot products, image tokens contiguous."""
+    """(b, M, J, E), (u, N, L, E) -> (u N, L, b M, J): all dot products, image tokens contiguous."""
     product = texts.flatten(0, 2) @ images.flatten(0, 2).T
     return product.view(-1, texts.shape[2], images.shape[0] * images.shape[1], images.shape[2])
 
 
-def _parts(images: int, classes: int, pair_bytes: int, budget: int) -> list[tuple[slice, slice]]:
-    """Slices of images and classes whose token-level problems fit into `budget` bytes, one pair of them at least."""
-    pairs = max(1, budget // (WORKSPACES * pair_bytes))
-    some = min(images, max(1, pairs // 4))  # a few classes at a time, since thin matrices multiply slowly
-    many = min(classes, max(1, pairs // some))
+def _parts(images: int, sizes: list[int], joint: int, row_bytes: int, budget: int) -> list[tuple[slice, slice, int]]:
+    """Slices of images and of successive sets, and their largest size, that fit into `budget` bytes (or are single).
+
+    row_bytes: size of the similarities of one text token with all tokens of one image.
+    """
+    row_bytes *= WORKSPACES * joint
+    fitting = budget // (row_bytes * sizes[-1])
+    some = max(1, min(images, fitting * joint // 16))  # some sentences at a time, since thin matrices multiply slowly
+    starts, start = [0], 0
+    for k, size in enumerate(sizes):
+        if k > start and (k + 1 - start) * size * some * row_bytes > budget:
+            starts.append(start := k)
+    ends = [*starts[1:], len(sizes)]
     return [
-        (slice(i, min(i + some, images)), slice(k, min(k + many, classes)))
+        (slice(i, min(i + some, images)), slice(start, end), sizes[end - 1])
         for i in range(0, images, some)
-        for k in range(0, classes, many)
+        for start, end in zip(starts, ends)
     ]
 
 
