@@ -133,7 +133,9 @@ def test_base_to_new_tests_what_was_trained(call, tmp_path):
     _, (command,) = call("align/base2new_test.sh", "emoji_groups", 1, SHOTS="4", SUB="base", LOADEP="15", **options)
     args, cfg = understood(command)
     assert (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.NUM_SHOTS, args.load_epoch) == ("base", 4, 15)
-    assert "shots_4" in args.model_dir
+    assert "/shots_4/" in args.model_dir
+    assert args.model_dir.endswith("/vit_b16_base2new/seed1")
+    assert args.output_dir.endswith("/vit_b16_base2new_epoch_15/seed1")
 
 
 def test_cross_dataset_tests_what_was_trained(call):

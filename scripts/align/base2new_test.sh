@@ -11,9 +11,9 @@ shift 2
 number SHOTS "$SHOTS"
 number SEED "$SEED"
 CFG=$(config_for base2new "$DATASET")
-PLACE=$DATASET/shots_$SHOTS/$METHOD/$CFG/seed$SEED
+PLACE=$DATASET/shots_$SHOTS/$METHOD/$CFG
 [ -z "${LOADEP:-}" ] || set -- --load-epoch "$LOADEP" "$@"
-OUT=$RUNS/base2new/test_$SUB/$PLACE \
+OUT=$RUNS/base2new/test_$SUB/$PLACE${LOADEP:+_epoch_$LOADEP}/seed$SEED \
     exec bash "$RUN" "$METHOD" "$CFG" "$DATASET" "$SEED" \
-    --eval-only --model-dir "$RUNS/base2new/train_base/$PLACE" "$@" \
+    --eval-only --model-dir "$RUNS/base2new/train_base/$PLACE/seed$SEED" "$@" \
     DATASET.NUM_SHOTS "$SHOTS" DATASET.SUBSAMPLE_CLASSES "$SUB"

@@ -15,8 +15,8 @@ case $DATASET in
     *) SOURCE=${SOURCE:-imagenet} ;;
 esac
 CFG=$(config_for cross_dataset "$DATASET")
-PLACE=shots_$SHOTS/$METHOD/$CFG/seed$SEED
+PLACE=shots_$SHOTS/$METHOD/$CFG
 [ -z "${LOADEP:-}" ] || set -- --load-epoch "$LOADEP" "$@"
-OUT=$RUNS/cross_dataset/test/$DATASET/$PLACE \
+OUT=$RUNS/cross_dataset/test/$DATASET/$PLACE${LOADEP:+_epoch_$LOADEP}/seed$SEED \
     exec bash "$RUN" "$METHOD" "$CFG" "$DATASET" "$SEED" \
-    --eval-only --model-dir "$RUNS/cross_dataset/train/$SOURCE/$PLACE" "$@"
+    --eval-only --model-dir "$RUNS/cross_dataset/train/$SOURCE/$PLACE/seed$SEED" "$@"

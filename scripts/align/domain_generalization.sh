@@ -16,7 +16,7 @@ shift 2
 number SHOTS "$SHOTS"
 number SEED "$SEED"
 CFG=$(config_for cross_dataset "$SOURCE")
-PLACE=shots_$SHOTS/$METHOD/$CFG/seed$SEED
+PLACE=shots_$SHOTS/$METHOD/$CFG
 [ -z "${LOADEP:-}" ] || set -- --load-epoch "$LOADEP" "$@"
 
 # test_on TARGET [ARGUMENT]...
@@ -29,9 +29,9 @@ test_on() {
         set -- "$@" DATASET.SOURCE_DOMAINS "['$domain']" DATASET.TARGET_DOMAINS "['$target']" DATASET.NUM_SHOTS "$SHOTS"
         target=${SOURCE}_$target
     fi
-    OUT=$RUNS/domain_generalization/$target/$PLACE \
+    OUT=$RUNS/domain_generalization/$target/$PLACE${LOADEP:+_epoch_$LOADEP}/seed$SEED \
         bash "$RUN" "$METHOD" "$CFG" "$dataset" "$SEED" \
-        --eval-only --model-dir "$RUNS/cross_dataset/train/$trained/$PLACE" "$@"
+        --eval-only --model-dir "$RUNS/cross_dataset/train/$trained/$PLACE/seed$SEED" "$@"
 }
 
 case $TARGET in
