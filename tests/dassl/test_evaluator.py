@@ -1,10 +1,9 @@
 """What is measured on a test set."""
 
 import logging
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,8 +11,10 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
 
 from dassl.config import get_cfg_default
+from dassl.data.loader import SeededLoader
+from dassl.data.samplers import RandomSampler, SequentialSampler
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
-from dassl.utils import read_json
+from dassl.utils import distributed, read_json, write_json
 
 NAMES = {label: f"class {label}" for label in range(9)}
 
@@ -169,55 +170,36 @@ def test_build_evaluator(cfg, caplog):
         build_evaluator(cfg)
 
 
-TWO_PROCESSES = """
-import sys, torch
-from dassl.config import get_cfg_default
-from dassl.data.loader import SeededLoader
-from dassl.data.samplers import RandomSampler, SequentialSampler
-from dassl.evaluation import Classification
-from dassl.utils import distributed, write_json
-
-started = distributed.init_distributed(use_cuda=False)
-rank, world = distributed.get_rank(), distributed.get_world_size()
-generator = torch.Generator().manual_seed(0)
-logits, labels = torch.randn(101, 6, generator=generator), torch.randint(6, (101,), generator=generator)
-loader = SeededLoader(range(101), SequentialSampler(range(101)), 10)
-evaluator = Classification(get_cfg_default())
-for index in loader:
-    evaluator.process(logits[index], labels[index])
-results = dict(evaluator.evaluate())
-train = SeededLoader(range(101), RandomSampler(range(101)), 10, torch.Generator().manual_seed(3), True)
-order = [batch.tolist() for batch in train]
-write_json([results, evaluator.summary(), order], f"{sys.argv[1]}/{world}-{rank}.json")
-distributed.shutdown_distributed()
-"""
+def measure(folder, rank, world, port):
+    """One process of a run: evaluate and train on its share, write what came out."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    distributed.init_distributed(use_cuda=False)
+    logits, labels = outputs(torch.Generator().manual_seed(0), n=101)
+    evaluator = Classification(get_cfg_default())
+    for index in SeededLoader(range(101), SequentialSampler(range(101)), 10):
+        evaluator.process(logits[index], labels[index])
+    results = dict(evaluator.evaluate())
+    train = SeededLoader(range(101), RandomSampler(range(101)), 10, torch.Generator().manual_seed(3), True)
+    order = [batch.tolist() for batch in train]
+    write_json([results, evaluator.summary(), order], folder / f"{world}-{rank}.json")
+    distributed.shutdown_distributed()
 
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(TWO_PROCESSES)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path)]
-    subprocess.run(command, env=environment, check=True, timeout=120)
-    processes = [
-        subprocess.Popen(
-            command,
-            env={
-                **environment,
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-        )
-        for rank in "01"
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        port = probe.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    for world in (1, 2):
+        processes = [fork.Process(target=measure, args=(tmp_path, rank, world, port)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=120)
+        assert [process.exitcode for process in processes] == [0] * world
     alone, *both = [read_json(tmp_path / f"{name}.json") for name in ("1-0", "2-0", "2-1")]
     assert both[0][:2] == both[1][:2]
     assert both[0][0] == alone[0]
