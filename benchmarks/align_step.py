@@ -2,7 +2,8 @@
 
 The reference encodes all text positions and loops over images and classes, with one Sinkhorn call per pair. Weights
 are random and of ViT-B/16's shape, images are noise, class names are ImageNet's. Both run in processes of their own, in
-turn, so that other work on the machine slows both; the time is the median, the memory the process's peak.
+turn, so that other work on the machine slows both; times are medians, memory is the process's peak. Seconds are wall
+clock, `cpu_s` processor seconds of all threads: the fairer measure when other work shares the cores.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ VIT_B16 = {
     "transformer_layers": 12,
 }
 NAMES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "class_names.json"
-WARM_UP = 1  # steps of ours that are not counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-rounds", type=int, default=1, help="measured steps of the reference, 0 = leave it out (default 1)"
     )
+    parser.add_argument(
+        "--reference-classes",
+        type=int,
+        nargs="+",
+        help="where the reference is measured; two numbers are extended linearly to --classes, which saves memory: its "
+        "time and memory are a constant and so much per class (default: as --classes)",
+    )
     parser.add_argument("--worker", choices=("ours", "reference"), help=argparse.SUPPRESS)
 
 
@@ -71,6 +78,18 @@ class LoopScore(TwoLevelTransport):
         modes = (-1, self.learner.text_modes)
         features = image.pooled, image.tokens[:, 1:], text.pooled, text.tokens
         return *(x.unflatten(0, modes) for x in features), self.text_mask(text.tokens.shape[1]), scale
+
+
+class Clock:
+    """Wall-clock and processor seconds of a block."""
+
+    def __enter__(self) -> Clock:
+        self.start = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_) -> None:
+        wall, cpu = self.start
+        self.seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 class Worker:
@@ -96,31 +115,37 @@ class Worker:
         self.label = torch.arange(arguments.batch) % arguments.classes
 
     def step(self) -> dict[str, float]:
-        """Seconds and loss of one training step."""
-        start = time.perf_counter()
-        output = self.model(self.image)
-        loss = cross_entropy(output.logits, self.label)
-        loss.backward()
-        seconds = time.perf_counter() - start
+        """Seconds of one training step."""
+        with Clock() as clock:
+            output = self.model(self.image)
+            cross_entropy(output.logits, self.label).backward()
         self.model.zero_grad(set_to_none=True)
-        return {"seconds": seconds, "loss": loss.item()}
+        return clock.seconds
+
+    def features(self) -> tuple[Encoded, Encoded, Tensor]:
+        """Image and text features and the scale, as leaves."""
+        with torch.no_grad():
+            image, text = self.model.encode_image(self.image), self.model.encode_text()
+            scale = self.model.clip.logit_scale.exp()
+        return *(Encoded(*(x.clone().requires_grad_() for x in side)) for side in (image, text)), scale
 
     def transport(self) -> dict[str, float]:
         """Seconds of both transport levels, forward and backward; as configured, and with all 100 iterations."""
+        features = self.features()
+        with Clock() as clock:
+            cross_entropy(self.model.score(*features), self.label).backward()
+        with Clock() as longer:
+            result = align_scores(*self.loop.arguments(*features), max_iter=100, threshold=1e-30)
+            cross_entropy(result.scores, self.label).backward()
+        return {**clock.seconds, "wall_100": longer.seconds["wall"], "cpu_100": longer.seconds["cpu"]}
+
+    def check(self) -> dict[str, float]:
+        """Largest difference of a cosine between the loops and the batched score, under the same stop rule."""
+        features = self.features()
         with torch.no_grad():
-            image, text = self.model.encode_image(self.image), self.model.encode_text()
-        scale = self.model.clip.logit_scale.exp()
-        leaves = [Encoded(*(x.clone().requires_grad_() for x in side)) for side in (image, text)]
-        seconds = {}
-        for name, options in (("seconds", {}), ("seconds_100", {"max_iter": 100, "threshold": 1e-30})):
-            start = time.perf_counter()
-            if options:
-                scores = align_scores(*self.loop.arguments(*leaves, scale), **options).scores
-            else:
-                scores = self.model.score(*leaves, scale)
-            cross_entropy(scores, self.label).backward()
-            seconds[name] = time.perf_counter() - start
-        return seconds
+            loop = self.loop(*features)
+            score = align_scores(*self.loop.arguments(*features), threshold=1e-2, stop="scaling_change").scores
+        return {"difference": float((loop - score).abs().max() / features[2])}
 
     def peak(self) -> dict[str, float]:
         """Peak resident memory of this process in GiB."""
@@ -130,21 +155,35 @@ class Worker:
 class Process:
     """A worker in a process of its own that answers one request at a time."""
 
-    def __init__(self, kind: str):
-        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:], "--worker", kind]
-        self.kind = kind
+    def __init__(self, arguments: argparse.Namespace, worker: str, classes: int):
+        names = ("batch", "modes", "context", "depth", "threads")
+        options = [f"--{name}={getattr(arguments, name)}" for name in names]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "align_step",
+            *options,
+            f"--classes={classes}",
+            f"--worker={worker}",
+        ]
+        self.name, self.classes = f"{worker} step with {classes} classes", classes
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.steps: list[dict[str, float]] = []
 
     def ask(self, request: str) -> dict[str, float]:
-        self.child.stdin.write(request + "\n")
-        self.child.stdin.flush()
-        answer = self.child.stdout.readline()
-        if not answer:
+        try:
+            self.child.stdin.write(request + "\n")
+            self.child.stdin.flush()
+            return json.loads(self.child.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError) as error:
             raise RuntimeError(
-                f"the process of the {self.kind} step ended with status {self.child.wait()} on {request!r}: "
-                "out of memory? Use fewer --classes, or --reference-rounds 0"
-            )
-        return json.loads(answer)
+                f"the process of the {self.name} ended with status {self.child.wait()} on {request!r}. Out of memory? "
+                "Use --reference-classes 20 40, or --reference-rounds 0"
+            ) from error
+
+    def median(self, key: str) -> float:
+        return statistics.median(step[key] for step in self.steps)
 
     def close(self) -> None:
         self.child.stdin.close()
@@ -157,37 +196,45 @@ def serve(arguments: argparse.Namespace) -> None:
         print(json.dumps(getattr(worker, line.strip())()), flush=True)
 
 
+def extend(points: list[tuple[int, float]], classes: int) -> float:
+    """Value at `classes` on the line through the first and the last point; a single point's value."""
+    (k, low), (n, high) = points[0], points[-1]
+    return low if k == n else low + (high - low) * (classes - k) / (n - k)
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    ours, transports, reference = [], [], []
-    rounds = max(arguments.rounds, arguments.reference_rounds)
-    first, second = Process("ours"), None
-    if arguments.reference_rounds:
-        second = Process("reference")
-    for _ in range(WARM_UP):
-        first.ask("step")
-    peak = first.ask("peak")["gib"]  # of steps alone
-    for k in range(rounds):
+    ours = Process(arguments, "ours", arguments.classes)
+    counts = arguments.reference_classes or [arguments.classes]
+    references = [Process(arguments, "reference", k) for k in counts] if arguments.reference_rounds else []
+    for process in (ours, *references):
+        process.ask("step")  # warms up and does not count
+    transports = []
+    for k in range(max(arguments.rounds, arguments.reference_rounds)):
         if k < arguments.rounds:
-            ours.append(first.ask("step"))
-            peak = first.ask("peak")["gib"] if k == 0 else peak
-            transports.append(first.ask("transport"))
-        if second is not None and k < arguments.reference_rounds:
-            reference.append(second.ask("step"))
-    seconds = statistics.median(x["seconds"] for x in ours)
-    figures = {"step_s": seconds, "peak_gib": peak}
-    for name, key in (("transport_s", "seconds"), ("transport_100_iterations_s", "seconds_100")):
-        figures[name] = statistics.median(x[key] for x in transports)
-    figures["transport_share"] = figures["transport_s"] / seconds
-    if second is not None:
-        gap = abs(reference[0]["loss"] - ours[0]["loss"]) / reference[0]["loss"]
-        if not gap < 0.02:  # the two stop rules differ by less
-            raise RuntimeError(f"the losses of both steps differ: {ours[0]['loss']} and {reference[0]['loss']}")
-        figures["reference_step_s"] = statistics.median(x["seconds"] for x in reference)
-        figures["reference_peak_gib"] = second.ask("peak")["gib"]
-        figures["times_faster"] = figures["reference_step_s"] / seconds
+            ours.steps.append(ours.ask("step"))
+            if k == 0:
+                peak = ours.ask("peak")["gib"]  # of steps alone
+            transports.append(ours.ask("transport"))
+        if k < arguments.reference_rounds:
+            for reference in references:
+                reference.steps.append(reference.ask("step"))
+    figures = {"step_s": ours.median("wall"), "step_cpu_s": ours.median("cpu"), "peak_gib": peak}
+    middle = {key: statistics.median(one[key] for one in transports) for key in transports[0]}
+    figures["transport_share"] = middle["cpu"] / figures["step_cpu_s"]
+    figures["transport_share_100_iterations"] = middle["cpu_100"] / figures["step_cpu_s"]
+    if references:
+        for name, key in (("reference_s", "wall"), ("reference_cpu_s", "cpu")):
+            figures[name] = extend([(x.classes, x.median(key)) for x in references], arguments.classes)
+        peaks = [(x.classes, x.ask("peak")["gib"]) for x in references]
+        figures["reference_peak_gib"] = extend(peaks, arguments.classes)
+        figures["times_faster"] = figures["reference_s"] / figures["step_s"]
+        figures["times_faster_cpu"] = figures["reference_cpu_s"] / figures["step_cpu_s"]
         figures["share_of_memory"] = peak / figures["reference_peak_gib"]
-        second.close()
-    first.close()
+        difference = references[0].ask("check")["difference"]
+        if not difference < 1e-4:
+            raise RuntimeError(f"the batched score and the loops differ by {difference} of a cosine")
+    for process in (ours, *references):
+        process.close()
     return {name: round(value, 3) for name, value in figures.items()}
 
 
@@ -196,4 +243,6 @@ def run(arguments: argparse.Namespace) -> None:
         serve(arguments)
         return
     settings = {key: getattr(arguments, key) for key in ("classes", "batch", "modes", "context", "depth", "threads")}
+    if arguments.reference_rounds:
+        settings["reference_classes"] = arguments.reference_classes or [arguments.classes]
     show("align_step", measure(arguments), settings)

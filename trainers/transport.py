@@ -154,7 +154,7 @@ def _token_level(images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget
     longest = inside.sum(-1).view(-1, joint).amax(1)  # (U,), U = C N / joint
     sizes = longest.sort().values.tolist()  # waits for the device
     order = longest.argsort()
-    front = inside.int().argsort(-1, descending=True, stable=True)[..., : sizes[-1]]  # the tokens of a set come first
+    front = inside.int().argsort(stable=True, dim=-1, descending=True)[..., : sizes[-1]]  # tokens of the set first
     mass = mass.gather(2, front)
     texts = full_precision(texts.gather(2, front.unsqueeze(-1).expand(-1, -1, -1, width)))
     texts = F.normalize(torch.where((mass > 0).unsqueeze(-1), texts, 0), dim=-1)

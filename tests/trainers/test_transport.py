@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.reference import align_loop
 from trainers.sinkhorn import WORKSPACES, sinkhorn
-from trainers.transport import align_scores
+from trainers.transport import _parts, align_scores
 
 B, C, M, N, J, L, E = 3, 5, 3, 2, 11, 6, 16
 NAMES = ("image_pooled", "image_tokens", "text_pooled", "text_tokens")
@@ -135,6 +135,18 @@ def test_work_space_changes_nothing(mode, budget, rng):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     for one, other in zip(gradients(whole.scores, arguments), gradients(parts.scores, arguments)):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_parts_cover_every_pair_once_within_the_budget():
+    sizes = [1, 1, 2, 2, 2, 3, 7, 7, 9]
+    for images, joint, budget in ((1, 1, 1), (5, 2, 10_000), (40, 1, 100_000), (3, 4, 1 << 30)):
+        seen = torch.zeros(images, len(sizes))
+        for some, many, length in _parts(images, sizes, joint, 100, budget):
+            seen[some, many] += 1
+            assert length == max(sizes[many])
+            pairs = (some.stop - some.start) * (many.stop - many.start)
+            assert pairs == 1 or WORKSPACES * joint * 100 * length * pairs <= budget
+        assert (seen == 1).all()
 
 
 def test_companions_change_nothing(rng):

@@ -1,0 +1,49 @@
+"""The benchmarks run and print what they say; their figures are not judged here."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import sinkhorn
+from benchmarks.align_step import extend
+from benchmarks.report import show
+
+
+def test_figures_are_json_lines_and_one_table_row(capsys):
+    show("name", {"seconds": 1.5, "ratio": 4.0}, {"classes": 3})
+    *lines, head, rule, row = capsys.readouterr().out.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(r["benchmark"], r["figure"], r["value"]) for r in records] == [
+        ("name", "seconds", 1.5),
+        ("name", "ratio", 4.0),
+    ]
+    assert all(r["settings"] == {"classes": 3} and r["commit"] and r["torch"] and r["cores"] for r in records)
+    assert head == "| classes | seconds | ratio |"
+    assert rule.count("|") == row.count("|") == 4
+    assert row == "| 3 | 1.5 | 4.0 |"
+
+
+def test_a_line_through_two_measurements():
+    assert extend([(20, 5.0), (40, 9.0)], 100) == 21.0
+    assert extend([(100, 5.0)], 100) == 5.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sinkhorn_benchmark_on_small_sets(capsys):
+    parser = argparse.ArgumentParser()
+    sinkhorn.add_arguments(parser)
+    sizes = [
+        "--classes=3",
+        "--batch=2",
+        "--modes=2",
+        "--image-tokens=9",
+        "--text-tokens=4",
+        "--width=16",
+        "--threads=1",
+    ]
+    sinkhorn.run(parser.parse_args([*sizes, "--rounds=1"]))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    errors = [line["value"] for line in lines if line["figure"] == "largest_error_of_cosine"]
+    assert len(errors) == 3
+    assert max(errors) < 1e-2
