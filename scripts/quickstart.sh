@@ -9,8 +9,9 @@ methods=(ZeroshotCLIP CoOp ALIGN)
 for method in "${methods[@]}"; do
   echo "== $method"
   .venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer "$method" \
-    --config-file "configs/trainers/$method/emoji_few_shot.yaml" \
+    --config-file "configs/trainers/$method/emoji.yaml" \
     --dataset-config-file configs/datasets/emoji_groups.yaml \
+    --source-domains fluent-flat --target-domains fluent-flat \
     --output-dir "output/quickstart/$method" DATASET.NUM_SHOTS 16
 done
 .venv/bin/python -m reports.quickstart output/quickstart "${methods[@]}"

@@ -21,7 +21,7 @@ environment:
   PROCESSES number of processes on this machine (default: 1)
   PYTHON    Python to use (default: .venv/bin/python if it exists, else python)
 
-example: bash scripts/run.sh CoOp emoji_few_shot emoji_groups 1 DATASET.NUM_SHOTS 4
+example: bash scripts/run.sh CoOp emoji emoji_groups 1 DATASET.NUM_SHOTS 4
 TEXT
     exit 2
 }

@@ -110,8 +110,8 @@ def test_few_shot(call, tmp_path):
     _, (command,) = call("align/few_shot.sh", "emoji_groups", 4, 2, "OPTIM.LR", 0.1)
     args, cfg = understood(command)
     assert (args.trainer, args.seed, cfg.DATASET.NUM_SHOTS, cfg.OPTIM.LR) == ("ALIGN", 2, 4, 0.1)
-    assert Path(args.config_file).name == "emoji_few_shot.yaml"
-    assert Path(args.output_dir) == tmp_path / "output/few_shot/emoji_groups/shots_4/ALIGN/emoji_few_shot/seed2"
+    assert Path(args.config_file).name == "emoji.yaml"
+    assert Path(args.output_dir) == tmp_path / "output/few_shot/emoji_groups/shots_4/ALIGN/emoji/seed2"
     _, (command,) = call("align/few_shot.sh", "emoji_groups", 4, 2, METHOD="CoOp", CFG="vit_b16_few_shot")
     args, _ = understood(command)
     assert (args.trainer, Path(args.config_file).name) == ("CoOp", "vit_b16_few_shot.yaml")

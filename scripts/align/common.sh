@@ -16,10 +16,10 @@ usage() {
     exit 2
 }
 
-# config_for SETTING DATASET: the embedded data sets have configs of their own
+# config_for SETTING DATASET: the embedded data sets have one config for all settings
 config_for() {
     case $2 in
-        emoji_* | digits) printf '%s' "${CFG:-emoji_$1}" ;;
+        emoji_* | digits) printf '%s' "${CFG:-emoji}" ;;
         *) printf '%s' "${CFG:-vit_b16_$1}" ;;
     esac
 }
