@@ -213,6 +213,7 @@ def evaluate(trainer: Any, args: argparse.Namespace) -> str | None:
         if directory:
             epoch = checkpoint_epoch(directory, args.load_epoch)
             trainer.load_model(directory, epoch=epoch)
+            trainer.epoch = trainer.epoch if epoch is None else epoch - 1  # of the figures in metrics.jsonl
             loaded = f"{directory} ({'best on validation data' if epoch is None else f'epoch {epoch}'})"
         else:
             logger.warning("no --model-dir is given: what is evaluated has not been trained")

@@ -6,12 +6,13 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from dassl.utils import distributed, resume_from_checkpoint, save_checkpoint, tolist_if_not
-from dassl.utils.torchtools import is_checkpoint_folder
+from dassl.utils import distributed, load_checkpoint, resume_from_checkpoint, save_checkpoint, tolist_if_not
+from dassl.utils.torchtools import POINTER, is_checkpoint_folder
 
 from .checkpoints import check_classnames, check_weights, checkpoint_file, read_checkpoint
 from .precision import check_finite
@@ -190,7 +191,7 @@ class TrainerBase:
         distributed.barrier()
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Load weights, optimisers and schedules from the latest epoch files of DIRECTORY, in Dassl's layout.
+        """Load weights, optimisers, schedules and method state from the latest epoch files of DIRECTORY.
 
         Returns:
             The epoch to continue with, 0 if DIRECTORY has no checkpoint of every registered model.
@@ -208,6 +209,10 @@ class TrainerBase:
         }
         if len(set(epochs.values())) > 1:
             raise ValueError(f"the checkpoints in {directory} are of different epochs: {epochs}")
+        first = Path(directory) / names[0]
+        extra = load_checkpoint(first / (first / POINTER).read_text(encoding="utf-8").strip()).get("extra")
+        if extra:
+            self.load_extra_state(extra)
         return next(iter(epochs.values()))
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:

@@ -20,7 +20,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed, load_pretrained_weights
 
 from . import resume
-from .base import TrainerBase
+from .base import TrainerBase, unwrap
 from .precision import Precision
 from .progress import progress
 from .random_state import unchanged_random_state
@@ -276,10 +276,15 @@ class SimpleTrainer(TrainerBase):
         if split == "val" and self.val_loader is None:
             logger.warning("there is no validation set: the test set is used in its place")
             split = "test"
-        return split, self.val_loader if split == "val" else self.test_loader
+        loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} has no test images; set TEST.NO_TEST True to train without a test"
+            )
+        return split, loader
 
     def model_inference(self, input: Any) -> Tensor:
-        return self.model(input)
+        return unwrap(self.model)(input)  # a wrapper would wait for processes that have fewer test batches
 
     def parse_batch_test(self, batch: Any) -> tuple[Tensor, Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)

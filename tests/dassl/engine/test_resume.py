@@ -64,6 +64,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_random_moments(tmp_path, reference):
     arguments = tiny_arguments(tmp_path / "images", tmp_path / "run", *OPTIONS, "TRAINER.TINY.SLEEP", 0.03)
     rng, kills = random.Random(0), 0
@@ -240,6 +241,8 @@ def test_epoch_files_alone_resume_without_random_states(root, tmp_path, monkeypa
     assert not resume_file(tmp_path / "run").exists()
     train.run(tiny_arguments(root, tmp_path / "run", *options))
     assert "random states are not in the epoch files" in caplog.text
+    last = torch.load(tmp_path / "run" / "tiny" / "model.pth.tar-4", weights_only=True)
+    assert last["extra"] == {"steps": 12}  # the method's own state went on, too
     rates = {r["epoch"]: r["lr"] for r in read_metrics(tmp_path / "run") if r["kind"] == "train"}
     train.run(tiny_arguments(root, tmp_path / "whole", *options))
     assert rates == {r["epoch"]: r["lr"] for r in read_metrics(tmp_path / "whole") if r["kind"] == "train"}

@@ -12,6 +12,7 @@ import torch
 from tiny_runs import EPOCHS, TINY, tiny_arguments
 
 import train
+from dassl.engine.records import read_metrics
 from dassl.engine.run import RunFolder, RunInUse, error_line, read_result, run_state
 from dassl.utils import read_json
 
@@ -121,6 +122,7 @@ def test_evaluation_elsewhere_says_what_it_loaded(tiny, tmp_path):
     last = tiny(output="last", flags=model)
     assert (last["accuracy"], last["mode"], last["train_seconds"]) == (first["accuracy"], "eval", None)
     assert last["checkpoint"] == f"{tmp_path / 'run'} (epoch 4)"
+    assert [record["epoch"] for record in read_metrics(tmp_path / "last")] == [4]
     early = tiny(output="early", flags=(*model, "--load-epoch", "1"))
     assert early["checkpoint"].endswith("(epoch 1)")
     assert early["ece"] != last["ece"]
@@ -187,6 +189,7 @@ def test_checkpoints_of_another_program_are_not_overwritten(tiny, tmp_path):
 
 HOLD = """
 import sys, time
+from dassl.engine.records import read_metrics
 from dassl.engine.run import RunFolder
 with RunFolder(sys.argv[1]):
     print("held", flush=True)
@@ -260,3 +263,4 @@ def test_error_line_is_plain_text(tmp_path):
         (tmp_path / "missing").read_text()
     assert error_line(fault.value) == f'No such file or directory: "{tmp_path / "missing"}"'
     assert error_line(ValueError()) == "ValueError"
+    assert error_line(KeyError("img")) == "KeyError: 'img'"

@@ -173,6 +173,15 @@ def test_validation_falls_back_to_test_with_a_warning(tiny, caplog):
     assert result["selection"] == "test"
 
 
+def test_data_without_test_images_needs_no_test(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.test_loader = None
+    with pytest.raises(ValueError, match=r"TinyImages has no test images; set TEST\.NO_TEST"):
+        trainer.test()
+    with pytest.raises(ValueError, match="split to evaluate is 'train'"):
+        trainer.test("train")
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tiny, tmp_path):
     with pytest.raises(FloatingPointError, match=r"epoch 2, batch 2: Loss is infinite or NaN! \(decay = nan\)"):
         tiny("TRAINER.TINY.BREAK_AT", 4)

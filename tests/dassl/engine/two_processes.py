@@ -1,7 +1,6 @@
-"""What torchrun starts in test_processes.py: a training in two processes that tells what each of them did.
+"""One process of a training in two, which reports what it did; started by torchrun or by the tests directly.
 
-Arguments: a folder for the reports, then the command line of train.py. With STOP_IN_EPOCH in the environment the second
-process dies in that epoch (from 0).
+As a program: python two_processes.py REPORTS ARGUMENT...  (a folder, then the command line of train.py)
 """
 
 import json
@@ -15,58 +14,58 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import distributed
 
-reports, arguments = Path(sys.argv[1]), sys.argv[2:]
-train.import_modules([arguments[arguments.index("--import") + 1]])
-tiny = TRAINER_REGISTRY.get("Tiny")
-init, step = tiny.__init__, tiny.forward_backward
+
+def start(rank, port, reports, arguments, log, stop_in_epoch=None):
+    """What torchrun's launcher does for a process; with stop_in_epoch the second one dies in that epoch (from 0)."""
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    run(reports, arguments, stop_in_epoch)
 
 
-def remember(self, cfg):
-    init(self, cfg)
-    train.trainer = self
-    process = self.evaluator.process
+def run(reports, arguments, stop_in_epoch=None):
+    """Run train.main and write REPORTS/<rank>.json."""
+    train.import_modules([arguments[arguments.index("--import") + 1]])
+    tiny = TRAINER_REGISTRY.get("Tiny")
+    init, step, build_result = tiny.__init__, tiny.forward_backward, train.build_result
+    evaluated = []
 
-    def processed(output, label):
-        self.evaluated = getattr(self, "evaluated", 0) + len(label)
-        process(output, label)
+    def remember(self, cfg):
+        init(self, cfg)
+        process = self.evaluator.process
 
-    self.evaluator.process = processed
+        def processed(output, label):
+            evaluated.append(len(label))
+            process(output, label)
 
+        self.evaluator.process = processed
 
-def stepped(self, batch):
-    if str(self.epoch) == os.environ.get("STOP_IN_EPOCH") and distributed.get_rank() == 1:
-        os._exit(1)
-    return step(self, batch)
+    def stepped(self, batch):
+        if self.epoch == stop_in_epoch and distributed.get_rank() == 1:
+            os._exit(1)
+        return step(self, batch)
 
+    def report(trainer, mode, seed, checkpoint=None):
+        result = build_result(trainer, mode, seed, checkpoint)
+        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+        content = {
+            "rank": distributed.get_rank(),
+            "weights": weights.tolist(),
+            "seen": trainer.seen,
+            "evaluated": sum(evaluated),
+            "wrapped": type(trainer.wrapped).__name__,
+            "draw": torch.rand(()).item(),
+            "result": result,
+        }
+        (reports / f"{distributed.get_rank()}.json").write_text(json.dumps(content))
+        return result
 
-shutdown = distributed.shutdown_distributed
-
-
-def report():
-    if "result_of_run" not in globals():  # the run failed
-        return shutdown()
-    trainer = train.trainer
-    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-    content = {
-        "rank": distributed.get_rank(),
-        "weights": weights.tolist(),
-        "seen": trainer.seen,
-        "evaluated": trainer.evaluated,
-        "wrapped": type(trainer.wrapped).__name__,
-        "draw": torch.rand(()).item(),
-        "result": result_of_run,
-    }
-    (reports / f"{distributed.get_rank()}.json").write_text(json.dumps(content))
-    return shutdown()
-
-
-def finish(trainer, mode, seed, checkpoint=None, original=train.build_result):
-    global result_of_run
-    result_of_run = original(trainer, mode, seed, checkpoint)
-    return result_of_run
+    tiny.__init__, tiny.forward_backward, train.build_result = remember, stepped, report
+    train.main(arguments)
 
 
-tiny.__init__, tiny.forward_backward = remember, stepped
-train.build_result = finish
-train.distributed.shutdown_distributed = report
-train.main(arguments)
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2:])
