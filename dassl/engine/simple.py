@@ -147,9 +147,11 @@ class SimpleTrainer(TrainerBase):
         if not self._models:
             logger.info("%s has nothing to train", type(self).__name__)
             self.max_epoch = 0
-        super().train(
-            self.start_epoch if start_epoch is None else start_epoch, self.max_epoch if max_epoch is None else max_epoch
-        )
+        start = self.start_epoch if start_epoch is None else start_epoch
+        try:
+            super().train(start, self.max_epoch if max_epoch is None else max_epoch)
+        finally:
+            self.close_writer()
 
     def before_train(self) -> None:
         self.start_epoch = max(self.start_epoch, self._resume())
