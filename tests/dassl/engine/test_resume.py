@@ -66,12 +66,12 @@ def reference(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(tmp_path, reference):
-    arguments = tiny_arguments(tmp_path / "images", tmp_path / "run", *OPTIONS, "TRAINER.TINY.SLEEP", 0.03)
+    arguments = tiny_arguments(tmp_path / "images", tmp_path / "run", *OPTIONS, "TRAINER.TINY.SLEEP", 0.2)
     rng, kills = random.Random(0), 0
     assert run_in_process(["--help"], tmp_path / "out.txt") == 0  # the server of processes has started
     for attempt in range(30):
-        # at first the process is still starting; later there is time for an epoch or two
-        exitcode = run_in_process(arguments, tmp_path / "out.txt", after=rng.uniform(0.1, 0.4) * 1.25**attempt)
+        # an epoch takes at least 0.6 s: the first three starts cannot get through all four
+        exitcode = run_in_process(arguments, tmp_path / "out.txt", after=rng.uniform(0.2, 0.9) * 1.2**attempt)
         if exitcode == 0:
             break
         assert exitcode == -9, (tmp_path / "out.txt").read_text()[-2000:]
