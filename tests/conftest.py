@@ -1,5 +1,9 @@
 """Fixtures that more than one part of the suite uses."""
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: processes that tests start must compute with the same rounding
+
 import pytest
 import torch
 
