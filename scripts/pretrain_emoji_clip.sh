@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the small embedded CLIP from scratch and puts it in the place of the one in clip/weights/.
-# Needs npm (the icons of 12 icon sets are fetched once, about 20 MB) and about an hour on 2 CPU cores.
+# Needs npm (the icons of 12 icon sets are fetched once, about 20 MB) and one to two hours on 2 CPU cores.
 # A run that was stopped continues when this is started again. Afterwards: the table of the model card.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,9 +11,18 @@ if [ ! -f "${XDG_CACHE_HOME:-$HOME/.cache}/align-prompt/embedded/icons.xz" ]; th
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-build.txt
   .venv/bin/python -m datasets.embedded.build --icons
 fi
-.venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer ContrastiveCLIP \
-  --config-file configs/trainers/ContrastiveCLIP/emoji_vit_s8.yaml \
-  --dataset-config-file configs/datasets/emoji_captions.yaml --output-dir "$output"
-cp "$output/clip.safetensors" clip/weights/emoji_vit_s8.safetensors
+
+# stage CONFIG SEED OUTPUT [KEY VALUE]...
+stage() {
+  local config=$1 seed=$2 folder=$3
+  shift 3
+  .venv/bin/python train.py --root "${DATA:-data}" --seed "$seed" --trainer ContrastiveCLIP \
+    --config-file "configs/trainers/ContrastiveCLIP/$config.yaml" \
+    --dataset-config-file configs/datasets/emoji_captions.yaml --output-dir "$folder" "$@"
+}
+stage emoji_vit_s8 1 "$output/stage1"
+stage emoji_vit_s8_stage2 2 "$output/stage2" MODEL.BACKBONE.NAME "$output/stage1/clip.safetensors"
+
+cp "$output/stage2/clip.safetensors" clip/weights/emoji_vit_s8.safetensors
 .venv/bin/python -m reports.emoji_zero_shot emoji-ViT-S/8 --root "${DATA:-data}" \
-  --run "$output" --curve docs/images/emoji_vit_s8_curve.png
+  --run "$output/stage1" --curve docs/images/emoji_vit_s8_curve.png
