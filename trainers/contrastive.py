@@ -13,7 +13,6 @@ import os
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
@@ -21,7 +20,7 @@ from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import CLIPTrainer, PromptedCLIP, cosine_score, state_hash
-from .losses import contrastive_loss
+from .losses import contrastive_loss, normalise
 from .prompts import TemplateText
 
 logger = logging.getLogger(__name__)
@@ -47,13 +46,9 @@ class TwoTowers(nn.Module):
         tokens = self.clip.visual.embed(image)
         if share < 1:
             tokens = keep_random_patches(tokens, max(1, round(share * (tokens.shape[1] - 1))))
-        image_feature = self.clip.visual.encode(tokens).pooled
-        text_feature = self.clip.encode_text(ids).pooled
-        return (
-            F.normalize(image_feature.float(), dim=-1),
-            F.normalize(text_feature.float(), dim=-1),
-            self.clip.logit_scale.exp(),
-        )
+        image_feature = normalise(self.clip.visual.encode(tokens).pooled)
+        text_feature = normalise(self.clip.encode_text(ids).pooled)
+        return image_feature, text_feature, self.clip.logit_scale.exp()
 
 
 def whitening(feature: Tensor, out: int, floor: float = 1e-2) -> Tensor:
