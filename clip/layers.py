@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         Args:
             x: (rows, L, d), with ``prompts.layers[0]`` already in it.
             mask: (L, L), added to the attention scores.
-            prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i.
+            prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None.
 
         Returns:
             (rows, L, d).
@@ -160,10 +160,11 @@ class Transformer(nn.Module):
         if prompts is not None:
             check_prompts(prompts, x.shape[0], self.width, self.layers, "prompts")
         for i, block in enumerate(self.resblocks):
-            if prompts is not None and 0 < i < len(prompts.layers):
+            deep = prompts.layers[i] if prompts is not None and 0 < i < len(prompts.layers) else None
+            if prompts is not None and deep is not None:
                 if prompts.slots is None:
                     raise ValueError("deep prompts need slots inside a transformer")
-                x = overwrite(x, prompts.slots, prompts.layers[i])
+                x = overwrite(x, prompts.slots, deep)
             x = block(x, mask)
         return x
 

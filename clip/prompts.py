@@ -17,13 +17,13 @@ class Prompts(NamedTuple):
 
     Attributes:
         layers: J tensors of shape (n, d) or (rows, n, d). ``layers[0]`` enters with the tokens, ``layers[i]``
-            overwrites the same places at the input of block i; block J and later ones see what the block before them
-            made of those places.
+            overwrites the same places at the input of block i; None leaves them as the block before made them, which
+            is also what block J and later ones see.
         slots: text tower: (n,) or (rows, n) integer positions in the sequence. Vision tower: None, prompts are
             appended.
     """
 
-    layers: tuple[Tensor, ...]
+    layers: tuple[Tensor | None, ...]
     slots: Tensor | None
 
 
@@ -79,7 +79,7 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
         n, the number of prompt vectors per row.
 
     Raises:
-        ValueError: no layer, more layers than blocks, or a layer of another shape.
+        ValueError: no first layer, more layers than blocks, or a layer of another shape.
     """
     layers = prompts.layers
     if isinstance(layers, Tensor):
@@ -88,14 +88,17 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
         )
     if not 1 <= len(layers) <= depth:
         raise ValueError(f"{what} have {len(layers)} layers; expected 1 to {depth}")
+    if layers[0] is None:
+        raise ValueError(f"{what}: layer 0 is None; expected a tensor, only deeper layers may be left out")
     for layer in layers:
-        if layer.dim() not in (2, 3):
+        if layer is not None and layer.dim() not in (2, 3):
             raise ValueError(
                 f"{what}: a layer has shape {tuple(layer.shape)}; expected (n, {width}) or ({rows}, n, {width})"
             )
     count = layers[0].shape[-2]
     for i, layer in enumerate(layers):
-        _check_shape(f"{what}: layer {i}", layer, rows, count, width)
+        if layer is not None:
+            _check_shape(f"{what}: layer {i}", layer, rows, count, width)
     return count
 
 

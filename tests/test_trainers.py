@@ -17,7 +17,11 @@ SHORT = {
     + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2],
 }
 PRETRAINING = {"ContrastiveCLIP"}
-FEW_SHOT = sorted(set(TRAINER_REGISTRY.registered_names()) & {"ZeroshotCLIP", "CoOp", "ALIGN"})
+FEW_SHOT = sorted(
+    name
+    for name in TRAINER_REGISTRY.registered_names()
+    if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.") and name not in PRETRAINING
+)
 LEARNING = [name for name in FEW_SHOT if name != "ZeroshotCLIP"]
 
 pytestmark = pytest.mark.slow
@@ -103,15 +107,6 @@ def logits_of(trainer):
     trainer.set_model_mode("eval")
     with torch.no_grad():
         return trainer.model_inference(batch["img"])
-
-
-def test_every_method_is_covered():
-    ours = {
-        name
-        for name in TRAINER_REGISTRY.registered_names()
-        if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
-    }
-    assert ours == set(FEW_SHOT) | PRETRAINING
 
 
 @pytest.mark.parametrize("method", FEW_SHOT)

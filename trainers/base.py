@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param
 
 from .losses import cosine_logits
-from .prompts import Learner
+from .prompts import Learner, TemplateText
 from .templates import template_for
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,14 @@ class PromptedCLIP(nn.Module):
             text = self.encode_text()
         encoded = self.encode_image(image)
         return Output(self.score(encoded, text, self.clip.logit_scale.exp()), encoded, text)
+
+
+@torch.no_grad()
+def template_features(model: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Pooled text features of every class in every template, (T, C, E), not normalised, without gradient."""
+    device = model.token_embedding.weight.device
+    sentences = [TemplateText(model, classnames, template).ids.to(device) for template in templates]
+    return torch.stack([model.encode_text(ids).pooled for ids in sentences])
 
 
 def state_hash(module: nn.Module) -> str:
@@ -207,7 +215,7 @@ class PromptTrainer(CLIPTrainer):
         return self.model.learner.class_bound
 
     def build_model(self) -> None:
-        backbone = self.load_clip()
+        backbone = self.load_clip().to(self.device)
         learner = self.build_learner(backbone, self.dm.dataset.classnames).float()
         clip.convert_weights(backbone, self.precision.dtype)
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)

@@ -202,3 +202,18 @@ def test_misuse_is_named(tiny, images, ids):
         tiny.transformer(torch.zeros(1, 3, 64), prompts=Prompts((torch.zeros(1, 64),) * 2, None))
     with pytest.raises(ValueError, match="image tokens"):
         tiny.visual.encode(torch.zeros(2, 5, 63))
+
+
+def test_a_layer_left_out_keeps_what_the_block_before_made(tiny, ids, rng):
+    """None at the layers between: only the input and the last block are prompted."""
+    first, third = vectors(rng, 2, 3)
+    slots, last = torch.tensor([1, 2, 3]), LAYERS - 1
+    found = tiny.encode_text(ids, Prompts((first, *[None] * (last - 1), third), slots))
+    x = clip.overwrite(tiny.token_embedding(ids), slots, first) + tiny.positional_embedding[: ids.shape[1]]
+    mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu_(1)
+    for i, block in enumerate(tiny.transformer.resblocks):
+        x = block(clip.overwrite(x, slots, third) if i == last else x, mask)
+    expected = (tiny.ln_final(x) @ tiny.text_projection)[torch.arange(len(ids)), ids.argmax(-1)]
+    torch.testing.assert_close(found.pooled, expected, **CLOSE)
+    with pytest.raises(ValueError, match="layer 0 is None"):
+        tiny.encode_text(ids, Prompts((None, third), slots))
