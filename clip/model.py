@@ -6,6 +6,7 @@ Parameter names are those of OpenAI's release, so its checkpoints load strictly.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,44 @@ from clip.resnet import ModifiedResNet
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; other models say theirs when they are built."""
+
+
+# What one more group of sentences costs, in token positions: matrices that are smaller are less efficient.
+GROUP_COST = {True: 256, False: 8192}  # on the CPU, on other devices
+
+
+def length_groups(ends: Sequence[int], group_cost: int) -> list[tuple[list[int], int]]:
+    """Splits sentences into groups of similar length so that the number of computed positions is smallest.
+
+    Every group computes (its longest end + 1) positions per sentence and `group_cost` positions once. The best split of
+    the sorted lengths is found by dynamic programming over the distinct ones.
+
+    Args:
+        ends: position of the end-of-text token of each sentence.
+        group_cost: positions one more group costs.
+
+    Returns:
+        (indices of the sentences, longest end) per group, short sentences first; every sentence is in one group.
+    """
+    members: dict[int, list[int]] = {}
+    for row, end in enumerate(ends):
+        members.setdefault(end, []).append(row)
+    lengths = sorted(members)
+    best, first = [0], []  # cost of the i shortest lengths; where the last of their groups starts
+    for stop, end in enumerate(lengths):
+        rows, choices = 0, []
+        for start in range(stop, -1, -1):
+            rows += len(members[lengths[start]])
+            choices.append((best[start] + rows * (end + 1) + group_cost, start))
+        cost, start = min(choices)
+        best.append(cost)
+        first.append(start)
+    groups, stop = [], len(lengths)
+    while stop > 0:
+        start = first[stop - 1]
+        groups.append(([row for end in lengths[start:stop] for row in members[end]], lengths[stop - 1]))
+        stop = start
+    return groups[::-1]
 
 
 class VisionTransformer(nn.Module):
@@ -218,7 +257,9 @@ class CLIP(nn.Module):
         return self.visual(image, prompts)
 
     def encode_text(self, ids: Tensor, prompts: Prompts | None = None, labels: Prompts | None = None) -> Encoded:
-        """Encodes token ids; only positions up to the longest end-of-text token are computed, which is exact.
+        """Encodes token ids; sentences of similar length are computed together, cut after their end-of-text tokens.
+
+        The text tower is causal, so nothing after an end-of-text token reaches it: cutting is exact.
 
         Args:
             ids: (rows, L) from ``clip.tokenize``; the end-of-text token is the largest id of a row. Ids at the slots
@@ -229,12 +270,12 @@ class CLIP(nn.Module):
 
         Returns:
             pooled (rows, E) from the end-of-text token, tokens (rows, Lcut, E), Lcut = the batch's longest
-            end-of-text position + 1. Rows with a shorter text hold padding after their end-of-text token.
+            end-of-text position + 1. What a shorter row holds after its end-of-text token has no meaning.
 
         Raises:
             ValueError: ids beyond the vocabulary, text longer than the context, or prompts that do not fit.
         """
-        ids, stop = self._cut(ids)
+        ids, stop, ends = self._cut(ids)
         rows, length = ids.shape
         x = self.token_embedding(ids).to(self.dtype)  # (rows, Lcut, d)
         if prompts is not None:
@@ -246,18 +287,36 @@ class CLIP(nn.Module):
             count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
             x = overwrite(x, check_slots(labels.slots, rows, count, stop, "label tokens"), labels.layers[0])
         x = x + self.positional_embedding[:length].to(x.dtype)
+        groups = length_groups(ends, GROUP_COST[x.device.type == "cpu"])
+        if len(groups) == 1:
+            return self._encode_text_rows(x, stop, prompts)
+        parts = []
+        for members, end in groups:
+            row = torch.tensor(members, device=x.device)
+            part = self._encode_text_rows(x[row, : end + 1], stop[row], None if prompts is None else prompts.rows(row))
+            parts.append(Encoded(part.pooled, F.pad(part.tokens, (0, 0, 0, length - end - 1))))
+        place = torch.tensor([r for members, _ in groups for r in members], device=x.device).argsort()
+        return Encoded(torch.cat([p.pooled for p in parts])[place], torch.cat([p.tokens for p in parts])[place])
+
+    def _encode_text_rows(self, x: Tensor, stop: Tensor, prompts: Prompts | None) -> Encoded:
+        """Blocks, norm and projection of sentences x (rows, L, d) that end at `stop` (rows,)."""
+        length = x.shape[1]
         mask = torch.full((length, length), -torch.inf, device=x.device).triu_(1)
         x = self.ln_final(self.transformer(x, mask, prompts))
         proj = self.text_projection.to(x.dtype)
-        pooled = x[torch.arange(rows, device=x.device), stop]
+        pooled = x[torch.arange(len(x), device=x.device), stop]
         return Encoded(pooled @ proj, x @ proj)
 
-    def _cut(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids up to the longest end-of-text position, and that position per row (rows,); one wait for the device."""
+    def _cut(self, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Ids up to the longest end-of-text position, that position per row (rows,), and the same as numbers.
+
+        One wait for the device.
+        """
         if ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
             raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}; expected integers (rows, L)")
         largest, stop = ids.max(dim=-1)
-        length, high, low = torch.stack([stop.max() + 1, largest.max(), ids.min()]).tolist()
+        high, low, *ends = torch.cat([largest.max()[None], ids.min()[None], stop]).tolist()
+        length = max(ends) + 1
         if high >= self.vocab_size or low < 0:
             raise ValueError(
                 f"token ids span {low}..{high}, but this model's vocabulary has {self.vocab_size} entries: "
@@ -265,7 +324,7 @@ class CLIP(nn.Module):
             )
         if length > self.context_length:
             raise ValueError(f"a text has {length} tokens; this model reads at most {self.context_length}")
-        return ids[:, :length], stop
+        return ids[:, :length], stop, ends
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarities times exp(logit_scale).

@@ -26,6 +26,12 @@ class Prompts(NamedTuple):
     layers: tuple[Tensor | None, ...]
     slots: Tensor | None
 
+    def rows(self, index: Tensor) -> Prompts:
+        """The prompts of the rows (k,) of a batch; what all rows share stays as it is."""
+        layers = tuple(layer[index] if layer is not None and layer.dim() == 3 else layer for layer in self.layers)
+        slots = self.slots[index] if self.slots is not None and self.slots.dim() == 2 else self.slots
+        return Prompts(layers, slots)
+
 
 class Encoded(NamedTuple):
     """What a tower returns, always.

@@ -7,6 +7,7 @@ from clip_reference import HEADS, LAYERS, WIDTH
 
 import clip
 from clip import Prompts
+from clip.model import length_groups
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -217,3 +218,43 @@ def test_a_layer_left_out_keeps_what_the_block_before_made(tiny, ids, rng):
     torch.testing.assert_close(found.pooled, expected, **CLOSE)
     with pytest.raises(ValueError, match="layer 0 is None"):
         tiny.encode_text(ids, Prompts((None, third), slots))
+
+
+@pytest.mark.parametrize("own_rows", [False, True])
+def test_groups_of_equal_length_change_nothing(tiny, rng, monkeypatch, own_rows):
+    """Sentences in random order of length, every length a group of its own, against all in one group."""
+    texts = [f"X X X {'big ' * (k % 4)}cat" for k in (3, 0, 2, 1, 1, 3, 0)]
+    ids = clip.tokenize(texts, context_length=24, vocab_size=tiny.vocab_size)
+    slots = torch.tensor([1, 2, 3])
+    shape = (len(ids), 3) if own_rows else (3,)
+    found = {}
+    for cost in (0, 10**9):
+        monkeypatch.setattr("clip.model.GROUP_COST", {True: cost, False: cost})
+        layers = tuple(v.requires_grad_() for v in vectors(torch.Generator().manual_seed(5), 2, *shape))
+        text = tiny.encode_text(ids, Prompts(layers, slots.expand(len(ids), 3) if own_rows else slots))
+        inside = (torch.arange(ids.shape[1]) <= ids.argmax(-1)[:, None])[:, : text.tokens.shape[1]]
+        weight = torch.randn(text.tokens.shape, generator=torch.Generator().manual_seed(6))
+        (text.tokens * weight)[inside].sum().add(text.pooled.pow(2).sum()).backward()
+        found[cost] = (text.pooled, text.tokens[inside], *(layer.grad for layer in layers))
+    for one, other in zip(*found.values()):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def splits(items):
+    """All ways to cut a list into runs."""
+    if not items:
+        yield []
+    for k in range(1, len(items) + 1):
+        for rest in splits(items[k:]):
+            yield [items[:k], *rest]
+
+
+@pytest.mark.parametrize("group_cost", [0, 5, 20, 1000])
+def test_length_groups_are_the_cheapest(rng, group_cost):
+    for _ in range(20):
+        ends = torch.randint(3, 12, (8,), generator=rng).tolist()
+        groups = length_groups(ends, group_cost)
+        assert sorted(row for members, _ in groups for row in members) == list(range(8))
+        assert all(end == max(ends[row] for row in members) for members, end in groups)
+        cost = sum(len(members) * (end + 1) + group_cost for members, end in groups)
+        assert cost == min(sum(len(run) * (run[-1] + 1) + group_cost for run in runs) for runs in splits(sorted(ends)))
