@@ -117,6 +117,7 @@ def _optim() -> CN:
     node.RMSPROP_ALPHA = 0.99
     node.ADAM_BETA1 = 0.9
     node.ADAM_BETA2 = 0.999
+    node.ADAM_EPS = 1e-8  # + added to the denominator by adam, amsgrad, adamw and radam
     node.STAGED_LR = False  # other rates for old and new layers
     node.NEW_LAYERS = ()  # layers that get LR; the others get LR * BASE_LR_MULT
     node.BASE_LR_MULT = 0.1

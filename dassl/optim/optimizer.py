@@ -45,7 +45,7 @@ def build_optimizer(
     else:
         params = model.parameters() if isinstance(model, nn.Module) else model
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
-    betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
+    adam: dict[str, Any] = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS}
     if name == "sgd":
         return torch.optim.SGD(
             params,
@@ -57,10 +57,10 @@ def build_optimizer(
     if name == "rmsprop":
         return torch.optim.RMSprop(params, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     if name == "radam":
-        return RAdam(params, betas=betas, **common)
+        return RAdam(params, **adam, **common)
     if name == "adamw":
-        return torch.optim.AdamW(params, betas=betas, **common)
-    return torch.optim.Adam(params, betas=betas, amsgrad=name == "amsgrad", **common)
+        return torch.optim.AdamW(params, **adam, **common)
+    return torch.optim.Adam(params, **adam, amsgrad=name == "amsgrad", **common)
 
 
 def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:

@@ -46,6 +46,12 @@ def test_options_come_from_the_config(cfg, model, name, kind, options):
     assert len(group["params"]) == 4
 
 
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "radam"])
+def test_eps_of_the_adam_family(cfg, model, name):
+    cfg.NAME, cfg.ADAM_EPS = name, 1e-3
+    assert build_optimizer(model, cfg).param_groups[0]["eps"] == 1e-3
+
+
 def test_radam_against_its_formula():
     """Liu et al., 2020, algorithm 2, with decoupled weight decay."""
     parameter = nn.Parameter(torch.tensor([2.0], dtype=torch.double))
