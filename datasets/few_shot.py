@@ -14,7 +14,7 @@ from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.base_dataset import check_images
-from dassl.data.fingerprint import split_hash
+from dassl.data.fingerprint import relative_paths, split_hash
 from dassl.utils import distributed, read_json, write_json
 
 __all__ = [
@@ -258,7 +258,7 @@ def _write_cache(path: Path, content: dict[str, Any]) -> None:
 
 
 def _plain_items(items: Sequence[Datum], root: str | os.PathLike[str]) -> list[list[Any]]:
-    return [[Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname] for item in items]
+    return [[path, item.label, item.classname] for path, item in relative_paths(items, root)]
 
 
 def _read_items(rows: Any, root: str | os.PathLike[str], where: str) -> list[Datum]:

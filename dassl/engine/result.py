@@ -73,6 +73,8 @@ def fingerprint(trainer: SimpleTrainer, seed: int) -> dict[str, Any]:
         "shots": cfg.DATASET.NUM_SHOTS,
         "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
     }
+    if getattr(dataset, "split_origin", ""):
+        marks["split_origin"] = dataset.split_origin  # only of a split that is not the official one
     return {**marks, **{key: value for key, value in extra.items() if key not in ("template", "backbone")}}
 
 

@@ -11,7 +11,7 @@ __all__ = ["Registry"]
 class Registry:
     """A table from names to classes or functions.
 
-    `@REGISTRY.register()` above a class or `REGISTRY.register(obj)` enters it under its `__name__`.
+    `@REGISTRY.register()` above a class or `REGISTRY.register(obj)` enters it under its `__name__`, or under `name`.
     """
 
     def __init__(self, name: str):
@@ -23,7 +23,7 @@ class Registry:
             raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
         self._obj_map[name] = obj
 
-    def register(self, obj: Any = None, force: bool = False) -> Callable[[Any], Any] | Any:
+    def register(self, obj: Any = None, force: bool = False, name: str | None = None) -> Callable[[Any], Any] | Any:
         """Enter `obj`, or return a decorator that does.
 
         Raises:
@@ -31,7 +31,7 @@ class Registry:
         """
 
         def enter(thing: Any) -> Any:
-            self._do_register(thing.__name__, thing, force)
+            self._do_register(thing.__name__ if name is None else name, thing, force)
             return thing
 
         return enter if obj is None else enter(obj)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from torchvision import transforms as T
 
 from dassl.data.datasets import Datum
-from dassl.data.fingerprint import classnames_hash, split_hash, transform_repr
+from dassl.data.fingerprint import classnames_hash, relative_paths, split_hash, transform_repr
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -33,6 +34,15 @@ def test_split_hash_is_relative_and_ordered(tmp_path):
     hashes = {split_hash(items(tmp_path, *other), tmp_path) for other in others}
     assert len(hashes | {here}) == 5
     assert split_hash(items("", *rows)) == here
+
+
+def test_relative_paths_equal_relpath(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["a/b/1.jpg", "a/1.jpg", "1.jpg", "./a/./2.jpg", "../x/3.jpg", "a/b/", "a/..", "a//b/4.jpg"]
+    paths += [str(tmp_path / path) for path in paths] + ["/elsewhere/5.jpg"]
+    for root in (".", "a", str(tmp_path), str(tmp_path / "a"), "/"):
+        found = [path for path, _ in relative_paths([Datum(path) for path in paths], root)]
+        assert found == [Path(os.path.relpath(path, root)).as_posix() for path in paths]
 
 
 def test_transform_repr():

@@ -28,6 +28,10 @@ def test_registry():
     with pytest.raises(KeyError, match='"First" was already registered in "THING"'):
         registry.register(First)
     registry.register(First, force=True)
+    registry.register(First, name="first")
+    assert registry.get("first") is First
+    with pytest.raises(KeyError, match="first"):
+        registry.register(Second, name="first")
     with pytest.raises(KeyError, match='"Third" does not exist in "THING"'):
         registry.get("Third")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dassl.utils.tools import download_url
 
-__all__ = ["DatasetBase", "Datum", "check_images"]
+__all__ = ["DatasetBase", "Datum", "check_images", "sample_per_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ class DatasetBase:
     """Training, unlabelled, validation and test items of a data set.
 
     Class names and their number come from `train_x` alone. A subclass may set `template` (a prompt such as
-    "a photo of a {}.") and `items_root` (the folder that paths are relative to in fingerprints), and may have a method
-    `train_loader(cfg, generator)` that gives batches itself.
+    "a photo of a {}."), `items_root` (the folder that paths are relative to in fingerprints) and `split_origin` (what
+    the fingerprint says of a split that is not the official one), and may have a method `train_loader(cfg, generator)`
+    that gives batches itself.
 
     Raises:
         ValueError: no training items, a label with two names, a gap in the labels, or a validation or test label
@@ -95,6 +96,7 @@ class DatasetBase:
     domains: Sequence[str] = ()
     template: str = ""
     items_root: str = ""
+    split_origin: str = ""
 
     def __init__(
         self,
@@ -242,15 +244,7 @@ class DatasetBase:
         logger.info("Creating a %d-shot dataset", num_shots)
         output = []
         for data_source in data_sources:
-            dataset: list[Datum] = []
-            for items in self.split_dataset_by_label(data_source).values():
-                if len(items) >= num_shots:
-                    dataset.extend(rng.sample(items, num_shots))
-                elif repeat:
-                    dataset.extend(rng.choices(items, k=num_shots))
-                else:
-                    dataset.extend(items)
-            output.append(dataset)
+            output.append(sample_per_class(data_source, num_shots, rng, repeat))
         return output[0] if len(output) == 1 else output
 
     @staticmethod
@@ -268,6 +262,19 @@ class DatasetBase:
         for item in data_source:
             output.setdefault(item.domain, []).append(item)
         return output
+
+
+def sample_per_class(items: Iterable[Datum], num_shots: int, rng: Any = random, repeat: bool = False) -> list[Datum]:
+    """`num_shots` items of each class, as `DatasetBase.generate_fewshot_dataset` draws them from one list."""
+    drawn: list[Datum] = []
+    for members in DatasetBase.split_dataset_by_label(items).values():
+        if len(members) >= num_shots:
+            drawn.extend(rng.sample(members, num_shots))
+        elif repeat:
+            drawn.extend(rng.choices(members, k=num_shots))
+        else:
+            drawn.extend(members)
+    return drawn
 
 
 def check_images(paths: Iterable[str]) -> None:

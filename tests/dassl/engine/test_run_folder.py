@@ -12,6 +12,7 @@ import torch
 from tiny_runs import EPOCHS, TINY, tiny_arguments
 
 import train
+from dassl.data.datasets import DatasetBase
 from dassl.engine.records import read_metrics
 from dassl.engine.run import RunFolder, RunInUse, error_line, read_result, run_state
 from dassl.utils import read_json
@@ -85,6 +86,15 @@ def test_fingerprint_tells_what_may_be_compared(tiny):
     assert len({r["protocol_hash"] for r in (base, names, size, shots)}) == 4
     assert names["fingerprint"]["classnames"] != base["fingerprint"]["classnames"]
     assert base["fingerprint"]["templates"] == "a {} image"
+    assert "split_origin" not in base["fingerprint"]
+
+
+def test_fingerprint_says_that_a_split_is_not_the_official_one(tiny, monkeypatch):
+    base = tiny(output="a")
+    monkeypatch.setattr(DatasetBase, "split_origin", "self-made")
+    other = tiny(output="b")
+    assert other["fingerprint"]["split_origin"] == "self-made"
+    assert other["protocol_hash"] != base["protocol_hash"]
 
 
 def test_fingerprint_does_not_depend_on_where_the_data_is(tiny, root, tmp_path):
