@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import clip
-from clip import CLIP, Encoded
+from clip import CLIP, Encoded, Prompts
 from dassl.engine import TrainerX
 from dassl.engine.precision import PRECISIONS
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -34,7 +35,8 @@ Score = Callable[[Encoded, Encoded, Tensor], Tensor]
 class Output(NamedTuple):
     """Result of a prompted forward, the same in training and evaluation.
 
-    logits: (B, C). image: features of B * M rows, image-major. text: features of C * N rows, class-major.
+    logits: (B, C). image: features of B * M rows, image-major. text: features of C * N rows, class-major; of B * C
+    rows, image-major, when the text depends on the image.
     """
 
     logits: Tensor
@@ -54,10 +56,49 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         self.clip, self.learner, self.score = model, learner, score
 
-    def encode_text(self) -> Encoded:
-        """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major."""
+    def encode_text(self, image: Encoded | None = None) -> Encoded:
+        """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major.
+
+        The text of a conditional learner depends on `image`, B encoded images, which must then be given: pooled
+        (B * C, E), image-major, and no tokens, (B * C, 0, E).
+
+        Raises:
+            ValueError: no image for a conditional learner.
+        """
+        if self.learner.conditional:
+            if image is None:
+                raise ValueError(f"the text of {type(self.learner).__name__} depends on the image: give encoded images")
+            return self._encode_conditional_text(image.pooled)
         ids, prompts = self.learner.text_prompts()
         return self.clip.encode_text(ids, prompts)
+
+    def _encode_conditional_text(self, image: Tensor) -> Encoded:
+        """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time.
+
+        With gradients every chunk is computed again in the backward pass, so that memory grows with a chunk and not
+        with B * C. A single chunk needs no second computation.
+        """
+        ids, prompts = self.learner.conditional_prompts(image)
+        pairs = torch.arange(len(image) * len(ids), device=ids.device)  # b * C + c
+        chunks = pairs.split(self.learner.chunk_rows)
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            parts = [
+                checkpoint(self._encode_pairs, pair, ids, prompts, use_reentrant=False, preserve_rng_state=False)
+                for pair in chunks
+            ]
+        else:
+            parts = [self._encode_pairs(pair, ids, prompts) for pair in chunks]
+        pooled = torch.cat(parts)
+        return Encoded(pooled, pooled.new_empty(len(pooled), 0, pooled.shape[-1]))
+
+    def _encode_pairs(self, pair: Tensor, ids: Tensor, prompts: Prompts) -> Tensor:
+        """Pooled text (k, E) of the pairs b * C + c in `pair` (k,): sentence c with the prompts of image b."""
+        image, name = pair // len(ids), pair % len(ids)
+        layers = tuple(None if layer is None else layer[image] for layer in prompts.layers)  # (B, n, d) -> (k, n, d)
+        slots = prompts.slots
+        if slots is not None and slots.dim() == 2:
+            slots = slots[name]
+        return self.clip.encode_text(ids[name], Prompts(layers, slots)).pooled
 
     def encode_image(self, image: Tensor) -> Encoded:
         """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""
@@ -72,9 +113,9 @@ class PromptedCLIP(nn.Module):
 
     def forward(self, image: Tensor, text: Encoded | None = None) -> Output:
         """Logits of images (B, 3, H, W) against all classes; `text` may be given when it was encoded before."""
-        if text is None:
-            text = self.encode_text()
         encoded = self.encode_image(image)
+        if text is None:
+            text = self.encode_text(encoded)
         return Output(self.score(encoded, text, self.clip.logit_scale.exp()), encoded, text)
 
 

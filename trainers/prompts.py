@@ -5,11 +5,14 @@ A learner answers two questions for the prompted forward of `trainers.base.Promp
 - `text_prompts()` -> (ids (R, L), Prompts or None): R = C * N sentences, class-major (row c * N + n is mode n of c);
 - `vision_prompts()` -> Prompts or None, with M modes: every layer is (M, m, d), or None for plain images.
 
+A conditional learner, whose text depends on the image, answers `conditional_prompts(image)` instead of the first.
+
 Axes: C classes, L tokens, n text context length, m visual prompt length, d width, M/N visual/textual modes, J depth.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,20 +118,36 @@ def random_prompt(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * PROMPT_STD)
 
 
+def meta_net(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> nn.Sequential:
+    """Bottleneck of two linear layers with bias, `linear1` and `linear2`, that makes prompts from features."""
+    layers = {"linear1": nn.Linear(inputs, hidden), "activation": activation, "linear2": nn.Linear(hidden, outputs)}
+    return nn.Sequential(OrderedDict(layers))
+
+
 class Learner(nn.Module):
     """Base of all learners: plain sentences and plain images unless a subclass says otherwise.
 
     `class_bound` says that the learned parameters belong to one class list and cannot move to another;
-    `conditional` says that the text depends on the image, so that text features must not be cached.
+    `conditional` says that the text depends on the image, so that text features must not be cached; it is then encoded
+    `chunk_rows` sentences at a time.
     """
 
     class_bound = False
     conditional = False
+    chunk_rows = 512
     text_modes = 1
     vision_modes = 1
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         raise NotImplementedError(f"{type(self).__name__} gives no sentences")
+
+    def conditional_prompts(self, image: Tensor) -> tuple[Tensor, Prompts]:
+        """Sentences (C, L) of all classes, and the prompts of every image, whose layers are (B, n, d).
+
+        Args:
+            image: (B, E) pooled features, not normalised. Slots are (n,) or, by class, (C, n).
+        """
+        raise NotImplementedError(f"the sentences of {type(self).__name__} do not depend on the image")
 
     def vision_prompts(self) -> Prompts | None:
         return None
