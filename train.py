@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ import datasets  # noqa: F401 - registers the data sets
 import trainers  # noqa: F401 - registers the methods
 from dassl.config import CfgNode, check_values, get_cfg_default
 from dassl.engine import add_trainer_defaults, build_trainer
+from dassl.engine.build import extend_config
 from dassl.engine.checkpoints import last_epoch
 from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder, error_line, read_result
@@ -100,29 +102,33 @@ def _epoch(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is no epoch: expected a number from 1, or last")
 
 
-def import_modules(names: Iterable[str]) -> None:
+def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
     """Import modules by dotted name (the current folder is searched too) or by the path of a .py file, each once.
+
+    Returns:
+        The modules by the names given.
 
     Raises:
         ImportError: there is no such module or file, or it fails while it is imported; the message says where.
     """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append("")
+    modules = {}
     for name in names:
         try:
-            _import(name)
+            modules[name] = _import(name)
         except Exception as fault:  # foreign code may raise anything
             raise ImportError(f"cannot import {name!r}: {type(fault).__name__}: {error_line(fault)}") from fault
+    return modules
 
 
-def _import(name: str) -> None:
+def _import(name: str) -> ModuleType:
     if not name.endswith(".py"):
-        importlib.import_module(name)
-        return
+        return importlib.import_module(name)
     path = Path(name).expanduser().resolve()
     unique = f"_imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if unique in sys.modules:
-        return
+        return sys.modules[unique]
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(unique, path)
@@ -135,6 +141,7 @@ def _import(name: str) -> None:
     except BaseException:
         del sys.modules[unique]
         raise
+    return module
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
@@ -146,9 +153,14 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError: a config file is missing.
     """
     files = [file for file in (args.dataset_config_file, args.config_file) if file is not None]
-    import_modules([name for file in files for name in _imports_of(file)] + (args.imports or []))
+    modules = import_modules([name for file in files for name in _imports_of(file)] + (args.imports or []))
     cfg = get_cfg_default()
     add_trainer_defaults(cfg)
+    for name, module in modules.items():
+        try:
+            extend_config(cfg, getattr(module, "extend_cfg", None))
+        except Exception as fault:  # foreign code may raise anything
+            raise ImportError(f"extend_cfg() of {name!r} fails: {type(fault).__name__}: {error_line(fault)}") from fault
     for file in files:
         cfg.merge_from_file(file)
     flags = {

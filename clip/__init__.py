@@ -1,6 +1,6 @@
 """One prompted CLIP: towers, loading, tokenizing. Prompts are arguments of the forward; no model class is forked."""
 
-from clip.clip import available_models, build_model, convert_weights, load, save_model, tokenize
+from clip.api import available_models, build_model, convert_weights, load, save_model, tokenize
 from clip.model import CLIP
 from clip.prompts import Encoded, Prompts, overwrite
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from yacs.config import CfgNode
@@ -48,6 +49,25 @@ def add_trainer_defaults(cfg: CfgNode) -> None:
         defaults = getattr(TRAINER_REGISTRY.get(name), "defaults", None)
         if defaults is not None:
             _add(cfg.TRAINER, defaults(), ["TRAINER"], name)
+
+
+def extend_config(cfg: CfgNode, extend: Callable[[CfgNode], Any] | None) -> None:
+    """Take over what a function `extend_cfg(cfg)` sets, as scripts written for Dassl have it; None changes nothing.
+
+    Such functions replace whole sections (`cfg.TRAINER.COOP = CN()`): keys that they do not set keep their values.
+    """
+    if extend is not None:
+        wider = cfg.clone()
+        extend(wider)
+        _take(cfg, wider)
+
+
+def _take(node: CfgNode, wider: CfgNode) -> None:
+    for key, value in wider.items():
+        if isinstance(value, CfgNode) and isinstance(node.get(key), CfgNode):
+            _take(node[key], value)
+        else:
+            node[key] = value
 
 
 def _add(node: CfgNode, defaults: CfgNode, path: list[str], trainer: str) -> None:

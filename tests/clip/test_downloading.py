@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip
-from clip import clip as module
+from clip import api as module
 from clip.download import download
 
 DATA = bytes(range(256)) * 2000
@@ -54,12 +54,12 @@ def server(monkeypatch):
 
 
 def test_every_published_name_has_an_address_with_its_sha256():
-    assert clip.available_models() == [*module._MODELS, "emoji-ViT-S/8"]
+    assert clip.available_models() == [*module.MODELS, "emoji-ViT-S/8"]
     names = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"]
-    assert list(module._MODELS) == names
+    assert list(module.MODELS) == names
     open_clip = pytest.importorskip("open_clip")
     theirs = {config["url"] for tags in open_clip.pretrained._PRETRAINED.values() for config in tags.values()}
-    for url in module._MODELS.values():
+    for url in module.MODELS.values():
         assert len(url.split("/")[-2]) == 64
         assert url in theirs
 
@@ -136,7 +136,7 @@ def test_load_of_a_name_fetches_and_reads(server, tmp_path, make_clip, images, m
     torch.save({**model.state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "weights")
     server.data = (tmp_path / "weights").read_bytes()
     place, name = server.url.rsplit("/", 2)[0], "ViT-B-32.pt"
-    monkeypatch.setitem(module._MODELS, "ViT-B/32", f"{place}/{hashlib.sha256(server.data).hexdigest()}/{name}")
+    monkeypatch.setitem(module.MODELS, "ViT-B/32", f"{place}/{hashlib.sha256(server.data).hexdigest()}/{name}")
     monkeypatch.setenv("HOME", str(tmp_path))
     loaded, _ = clip.load("ViT-B/32")
     assert (tmp_path / ".cache" / "clip" / name).is_file()

@@ -1,0 +1,148 @@
+"""A CLIP that behaves like OpenAI's when its parts are called the old way, for code written for the CoOp repository.
+
+Such code builds its own text encoder out of `transformer`, `ln_final` and `text_projection`, calls `visual(image)` and
+expects tensors, with sequences as (L, rows, d) and the causal mask inside the transformer. The classes below add these
+calls to the same weights under the same names; every call of this project passes a mask or prompts and goes through
+unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clip.build import build_model
+from clip.checkpoints import load_checkpoint
+from clip.layers import Block, Transformer
+from clip.model import CLIP, VisionTransformer
+from clip.resnet import ModifiedResNet
+
+FACTS = ("quick_gelu", "vision_heads", "transformer_heads")
+"""Entries that :func:`plain_copy` stores beside the weights: what their shapes do not tell."""
+
+
+class LegacyBlock(Block):
+    """A block that, called with a sequence alone, takes and returns (L, rows, d) and brings its own mask."""
+
+    causal = False
+
+    def forward(self, x: Tensor, *mask: Any) -> Tensor:
+        """x: (L, rows, d), or with a mask (rows, L, d). Returns the same shape."""
+        if mask:
+            return super().forward(x, *mask)
+        own = causal_mask(len(x), x.device) if self.causal else None
+        return super().forward(x.transpose(0, 1), own).transpose(0, 1)
+
+
+class LegacyTransformer(Transformer):
+    """A transformer that, called with a sequence alone, takes and returns (L, rows, d) and brings its own mask."""
+
+    causal = False
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """x: (L, rows, d), or with further arguments (rows, L, d). Returns the same shape."""
+        if args or options:
+            return super().forward(x, *args, **options)
+        own = causal_mask(len(x), x.device) if self.causal else None
+        return super().forward(x.transpose(0, 1), own).transpose(0, 1)
+
+
+class LegacyVisionTransformer(VisionTransformer):
+    """The ViT tower, returning pooled features."""
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """image: (B, 3, side, side). Returns (B, E), not normalised."""
+        return super().forward(image).pooled
+
+
+class LegacyResNet(ModifiedResNet):
+    """The ResNet tower, returning pooled features."""
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """image: (B, 3, side, side). Returns (B, E), not normalised."""
+        return super().forward(image).pooled
+
+
+class LegacyCLIP(CLIP):
+    """A CLIP whose methods and parts return tensors, as OpenAI's do; made by :func:`as_legacy`."""
+
+    def build_attention_mask(self) -> Tensor:
+        """(context_length, context_length): 0 up to each position, -inf after it."""
+        return causal_mask(self.context_length)
+
+    def encode_image(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """image: (B, 3, side, side). Returns (B, E), not normalised."""
+        return self.visual(image)
+
+    def encode_text(self, text: Tensor) -> Tensor:  # type: ignore[override]
+        """text: (rows, L) token ids. Returns (rows, E), not normalised."""
+        return super().encode_text(text).pooled
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine similarities times exp(logit_scale): logits per image (B, rows) and per text (rows, B)."""
+        features = F.normalize(self.encode_image(image), dim=-1), F.normalize(self.encode_text(text), dim=-1)
+        logits = self.logit_scale.exp() * features[0] @ features[1].t()
+        return logits, logits.t()
+
+
+LEGACY = {
+    CLIP: LegacyCLIP,
+    VisionTransformer: LegacyVisionTransformer,
+    ModifiedResNet: LegacyResNet,
+    Transformer: LegacyTransformer,
+    Block: LegacyBlock,
+}
+
+
+def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
+    """(length, length) fp32: 0 on and below the diagonal, -inf above."""
+    return torch.full((length, length), -torch.inf, device=device).triu_(1)
+
+
+def as_legacy(model: CLIP) -> LegacyCLIP:
+    """Gives `model` itself, and not a copy, the old way of being called; weights and their names stay."""
+    for module in model.modules():
+        if type(module) in LEGACY:
+            module.__class__ = LEGACY[type(module)]
+    for module in model.transformer.modules():
+        if isinstance(module, (LegacyTransformer, LegacyBlock)):
+            module.causal = True
+    assert isinstance(model, LegacyCLIP)
+    return model
+
+
+def build_legacy_model(state_dict: dict[str, Tensor], design_details: dict[str, Any] | None = None) -> LegacyCLIP:
+    """The model of :func:`clip.build_model` in the old way of being called, with the facts of :func:`plain_copy`."""
+    facts = {name: int(state_dict[name]) for name in FACTS if name in state_dict}
+    weights = {name: value for name, value in state_dict.items() if name not in FACTS}
+    return as_legacy(build_model(weights, design_details, bool(facts.pop("quick_gelu", True)), **facts))
+
+
+def plain_copy(path: Path, folder: Path) -> Path:
+    """A copy of the CLIP at `path` that plain `torch.load` reads: tensors only, the activation and heads among them.
+
+    The copy's name holds the hash of the original; it is made once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CLIP.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}")
+    target = folder / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
+    if not target.is_file():
+        model, _ = load_checkpoint(path)
+        visual = model.visual
+        heads = visual.attnpool.heads if isinstance(visual, ModifiedResNet) else visual.transformer.heads
+        numbers = zip(FACTS, (model.quick_gelu, heads, model.transformer.heads))
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        torch.save({**model.state_dict(), **{name: torch.tensor(int(value)) for name, value in numbers}}, temporary)
+        os.replace(temporary, target)
+    return target
