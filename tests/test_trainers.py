@@ -9,6 +9,7 @@ import torch
 import clip
 import train
 from dassl.engine import TRAINER_REGISTRY
+from trainers.base import PromptTrainer
 
 # Options of each method that make its run short; a method without an entry runs with its defaults.
 SHORT = {
@@ -22,7 +23,8 @@ FEW_SHOT = sorted(
     for name in TRAINER_REGISTRY.registered_names()
     if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.") and name not in PRETRAINING
 )
-LEARNING = [name for name in FEW_SHOT if name != "ZeroshotCLIP"]
+LEARNING = [name for name in FEW_SHOT if TRAINER_REGISTRY.get(name).by_steps]
+FITTED = [name for name in FEW_SHOT if TRAINER_REGISTRY.get(name).fit is not PromptTrainer.fit and name not in LEARNING]
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +112,7 @@ def logits_of(trainer):
 
 
 @pytest.mark.parametrize("method", FEW_SHOT)
-def test_train_evaluate_and_load(method, run, built, tmp_path):
+def test_train_evaluate_and_load(method, run, built, tmp_path, capsys):
     result = run(method, "base", options=["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 4])
     trained = built[-1]
     assert result["method"] == method
@@ -129,14 +131,14 @@ def test_train_evaluate_and_load(method, run, built, tmp_path):
     assert again["accuracy"] == result["accuracy"]
     torch.testing.assert_close(logits_of(built[-1]), logits_of(trained), rtol=0, atol=0)
 
-    new = run(
-        method,
-        "new",
-        "--eval-only",
-        "--model-dir",
-        str(tmp_path / "base"),
-        options=["DATASET.SUBSAMPLE_CLASSES", "new"],
-    )
+    flags, options = ["--eval-only", "--model-dir", str(tmp_path / "base")], ["DATASET.SUBSAMPLE_CLASSES", "new"]
+    if trained.class_bound:  # what it learned cannot move to new classes
+        with pytest.raises(SystemExit) as stopped:
+            run(method, "new", *flags, options=options)
+        assert stopped.value.code == 2
+        assert "was trained on other classes" in capsys.readouterr().err
+        return
+    new = run(method, "new", *flags, options=options)
     assert new["counts"]["classes"] == 34
     assert logits_of(built[-1]).shape[1] == 34
 
@@ -158,6 +160,28 @@ def test_loss_falls_and_only_the_learner_changes(method, run, built, monkeypatch
     after = dict(built[-1].model.named_parameters())
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed == {name for name in after if name.startswith("learner.")}
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_a_fit_changes_the_learner_alone_and_is_kept(method, run, built, monkeypatch, tmp_path):
+    before = {}
+    build = train.build_trainer
+
+    def keep(cfg):
+        trainer = build(cfg)
+        before.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        return trainer
+
+    monkeypatch.setattr(train, "build_trainer", keep)
+    result = run(method, "run", options=["OPTIM.MAX_EPOCH", 5])
+    assert result["epochs"] == 1
+    after = built[-1].model.state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("learner.") for name in changed)
+    (record,) = [r for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if r["kind"] == "epoch"]
+    assert record["images"] == result["counts"]["train"]
+    assert (tmp_path / "run" / built[-1].model_name / "model.pth.tar-1").is_file()
 
 
 @pytest.mark.parametrize("method", FEW_SHOT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -21,9 +22,9 @@ from clip import CLIP, Encoded, Prompts
 from dassl.engine import TrainerX
 from dassl.engine.precision import PRECISIONS
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import count_num_param
+from dassl.utils import count_num_param, distributed
 
-from .losses import cosine_logits
+from .losses import cosine_logits, normalise
 from .prompts import Learner, TemplateText
 from .templates import template_for
 
@@ -69,6 +70,9 @@ class PromptedCLIP(nn.Module):
             if image is None:
                 raise ValueError(f"the text of {type(self.learner).__name__} depends on the image: give encoded images")
             return self._encode_conditional_text(image.pooled)
+        known = self.learner.text_features()
+        if known is not None:
+            return known
         ids, prompts = self.learner.text_prompts()
         return self.clip.encode_text(ids, prompts)
 
@@ -125,6 +129,14 @@ def template_features(model: CLIP, classnames: Sequence[str], templates: Sequenc
     device = model.token_embedding.weight.device
     sentences = [TemplateText(model, classnames, template).ids.to(device) for template in templates]
     return torch.stack([model.encode_text(ids).pooled for ids in sentences])
+
+
+def ensemble_features(model: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Classifier of several templates, (C, E): the mean of each class's normalised features, normalised again.
+
+    CLIP, Section 3.1.4.
+    """
+    return normalise(normalise(template_features(model, classnames, templates)).mean(dim=0))
 
 
 def state_hash(module: nn.Module) -> str:
@@ -239,6 +251,7 @@ class PromptTrainer(CLIPTrainer):
     """Base of the few-shot methods: a frozen CLIP and a learner."""
 
     model_name = "prompt_learner"
+    by_steps = True  # False: what is learned is made in one go by `fit`, without epochs of gradient steps
 
     def build_learner(self, model: CLIP, classnames: list[str]) -> Learner:
         raise NotImplementedError(f"{type(self).__name__} must say what it learns")
@@ -262,8 +275,11 @@ class PromptTrainer(CLIPTrainer):
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
         freeze_all_but(self.model, [learner])
         self.parallel_model = self.parallel(self.model)
-        if count_num_param(learner):
+        if self.by_steps and count_num_param(learner):
             self.register_learned(self.model_name, learner)
+        elif learner.state_dict():
+            self.register_model(self.model_name, learner)
+            self.max_epoch = 1  # `fit` is the only epoch, so that checkpoints and resuming are as everywhere
         else:
             self.max_epoch = 0  # nothing to train: the run is its evaluation
         logger.info(
@@ -273,6 +289,44 @@ class PromptTrainer(CLIPTrainer):
             f"{count_num_param(learner):,}",
             f"{count_num_param(self.model):,}",
         )
+
+    def fit(self) -> dict[str, float]:
+        """Fill the learner from the training data; returns figures for the record. For methods not `by_steps`."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn by steps and has no fit()")
+
+    def run_epoch(self) -> None:
+        if self.by_steps:
+            super().run_epoch()
+            return
+        start, images = time.perf_counter(), len(self.dm.dataset.train_x)
+        figures = self.fit()
+        self.text = None
+        self.train_seconds += (seconds := time.perf_counter() - start)
+        self.train_images += images
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        logger.info("%s fitted on %d images in %.1f s: %s", type(self).__name__, images, seconds, shown)
+        if distributed.is_main_process():
+            record = {"kind": "epoch", "epoch": self.epoch + 1, "seconds": round(seconds, 3), "images": images}
+            self.metrics.write({**record, **figures})
+
+    @torch.no_grad()
+    def frozen_features(self, loader) -> tuple[Tensor, Tensor]:
+        """Features of plain CLIP for all images of an evaluation loader, in its order, whole in every process.
+
+        Returns:
+            (K, E) pooled, not normalised, fp32, and (K,) labels, on the device.
+        """
+        parts = []
+        for batch in loader:
+            image, label = self.parse_batch_test(batch)
+            with self.precision.autocast():
+                feature = self.model.clip.encode_image(image).pooled
+            parts.append((batch["index"], feature.float().cpu(), label.cpu()))
+        mine = tuple(torch.cat(column) for column in zip(*parts)) if parts else None
+        shares = [share for share in distributed.all_gather_object(mine) if share is not None]
+        index, feature, label = (torch.cat(column) for column in zip(*shares))
+        order = index.argsort()
+        return feature[order].to(self.device), label[order].to(self.device)
 
     def losses(self, batch) -> dict[str, Tensor]:
         image, label = self.parse_batch_train(batch)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import clip
-from clip import CLIP, Prompts
+from clip import CLIP, Encoded, Prompts
 from clip.model import VisionTransformer
 
 PLACEHOLDER = "X"
@@ -149,8 +149,25 @@ class Learner(nn.Module):
         """
         raise NotImplementedError(f"the sentences of {type(self).__name__} do not depend on the image")
 
+    def text_features(self) -> Encoded | None:
+        """Features of all classes where they need no forward of the text tower; None: encode `text_prompts()`."""
+        return None
+
     def vision_prompts(self) -> Prompts | None:
         return None
+
+
+class FixedText(Learner):
+    """Class features (C, E) that were encoded beforehand, such as those of an ensemble of templates."""
+
+    features: Tensor
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+
+    def text_features(self) -> Encoded | None:
+        return Encoded(self.features, self.features[:, None])
 
 
 class TemplateText(Learner):

@@ -126,3 +126,29 @@ def template_for(dataset_name: str, override: str = "", own: str | None = None) 
     if override:
         return check_template(override)
     return check_template(own if own is not None else TEMPLATES.get(dataset_name, DEFAULT_TEMPLATE))
+
+
+TEMPLATE_SETS = ("dataset", "imagenet80", "select7", "released")
+
+
+def template_set(kind: str, dataset_name: str, template: str) -> tuple[str, ...]:
+    """The templates whose features are averaged.
+
+    Args:
+        kind: `dataset`: the data set's own; `imagenet80`, `select7`: the lists above, on every data set; `released`:
+            the seven and the data set's own, the seven alone on the data set named ImageNet (the released code of CoOp,
+            ZeroshotCLIP2).
+        dataset_name: DATASET.NAME.
+        template: the data set's own.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in TEMPLATE_SETS:
+        raise ValueError(f"the set of templates is {kind!r}, expected one of {', '.join(TEMPLATE_SETS)}")
+    if kind == "dataset":
+        return (template,)
+    if kind == "imagenet80":
+        return IMAGENET_TEMPLATES
+    own = (template,) if kind == "released" and dataset_name != "ImageNet" else ()
+    return (*IMAGENET_TEMPLATES_SELECT, *own)

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the classifier is the data set's template around each class name (CLIP, Section 3.1)."""
+"""Zero-shot CLIP: the classifier is a sentence, or the mean of several, around each class name (CLIP, Section 3.1)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import PromptTrainer
-from .prompts import Learner, TemplateText
+from .base import PromptTrainer, ensemble_features
+from .prompts import FixedText, Learner, TemplateText
+from .templates import TEMPLATE_SETS, template_set
 
 
 @TRAINER_REGISTRY.register()
@@ -15,10 +16,48 @@ class ZeroshotCLIP(PromptTrainer):
     """Nothing is learned; training has no effect and evaluation is the whole run."""
 
     node = "ZEROSHOT"
+    by_steps = False
+    own_templates = "dataset"
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode({"ZEROSHOT": {"PREC": "fp16"}})  # precision of the backbone: fp32, fp16, amp or bf16
+        return CfgNode(
+            {
+                "ZEROSHOT": {
+                    "PREC": "fp16",  # precision of the backbone: fp32, fp16, amp or bf16
+                    # dataset: the data set's template; imagenet80, select7: means over CLIP's 80 sentences for
+                    # ImageNet or 7 of them; released: the 7 and the data set's own (7 on ImageNet);
+                    # "" = dataset for ZeroshotCLIP, released for ZeroshotCLIP2
+                    "TEMPLATES": "",
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        kind = cfg.TRAINER.ZEROSHOT.TEMPLATES
+        if kind not in ("", *TEMPLATE_SETS):
+            raise ValueError(
+                f"TRAINER.ZEROSHOT.TEMPLATES is {kind!r}, expected one of {', '.join(TEMPLATE_SETS)}, "
+                f"or nothing for {self.own_templates}"
+            )
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences whose features are averaged."""
+        return template_set(self.options.TEMPLATES or self.own_templates, self.cfg.DATASET.NAME, self.template)
 
     def build_learner(self, model, classnames) -> Learner:
-        return TemplateText(model, classnames, self.template)
+        if len(self.templates) == 1:
+            return TemplateText(model, classnames, *self.templates)
+        return FixedText(ensemble_features(model, classnames, self.templates))
+
+    def fingerprint_extra(self) -> dict[str, str]:
+        return {**super().fingerprint_extra(), "template": " | ".join(self.templates)}
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """ZeroshotCLIP with the ensemble of the released code of CoOp; see TRAINER.ZEROSHOT.TEMPLATES."""
+
+    own_templates = "released"
