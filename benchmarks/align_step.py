@@ -93,6 +93,16 @@ class Clock:
         self.seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
+def all_positions(_model: CLIP, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Stands in for `CLIP._cut`: every text position is encoded, as everybody else's forward does."""
+    return ids, ids.argmax(-1), [ids.shape[1] - 1] * len(ids)
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 class Worker:
     """One prompted CLIP and one batch in this process."""
 
@@ -109,7 +119,7 @@ class Worker:
         reference = arguments.worker == "reference"
         score = self.loop if reference else TwoLevelTransport(learner, ALIGN.defaults().ALIGN)
         if reference:
-            model._cut = lambda ids: (ids, ids.argmax(-1))  # all positions, as everybody else's forward
+            CLIP._cut = all_positions
         self.model = PromptedCLIP(model, learner, score)
         freeze_all_but(self.model, [learner])
         self.image = torch.randn(arguments.batch, 3, 224, 224)
@@ -150,7 +160,7 @@ class Worker:
 
     def peak(self) -> dict[str, float]:
         """Peak resident memory of this process in GiB."""
-        return {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        return {"gib": peak_gib()}
 
 
 class Process:

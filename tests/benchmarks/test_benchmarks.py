@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import sinkhorn
+from benchmarks import methods, sinkhorn
 from benchmarks.align_step import extend
 from benchmarks.report import show
 
@@ -47,3 +47,25 @@ def test_sinkhorn_benchmark_on_small_sets(capsys):
     errors = [line["value"] for line in lines if line["figure"] == "largest_error_of_cosine"]
     assert len(errors) == 3
     assert max(errors) < 1e-2
+
+
+@pytest.mark.slow
+def test_cost_of_methods(capsys, tmp_path):
+    parser = argparse.ArgumentParser()
+    methods.add_arguments(parser)
+    options = ["--batch=2", "--test-batch=2", "--rounds=1", "--threads=1", f"--root={tmp_path}"]
+    methods.run(parser.parse_args(["--methods", "CoOp", "ZeroshotCLIP", *options]))
+    *_, head, _rule, coop, zero_shot = [
+        [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()
+    ]
+    assert head[2:-1] == list(methods.COLUMNS)
+    assert coop[1:3] == ["CoOp", "768"]
+    assert float(coop[4]) > 1  # encoding 77 positions costs more than encoding 10
+    assert zero_shot[1:4] == ["ZeroshotCLIP", "0", "-"]
+
+
+def test_an_unknown_method_is_named():
+    parser = argparse.ArgumentParser()
+    methods.add_arguments(parser)
+    with pytest.raises(SystemExit, match="no method Nothing; known: ALIGN"):
+        methods.run(parser.parse_args(["--methods", "Nothing"]))
