@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
 
 from .losses import cosine_logits, normalise
-from .prompts import Learner, TemplateText
+from .prompts import Learner, TemplateText, through_half
 from .templates import template_for
 
 logger = logging.getLogger(__name__)
@@ -104,20 +104,26 @@ class PromptedCLIP(nn.Module):
             slots = slots[name]
         return self.clip.encode_text(ids[name], Prompts(layers, slots)).pooled
 
-    def encode_image(self, image: Tensor) -> Encoded:
+    def encode_image(self, image: Tensor, tokens: Tensor | None = None) -> Encoded:
         """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""
         prompts = self.learner.vision_prompts()
-        tokens = self.clip.visual.embed(image)
+        if tokens is None:
+            tokens = self.clip.visual.embed(image)
         if prompts is None:
             return self.clip.visual.encode(tokens)
-        rows = len(image)
+        rows = len(tokens)
         tokens = tokens.repeat_interleave(self.learner.vision_modes, dim=0)  # (B * M, 1 + P, d)
         layers = tuple(layer.repeat(rows, 1, 1) for layer in prompts.layers)  # (M, m, d) -> (B * M, m, d)
+        if self.learner.half_prompts:
+            layers = tuple(through_half(layer) for layer in layers)
         return self.clip.visual.encode(tokens, prompts._replace(layers=layers))
 
-    def forward(self, image: Tensor, text: Encoded | None = None) -> Output:
-        """Logits of images (B, 3, H, W) against all classes; `text` may be given when it was encoded before."""
-        encoded = self.encode_image(image)
+    def forward(self, image: Tensor, text: Encoded | None = None, tokens: Tensor | None = None) -> Output:
+        """Logits of images (B, 3, H, W) against all classes.
+
+        `text` may be given when the classes were encoded before, `tokens` (B, 1 + P, d) when the patches were embedded.
+        """
+        encoded = self.encode_image(image, tokens)
         if text is None:
             text = self.encode_text(encoded)
         return Output(self.score(encoded, text, self.clip.logit_scale.exp()), encoded, text)
@@ -182,6 +188,21 @@ class CLIPTrainer(TrainerX):
         prec = cfg.TRAINER[self.node].PREC
         if prec not in PRECISIONS:
             raise ValueError(f"TRAINER.{self.node}.PREC is {prec!r}, expected one of {', '.join(PRECISIONS)}")
+
+    def check_options(self, cfg, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+        """Check options of the method's node: {key: (what must hold, the same in words)}.
+
+        Raises:
+            ValueError: names every option at fault, its value and what was expected.
+        """
+        options = cfg.TRAINER[self.node]
+        faults = [
+            f"TRAINER.{self.node}.{key} is {options[key]!r}, expected {expected}"
+            for key, (holds, expected) in rules.items()
+            if not holds(options[key])
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
 
     def precision_name(self) -> str:
         return self.options.PREC

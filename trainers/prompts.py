@@ -124,6 +124,14 @@ def meta_net(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> n
     return nn.Sequential(OrderedDict(layers))
 
 
+def through_half(value: Tensor) -> Tensor:
+    """Value and gradient rounded to fp16, of the same type as before; applied to every row before rows are summed.
+
+    Released codes of the MaPLe family inject their fp32 prompts like this even in fp32 runs.
+    """
+    return value.half().to(value.dtype)
+
+
 class Learner(nn.Module):
     """Base of all learners: plain sentences and plain images unless a subclass says otherwise.
 
@@ -135,6 +143,7 @@ class Learner(nn.Module):
     class_bound = False
     conditional = False
     chunk_rows = 512
+    half_prompts = False  # injected prompts go `through_half`
     text_modes = 1
     vision_modes = 1
 
@@ -227,17 +236,53 @@ class TextContext(Learner):
         return self.ids, Prompts((self.ctx,), self.slots)
 
 
+def visual_prompts(model: CLIP, modes: int, n_ctx: int, depth: int) -> nn.ParameterList:
+    """Free visual prompts: `depth` layers of (modes, n_ctx, d), drawn from N(0, 0.02^2) (VPT, Section 3.2).
+
+    Raises:
+        ValueError: no prompt vector, no layer or more than the image tower has, or a tower that takes no prompts.
+    """
+    check_tower_prompts("visual", n_ctx, depth, vision_blocks(model))
+    return nn.ParameterList([random_prompt(modes, n_ctx, model.visual.width) for _ in range(depth)])
+
+
+def vision_blocks(model: CLIP) -> int:
+    """Number of blocks of the image tower.
+
+    Raises:
+        ValueError: it is no vision transformer.
+    """
+    if not isinstance(model.visual, VisionTransformer):
+        raise ValueError(
+            f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
+        )
+    return len(model.visual.transformer.resblocks)
+
+
+def check_tower_prompts(tower: str, n_ctx: int, depth: int, blocks: int) -> None:
+    """Check length and depth of the prompts of one tower.
+
+    Raises:
+        ValueError: one of them is below 1, or the tower has fewer blocks.
+    """
+    if min(n_ctx, depth) < 1:
+        raise ValueError(f"{tower} prompts of length {n_ctx} and depth {depth}: each must be at least 1")
+    if depth > blocks:
+        raise ValueError(f"{tower} prompts of depth {depth} in a tower of {blocks} blocks: expected at most that")
+
+
 class MultiModeLearner(Learner):
-    """N textual and M visual prompts with deep layers, coupled or independent (MaPLe, ALIGN).
+    """N textual and M visual prompts with deep layers, coupled or independent (MaPLe, IVLP, ALIGN).
 
     Every mode is a prompt of its own: textual mode n has n_ctx context vectors at each of the first J blocks,
     visual mode m as many visual prompt vectors. Coupled (MaPLe, Eq. 6; ALIGN, Section 3): visual prompts are linear
-    maps of the textual prompts of the same mode and layer, so M = N. Independent: visual prompts are free parameters.
+    maps of the textual prompts of the same mode and layer, so M = N. Independent: visual prompts are free parameters,
+    with a length and a depth of their own.
 
     Args:
-        model: the frozen CLIP; its visual tower must be a vision transformer.
+        model: the frozen CLIP; its visual tower must be a vision transformer if it gets prompts.
         classnames: C class names.
-        n_ctx: prompt length, the same in both towers.
+        n_ctx: prompt length, of both towers unless `vision_n_ctx` is given.
         depth: number J of layers with prompts, 1 = input only; at most the number of blocks of either tower.
         text_modes, vision_modes: N and M.
         init: phrase that starts mode 0; the other modes are random. Empty: all modes are random.
@@ -245,9 +290,11 @@ class MultiModeLearner(Learner):
             and ALIGN (2 vectors and "a photo of a" give `[v1][v2] of a NAME.`); otherwise they are dropped.
         coupled: see above.
         shared_start: the deep projections start as copies of one layer (released code) instead of separate draws.
+        vision_n_ctx, vision_depth: length and depth of independent visual prompts; depth 0 = text prompts only.
+        half_prompts: deep textual and all visual prompts are rounded through fp16 (released code of IVLP).
 
     Raises:
-        ValueError: coupled with M != N, or a depth that a tower does not have.
+        ValueError: coupled with M != N or with a length or depth of its own, or a depth that a tower does not have.
     """
 
     ids: Tensor
@@ -267,11 +314,22 @@ class MultiModeLearner(Learner):
         keep_rest: bool = True,
         coupled: bool = True,
         shared_start: bool = False,
+        vision_n_ctx: int | None = None,
+        vision_depth: int | None = None,
+        half_prompts: bool = False,
     ):
         super().__init__()
+        vision_n_ctx = n_ctx if vision_n_ctx is None else vision_n_ctx
+        vision_depth = depth if vision_depth is None else vision_depth
+        if coupled and (vision_n_ctx, vision_depth) != (n_ctx, depth):
+            raise ValueError(
+                f"visual prompts of length {vision_n_ctx} and depth {vision_depth} cannot be coupled with textual ones "
+                f"of length {n_ctx} and depth {depth}: use the same or independent prompts"
+            )
         self._check(model, n_ctx, depth, text_modes, vision_modes, coupled)
         self.text_modes, self.vision_modes, self.coupled = text_modes, vision_modes, coupled
-        width, vision_width = model.token_embedding.weight.shape[1], model.visual.width
+        self.half_prompts = half_prompts
+        width = model.token_embedding.weight.shape[1]
 
         first = self._first_sentences(model, classnames, n_ctx, init, keep_rest)
         others = build_sentences(model, classnames, n_ctx)
@@ -286,12 +344,14 @@ class MultiModeLearner(Learner):
                 self.ctx[0] = init_context(model, init, n_ctx)
         self.deep = nn.ParameterList([random_prompt(text_modes, n_ctx, width) for _ in range(depth - 1)])
         if coupled:
-            self.projections = nn.ModuleList([nn.Linear(width, vision_width) for _ in range(depth)])
+            self.projections = nn.ModuleList([nn.Linear(width, model.visual.width) for _ in range(depth)])
             if shared_start:
                 for projection in self.projections[2:]:
                     projection.load_state_dict(self.projections[1].state_dict())
+        elif vision_depth == 0:
+            self.vision = nn.ParameterList()
         else:
-            self.vision = nn.ParameterList([random_prompt(vision_modes, n_ctx, vision_width) for _ in range(depth)])
+            self.vision = visual_prompts(model, vision_modes, vision_n_ctx, vision_depth)
 
     @staticmethod
     def _check(model: CLIP, n_ctx: int, depth: int, text_modes: int, vision_modes: int, coupled: bool) -> None:
@@ -305,11 +365,11 @@ class MultiModeLearner(Learner):
                 f"{vision_modes} visual and {text_modes} textual prompts cannot be coupled: a visual prompt is a "
                 f"linear map of the textual prompt of the same index. Use equal numbers or COUPLED False"
             )
-        if not isinstance(model.visual, VisionTransformer):
-            raise ValueError(
-                f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
-            )
-        blocks = min(len(model.visual.transformer.resblocks), len(model.transformer.resblocks))
+        blocks = len(model.transformer.resblocks)
+        if not coupled:
+            check_tower_prompts("text", n_ctx, depth, blocks)
+            return
+        blocks = min(vision_blocks(model), blocks)
         if depth > blocks:
             raise ValueError(
                 f"PROMPT_DEPTH is {depth}, but the shallower tower has {blocks} blocks: expected at most that"
@@ -328,11 +388,13 @@ class MultiModeLearner(Learner):
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         classes = len(self.ids) // self.text_modes
-        layers = tuple(layer.repeat(classes, 1, 1) for layer in (self.ctx, *self.deep))  # (C * N, n, d)
-        return self.ids, Prompts(layers, self.slots)
+        first, *deep = (layer.repeat(classes, 1, 1) for layer in (self.ctx, *self.deep))  # (C * N, n, d)
+        if self.half_prompts:
+            deep = [through_half(layer) for layer in deep]
+        return self.ids, Prompts((first, *deep), self.slots)
 
     def vision_prompts(self) -> Prompts | None:
-        if not self.coupled:
-            return Prompts(tuple(self.vision), None)
-        texts = (self.ctx, *self.deep)
-        return Prompts(tuple(project(text) for project, text in zip(self.projections, texts)), None)  # (M, n, d)
+        if self.coupled:
+            texts = (self.ctx, *self.deep)
+            return Prompts(tuple(project(text) for project, text in zip(self.projections, texts)), None)  # (M, n, d)
+        return Prompts(tuple(self.vision), None) if len(self.vision) else None
