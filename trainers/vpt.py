@@ -1,0 +1,74 @@
+"""VPT on CLIP: learned prompts of the image tower, fixed text features (Jia et al., ECCV 2022, Section 3.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from clip import CLIP, Prompts
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import PromptTrainer, template_features
+from .prompts import FixedText, Learner, visual_prompts
+
+
+class VisualPromptLearner(FixedText):
+    """Visual prompts in front of the first J blocks, and class features that stay as they are.
+
+    Args:
+        model: the frozen CLIP; its image tower must be a vision transformer.
+        features: (C, E) text features of the classes, not normalised.
+        n_ctx: number m of prompt vectors per layer.
+        depth: J; 1 = at the input only (VPT-shallow), more = VPT-deep.
+        half_prompts: prompts and their gradients are rounded through fp16, image by image.
+
+    Raises:
+        ValueError: no prompt vector, or more layers than the tower has.
+    """
+
+    def __init__(self, model: CLIP, features: Tensor, n_ctx: int, depth: int, half_prompts: bool = False):
+        super().__init__(features)
+        self.half_prompts = half_prompts
+        self.vision = visual_prompts(model, 1, n_ctx, depth)
+
+    def vision_prompts(self) -> Prompts | None:
+        return Prompts(tuple(self.vision), None)
+
+
+@TRAINER_REGISTRY.register()
+class VPT(PromptTrainer):
+    """Cosine logits of prompted images against the data set's template around each class name.
+
+    The released code of the MaPLe authors, whose table has the published numbers, writes "a photo of a NAME." on every
+    data set (INPUT.TEMPLATE does that here) and has no option for it.
+    """
+
+    node = "VPT"
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "VPT": {
+                    "N_CTX_VISION": 2,  # number m of visual prompt vectors per layer
+                    "PROMPT_DEPTH_VISION": 1,  # J, layers with prompts of their own; 1 = input only (shallow)
+                    "HALF_PROMPTS": False,  # prompts and their gradients rounded through fp16, as in the released code
+                    "PREC": "fp16",  # fp32, fp16, amp or bf16; the released code computes in fp32 whatever it says
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        positive = (lambda value: value >= 1, "at least 1")
+        self.check_options(cfg, {"N_CTX_VISION": positive, "PROMPT_DEPTH_VISION": positive})
+
+    def build_learner(self, model, classnames) -> Learner:
+        options = self.options
+        return VisualPromptLearner(
+            model,
+            template_features(model, classnames, [self.template])[0],
+            n_ctx=options.N_CTX_VISION,
+            depth=options.PROMPT_DEPTH_VISION,
+            half_prompts=options.HALF_PROMPTS,
+        )
