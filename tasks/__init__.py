@@ -1,0 +1,26 @@
+"""The task settings, recipes of them, and the runs a recipe stands for.
+
+A top-level package: train.py does one run and knows no setting, while sweeps and reports both need the same list of
+runs, with the same folders as the shell scripts.
+
+    runs = expand(load_recipe("recipes/embedded_few_shot.yaml"))
+"""
+
+from .recipe import RECIPES, Method, Published, Recipe, RecipeError, load_recipe
+from .runs import Run, expand, with_needs
+from .settings import SETTINGS, Places, Setting
+
+__all__ = [
+    "RECIPES",
+    "SETTINGS",
+    "Method",
+    "Places",
+    "Published",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "Setting",
+    "expand",
+    "load_recipe",
+    "with_needs",
+]
