@@ -1,5 +1,6 @@
-"""ALIGN's score: two levels of entropic optimal transport between images and classes.
+"""Scores by entropic optimal transport between images and classes: one level (PLOT) and two levels (ALIGN).
 
+Chen et al., "PLOT: Prompt Learning with Optimal Transport for Vision-Language Models", ICLR 2023.
 Wang et al., "Tuning Multi-mode Token-level Prompt Alignment across Modalities", NeurIPS 2023.
 
 Axes: B images, C classes, M visual modes, N textual modes, J image tokens, L text tokens, E embedding; b, c parts of
@@ -9,6 +10,7 @@ B, C.
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from .sinkhorn import WORKSPACES, Rule, Transport, full_precision, make_rule, sinkhorn, solve, uniform_mass, workspace
 
-__all__ = ["AlignScore", "Transport", "align_scores", "sinkhorn", "uniform_mass"]
+__all__ = ["AlignScore", "PlotScore", "Transport", "align_scores", "plot_scores", "sinkhorn", "uniform_mass"]
 
 MODES = ("paper", "released")
 PLANS = ("learned", "uniform")
@@ -138,6 +140,59 @@ def align_scores(
     return AlignScore(scores, weights, token_entropy, prompt_entropy, iterations)
 
 
+class PlotScore(NamedTuple):
+    """Result of `plot_scores`: scores (B, C); mean entropy of the plans over that of the uniform plan, in [0, 1]; mean
+    Sinkhorn iterations."""
+
+    scores: Tensor
+    entropy: Tensor
+    iterations: Tensor
+
+
+def plot_scores(
+    image_set: Tensor,
+    text_set: Tensor,
+    scale: Tensor | float,
+    reg: float = 0.1,
+    max_iter: int = 100,
+    threshold: float | None = None,
+    stop: str = "marginal",
+    budget_bytes: int | None = None,
+) -> PlotScore:
+    """Logits of PLOT: an image and a class are sets of features, compared by transport (PLOT, Eq. 5 to 8).
+
+    With the features u_m of an image and w_n of a class, L2-normalised here, and S_mn = u_m . w_n::
+
+        T = the plan of cost 1 - S with uniform marginals        logit = scale * sum(T * S)
+
+    The plan is a constant, S carries the gradient. Computed in float32 whatever the inputs (float64 stays).
+
+    Args:
+        image_set: (B, M, E), local features or modes.
+        text_set: (C, N, E), prompts.
+        scale: logit scale.
+        reg, max_iter, threshold, stop: see `sinkhorn`. Under `scaling_change` all B * C problems stop together, as in
+            the released code, so that the other images and classes of a call change a score slightly.
+        budget_bytes: work space, as of `align_scores`; `scaling_change` needs that of all problems.
+
+    Raises:
+        ValueError: an option out of range, or shapes that do not fit.
+        FloatingPointError: features that are not finite.
+    """
+    rule = make_rule(stop, threshold, max_iter, reg)
+    _check_axes({"image_set": (image_set, ("B", "M", "E")), "text_set": (text_set, ("C", "N", "E"))})
+    together = stop == "scaling_change"
+    with torch.autocast(image_set.device.type, enabled=False):
+        images, texts = (F.normalize(full_precision(x), dim=-1).unsqueeze(1) for x in (image_set, text_set))
+        classes, _, size, _ = texts.shape
+        mass = texts.new_full((classes, 1, size), 1 / size)
+        budget = sys.maxsize if together else workspace(budget_bytes, images.device)
+        distance, entropy, iterations = _TokenDistance.apply(
+            images, texts, mass, [size] * classes, rule, budget, together
+        )
+        return PlotScore(scale * (1 - distance.flatten(1)), entropy, iterations)
+
+
 def _token_level(images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget: int) -> tuple[Tensor, Tensor, Tensor]:
     """d (B, C, M, N), its plans' mean normalised entropy and mean iterations.
 
@@ -159,7 +214,9 @@ def _token_level(images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget
     texts = full_precision(texts.gather(2, front.unsqueeze(-1).expand(-1, -1, -1, width)))
     texts = F.normalize(torch.where((mass > 0).unsqueeze(-1), texts, 0), dim=-1)
     texts, mass = (x.reshape(-1, joint, *x.shape[2:])[order] for x in (texts, mass))
-    distance, entropy, iterations = _TokenDistance.apply(images, texts, mass, sizes, rule, budget)  # (B, U, M, joint)
+    distance, entropy, iterations = _TokenDistance.apply(
+        images, texts, mass, sizes, rule, budget, False
+    )  # (B, U, M, joint)
     distance = distance[:, order.argsort()].transpose(2, 3).reshape(len(images), classes, modes, -1)
     return distance.transpose(2, 3), entropy, iterations
 
@@ -172,8 +229,13 @@ class _TokenDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, images: Tensor, texts: Tensor, mass: Tensor, sizes: list[int], rule: Rule, budget: int):
-        """images (B, M, J, E), texts (U, N, L, E), mass (U, N, L); sizes: largest set of each of the U, ascending."""
+    def forward(
+        ctx, images: Tensor, texts: Tensor, mass: Tensor, sizes: list[int], rule: Rule, budget: int, together: bool
+    ):
+        """images (B, M, J, E), texts (U, N, L, E), mass (U, N, L); sizes: largest set of each of the U, ascending.
+
+        Under `scaling_change` the M * N problems of an (image, text) pair stop together, or all problems of a part.
+        """
         (b, m, j), (u, n) = images.shape[:3], texts.shape[:2]
         distance = images.new_empty(b, u, m, n)
         entropy, iterations = images.new_zeros(()), images.new_zeros(())
@@ -183,7 +245,7 @@ class _TokenDistance(torch.autograd.Function):
         for some, many, length in parts:
             cols = mass[many, :, :length].flatten(0, 1).unsqueeze(-1)  # (u N, L, 1)
             cost = _similarity(images[some], texts[many, :, :length]).neg_().add_(1)  # (u N, L, b M, J)
-            plan, log_rows, log_cols, steps, _ = solve(cost, rows, cols, rule, (n, m))
+            plan, log_rows, log_cols, steps, _ = solve(cost, rows, cols, rule, cost.shape[::2] if together else (n, m))
             value = plan.mul_(cost).sum((1, 3))  # (u N, b M)
             distance[some, many] = value.view(-1, n, some.stop - some.start, m).permute(2, 0, 3, 1)
             # entropy = -<T, log T>, and <T, log_rows> = its mean under the row masses
@@ -213,7 +275,7 @@ class _TokenDistance(torch.autograd.Function):
                 plan = plan.mul_(weight).flatten(0, 1).flatten(1)  # (u N L, b M J)
                 grad_texts[many, :, :length] -= (plan @ image.flatten(0, 2)).view_as(text)
                 grad_images[some].view(plan.shape[1], -1).addmm_(plan.T, text.flatten(0, 2), alpha=-1)
-        return grad_images, grad_texts, None, None, None, None
+        return grad_images, grad_texts, None, None, None, None, None
 
 
 def _similarity(images: Tensor, texts: Tensor) -> Tensor:
@@ -243,13 +305,19 @@ def _parts(images: int, sizes: list[int], joint: int, row_bytes: int, budget: in
 
 
 def _check_shapes(pooled: Tensor, tokens: Tensor, text_pooled: Tensor, text_tokens: Tensor, mask: Tensor) -> None:
-    expected = {
-        "image_pooled": (pooled, ("B", "M", "E")),
-        "image_tokens": (tokens, ("B", "M", "J", "E")),
-        "text_pooled": (text_pooled, ("C", "N", "E")),
-        "text_tokens": (text_tokens, ("C", "N", "L", "E")),
-        "text_mask": (mask, ("C", "N", "L")),
-    }
+    _check_axes(
+        {
+            "image_pooled": (pooled, ("B", "M", "E")),
+            "image_tokens": (tokens, ("B", "M", "J", "E")),
+            "text_pooled": (text_pooled, ("C", "N", "E")),
+            "text_tokens": (text_tokens, ("C", "N", "L", "E")),
+            "text_mask": (mask, ("C", "N", "L")),
+        }
+    )
+
+
+def _check_axes(expected: dict[str, tuple[Tensor, tuple[str, ...]]]) -> None:
+    """Tensors by name with the letters of their axes; a letter has one size. Raises ValueError."""
     sizes: dict[str, int] = {}
     for name, (value, axes) in expected.items():
         found = tuple(value.shape)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.reference import align_loop
 from trainers.sinkhorn import WORKSPACES, sinkhorn
-from trainers.transport import _parts, align_scores
+from trainers.transport import _parts, align_scores, plot_scores
 
 B, C, M, N, J, L, E = 3, 5, 3, 2, 11, 6, 16
 NAMES = ("image_pooled", "image_tokens", "text_pooled", "text_tokens")
@@ -325,3 +325,73 @@ def test_on_a_gpu(mode, rng):
     moved["text_mask"] = moved["text_mask"].cuda()
     cpu, gpu = align_scores(**arguments, mode=mode), align_scores(**moved, mode=mode)
     torch.testing.assert_close(cpu.scores, gpu.scores.cpu(), atol=1e-4, rtol=0)
+
+
+def plot_loop(image_set, text_set, stop, threshold, max_iter=100, reg=0.1):
+    """PLOT's scores by a loop over pairs, which stop one by one or (`scaling_change`) all at the same iteration."""
+    u, w = (x / x.norm(dim=-1, keepdim=True) for x in (image_set, text_set))
+    similarities = [[u[b] @ w[c].T for c in range(len(w))] for b in range(len(u))]
+    problems = [s for row in similarities for s in row]
+    (m, n), kernels = problems[0].shape, [torch.exp(-(1 - s.detach()) / reg) for s in problems]
+    states = [(torch.ones(m, dtype=u.dtype), torch.ones(n, dtype=u.dtype)) for _ in problems]
+    done = [False] * len(problems)
+    for _ in range(max_iter):
+        changes = []
+        for k, kernel in enumerate(kernels):
+            if done[k]:
+                continue
+            before, c = states[k]
+            r = 1 / m / (kernel @ c)
+            c = 1 / n / (kernel.T @ r)
+            states[k] = (r, c)
+            changes.append((r - before).abs().mean())
+            rows = (r[:, None] * kernel * c).sum(1)
+            done[k] = stop == "marginal" and float((rows - 1 / m).abs().sum()) <= threshold
+        if all(done) or (stop == "scaling_change" and torch.stack(changes).mean() < threshold):
+            break
+    plans = [r[:, None] * kernel * c for (r, c), kernel in zip(states, kernels)]
+    scores = torch.stack([SCALE * (plan * s).sum() for plan, s in zip(plans, problems)]).view(len(u), len(w))
+    return scores, plans
+
+
+@pytest.mark.parametrize("budget", [1, 7 * WORKSPACES * J * N * 8, None])
+@pytest.mark.parametrize(("stop", "threshold"), [("marginal", 1e-3), ("scaling_change", 1e-2)])
+def test_plot_is_the_loop_over_pairs(stop, threshold, budget, rng):
+    arguments = features(rng)
+    sets = [arguments["image_tokens"][:, 0], arguments["text_pooled"]]
+    found = plot_scores(*sets, SCALE, stop=stop, budget_bytes=budget)
+    scores, plans = plot_loop(*sets, stop, threshold)
+    torch.testing.assert_close(found.scores, scores, atol=1e-10, rtol=0)
+    entropy = torch.stack([torch.special.entr(plan).sum() for plan in plans]).mean() / math.log(J * N)
+    torch.testing.assert_close(found.entropy, entropy, atol=1e-3, rtol=0)
+    for one, other in zip(gradients(found.scores, arguments), gradients(scores, arguments)):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+    for plan in plans:  # the last half step fits the columns
+        torch.testing.assert_close(plan.sum(0), torch.full_like(plan[0], 1 / N))
+
+
+def test_only_the_released_rule_of_plot_looks_at_companions(rng):
+    arguments = features(rng)
+    sets = [arguments["image_tokens"][:, 0].detach(), arguments["text_pooled"].detach()]
+    for stop in ("marginal", "scaling_change"):
+        alone = plot_scores(sets[0][:1], sets[1], SCALE, stop=stop).scores[0]
+        together = plot_scores(*sets, SCALE, stop=stop).scores[0]
+        assert torch.allclose(alone, together, atol=1e-12, rtol=0) == (stop == "marginal")
+
+
+def test_plot_with_one_prompt_is_the_mean_similarity(rng):
+    arguments = features(rng, n=1)
+    sets = [arguments["image_tokens"][:, 0], arguments["text_pooled"]]
+    u, w = (normalize(x, dim=-1) for x in sets)
+    expected = SCALE * (u @ w[:, 0].T).mean(1)
+    for stop in ("marginal", "scaling_change"):
+        torch.testing.assert_close(plot_scores(*sets, SCALE, stop=stop).scores, expected, atol=1e-9, rtol=0)
+
+
+def test_plot_refuses_what_does_not_fit(rng):
+    with pytest.raises(ValueError, match=r"text_set has shape \(5, 2, 8\).*E = 16"):
+        plot_scores(torch.randn(3, 4, 16), torch.randn(5, 2, 8), 1.0)
+    with pytest.raises(ValueError, match="stop is 'never'"):
+        plot_scores(torch.randn(3, 4, 16), torch.randn(5, 2, 16), 1.0, stop="never")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        plot_scores(torch.full((3, 4, 16), float("nan")), torch.randn(5, 2, 16), 1.0)
