@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "cache_folder",
     "data_root",
     "draw_shots",
+    "find_images",
     "read_split",
     "save_split",
     "subsample_classes",
@@ -46,6 +47,8 @@ class FewShotDataset(DatasetBase):
         image_dir: folder of the images below that; "" for the data set's folder itself.
         split_file: name of the split file in the data set's folder.
         source: where images and split file come from; shown when they are missing.
+        sample_val: False keeps the validation items whole.
+        listed: True if the items come from listings of folders, so that nobody looks for each file once more.
 
     Raises:
         FileNotFoundError: the data root, the data set's folder, the split file or images are missing.
@@ -55,15 +58,22 @@ class FewShotDataset(DatasetBase):
     image_dir: str = ""
     split_file: str = ""
     source: str = ""
+    sample_val: bool = True
+    listed: bool = False
 
     def __init__(self, cfg: Any):
         folder = data_root(cfg, self.dataset_dir, self.source)
         self.items_root = str(folder / self.image_dir)
         train, val, test = self.read(folder)
-        check_images(item.impath for items in (train, val, test) for item in items)
-        train, val = draw_shots(cfg, self, train, val)
-        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        if not self.listed:
+            find_images((train, val, test), type(self).__name__, self.source)
+        train, val, test = self.select(cfg, train, val, test)
         super().__init__(train_x=train, val=val, test=test)
+
+    def select(self, cfg: Any, train: list[Datum], val: list[Datum], test: list[Datum]) -> list[list[Datum]]:
+        """Few-shot picks, then the wanted half of the classes."""
+        train, val = draw_shots(cfg, self, train, val, self.sample_val)
+        return subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
 
     def read(self, folder: Path) -> tuple[list[Datum], list[Datum], list[Datum]]:
         """Training, validation and test items; the split file unless a subclass has another source."""
@@ -74,6 +84,18 @@ class FewShotDataset(DatasetBase):
                 f"those of everybody else, so none is made. {_advice(self.source)}"
             )
         return read_split(path, self.items_root)
+
+
+def find_images(splits: Iterable[Iterable[Datum]], name: str, source: str = "") -> None:
+    """Check that the image of every item is a file.
+
+    Raises:
+        FileNotFoundError: some are not; the message has their number, the first few, and where to get them.
+    """
+    try:
+        check_images(item.impath for items in splits for item in items)
+    except FileNotFoundError as fault:
+        raise FileNotFoundError(f"{name}: {fault}\n{_advice(source)}") from None
 
 
 def data_root(cfg: Any, dataset_dir: str, source: str = "") -> Path:
