@@ -1,0 +1,10 @@
+"""ImageNet-Sketch: drawings of ImageNet's classes."""
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .known import TestFolders
+
+
+@DATASET_REGISTRY.register()
+class ImageNetSketch(TestFolders):
+    """50,889 sketches of ImageNet's 1,000 classes."""
