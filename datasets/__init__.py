@@ -1,5 +1,45 @@
 """Readers of data sets. Importing this package registers them under their class names; DATASET.NAME picks one."""
 
-from . import digits, emoji, image_text
+from . import (
+    caltech101,
+    cifar,
+    digits,
+    dtd,
+    emoji,
+    eurosat,
+    fgvc_aircraft,
+    food101,
+    image_text,
+    imagenet,
+    imagenet_a,
+    imagenet_r,
+    imagenet_sketch,
+    imagenetv2,
+    oxford_flowers,
+    oxford_pets,
+    stanford_cars,
+    sun397,
+    ucf101,
+)
 
-__all__ = ["digits", "emoji", "image_text"]
+__all__ = [
+    "caltech101",
+    "cifar",
+    "digits",
+    "dtd",
+    "emoji",
+    "eurosat",
+    "fgvc_aircraft",
+    "food101",
+    "image_text",
+    "imagenet",
+    "imagenet_a",
+    "imagenet_r",
+    "imagenet_sketch",
+    "imagenetv2",
+    "oxford_flowers",
+    "oxford_pets",
+    "stanford_cars",
+    "sun397",
+    "ucf101",
+]
