@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import clip
 from clip import CLIP, Encoded, Prompts
 from dassl.engine import TrainerX
-from dassl.engine.precision import PRECISIONS
+from dassl.engine.precision import PRECISIONS, Steering
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
 
@@ -211,6 +211,12 @@ class CLIPTrainer(TrainerX):
     def template(self) -> str:
         return template_for(self.cfg.DATASET.NAME, self.cfg.INPUT.TEMPLATE, getattr(self.dm.dataset, "template", None))
 
+    def teacher_template(self, own: Mapping[str, str]) -> str:
+        """Template of a text teacher: INPUT.TEMPLATE if given, else the method's `own` by data set, else `template`."""
+        if self.cfg.INPUT.TEMPLATE:
+            return self.template
+        return own.get(self.cfg.DATASET.NAME, self.template)
+
     def load_clip(self) -> CLIP:
         """The backbone of MODEL.BACKBONE.NAME in fp32, in evaluation mode, on the CPU.
 
@@ -238,12 +244,16 @@ class CLIPTrainer(TrainerX):
         """Scalars of the last step that are logged but not minimised."""
         return {}
 
+    def steering(self) -> Steering | None:
+        """A second loss of the last step, whose gradient bends the step without being followed."""
+        return None
+
     def forward_backward(self, batch) -> dict[str, float]:
         self.text = None
         with self.precision.autocast():
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
-        self.model_backward_and_update(loss, terms=terms)
+        self.model_backward_and_update(loss, terms=terms, steering=self.steering())
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         shown = {"loss": loss, **terms, **self.extra_metrics()}

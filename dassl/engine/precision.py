@@ -14,15 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from dassl.utils import distributed
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 SMALLEST_SCALE = 2.0**-14  # below it, 30 steps in a row from the usual 2^16 had non-finite gradients
+
+
+class Steering(NamedTuple):
+    """A second loss that bends the step of the first without being minimised, as in ProGrad.
+
+    Attributes:
+        loss: scalar, from the same forward pass.
+        combine: (gradient of the minimised loss, gradient of this loss) of one parameter, not scaled and averaged over
+            processes -> the gradient to step with.
+    """
+
+    loss: Tensor
+    combine: Callable[[Tensor, Tensor], Tensor]
 
 
 class Precision:
@@ -68,6 +84,7 @@ class Precision:
         parameters: Iterable[nn.Parameter] | None = None,
         terms: Mapping[str, Tensor] | None = None,
         where: str = "",
+        steering: Steering | None = None,
     ) -> None:
         """Zero the gradients, check the loss, go backward and let every optimiser step.
 
@@ -78,6 +95,7 @@ class Precision:
                 non-finite gradients instead, as loss scaling is meant to, and stops only when it never recovers.
             terms: named scalars the loss is made of, for the message.
             where: such as "epoch 3, batch 5", for the message.
+            steering: a second loss, and how its gradients and those of `loss` make the step; both are checked.
 
         Raises:
             FloatingPointError: loss or gradients are infinite or NaN. Nothing was changed.
@@ -85,23 +103,61 @@ class Precision:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         check_finite(loss, terms, where)
+        guides: list[tuple[nn.Parameter, Tensor]] = []
+        if steering is None:
+            self._scaled(loss).backward()
+        else:
+            check_finite(steering.loss, where=where)
+            guides = self._steered_backward(loss, steering.loss, optimizers)
         if self.scaler is None:
-            loss.backward()
             if parameters is not None:
                 check_gradients(parameters, where)
+        else:
             for optimizer in optimizers:
-                optimizer.step()
-            return
-        self.scaler.scale(loss).backward()
+                self.scaler.unscale_(optimizer)
+        if steering is not None:
+            for parameter, guide in guides:
+                assert parameter.grad is not None
+                parameter.grad = steering.combine(parameter.grad, guide)
         for optimizer in optimizers:
-            self.scaler.unscale_(optimizer)
-            self.scaler.step(optimizer)
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+        if self.scaler is None:
+            return
         self.scaler.update()
         if self.scaler.get_scale() < SMALLEST_SCALE:
             raise FloatingPointError(
                 f"{_at(where)}gradients are infinite or NaN in every step (PREC {self.name}, loss scale "
                 f"{self.scaler.get_scale():.1e}); use PREC bf16 or fp32, or a smaller OPTIM.LR"
             )
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _steered_backward(
+        self, loss: Tensor, steering: Tensor, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """Sets the (scaled) gradients of `loss` and returns those of `steering`, not scaled, per parameter.
+
+        Two backward passes through one forward pass are more than DistributedDataParallel allows, so gradients are
+        taken without its hooks and averaged here. A gradient of `loss` becomes NaN where that of `steering` is not
+        finite, so that the check of the first is the check of both.
+        """
+        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.requires_grad]
+        second = torch.autograd.grad(self._scaled(steering), parameters, retain_graph=True, allow_unused=True)
+        first = torch.autograd.grad(self._scaled(loss), parameters, allow_unused=True)
+        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        guides = []
+        for parameter, gradient, guide in zip(parameters, first, second):
+            if gradient is None and guide is None:
+                continue
+            gradient = torch.zeros_like(parameter) if gradient is None else distributed.mean(gradient)
+            guide = torch.zeros_like(parameter) if guide is None else distributed.mean(guide)
+            parameter.grad = torch.where(torch.isfinite(guide).all(), gradient, torch.nan)
+            guides.append((parameter, guide / scale))
+        return guides
 
 
 def _at(where: str) -> str:

@@ -21,7 +21,7 @@ from dassl.utils import count_num_param, distributed, load_pretrained_weights
 
 from . import resume
 from .base import TrainerBase, unwrap
-from .precision import Precision
+from .precision import Precision, Steering
 from .progress import progress
 from .random_state import unchanged_random_state
 from .records import MetricsLog, plain
@@ -131,11 +131,13 @@ class SimpleTrainer(TrainerBase):
     def config_text(self) -> str:
         return self.cfg.dump()
 
-    def model_backward_and_update(self, loss: Tensor, names: Any = None, terms: Any = None) -> None:
+    def model_backward_and_update(
+        self, loss: Tensor, names: Any = None, terms: Any = None, steering: Steering | None = None
+    ) -> None:
         chosen = self.get_model_names(names)
         optims = [self._optims[name] for name in chosen if self._optims[name] is not None]
         parameters = [p for optim in optims for group in optim.param_groups for p in group["params"]]
-        self.precision.step(loss, optims, parameters, terms=terms, where=self.place())
+        self.precision.step(loss, optims, parameters, terms=terms, where=self.place(), steering=steering)
 
     # training
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 __all__ = [
     "all_gather_object",
@@ -20,6 +21,7 @@ __all__ = [
     "get_world_size",
     "init_distributed",
     "is_main_process",
+    "mean",
     "shutdown_distributed",
 ]
 
@@ -112,3 +114,12 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean of a tensor over the processes, on every process; every process must call it with the same shape."""
+    if get_world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / get_world_size()
