@@ -266,7 +266,8 @@ class CLIP(nn.Module):
                 of prompts are placeholders: their embeddings are overwritten.
             prompts: ``layers[0]`` overwrites the token embeddings at ``slots`` before positions are added, deeper
                 layers overwrite the same slots at the input of their block, without positions.
-            labels: one layer that overwrites token embeddings at the class name's slots, after the prompts.
+            labels: one layer that overwrites token embeddings at the class name's slots, after the prompts. Slots
+                behind a row's end-of-text token have no effect: the filling of names that are shorter than others.
 
         Returns:
             pooled (rows, E) from the end-of-text token, tokens (rows, Lcut, E), Lcut = the batch's longest
@@ -285,7 +286,8 @@ class CLIP(nn.Module):
             x = overwrite(x, slots, prompts.layers[0])
         if labels is not None:
             count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
-            x = overwrite(x, check_slots(labels.slots, rows, count, stop, "label tokens"), labels.layers[0])
+            inside = torch.full_like(stop, length)
+            x = overwrite(x, check_slots(labels.slots, rows, count, inside, "label tokens"), labels.layers[0])
         x = x + self.positional_embedding[:length].to(x.dtype)
         groups = length_groups(ends, GROUP_COST[x.device.type == "cpu"])
         if len(groups) == 1:

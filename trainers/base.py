@@ -74,7 +74,7 @@ class PromptedCLIP(nn.Module):
         if known is not None:
             return known
         ids, prompts = self.learner.text_prompts()
-        return self.clip.encode_text(ids, prompts)
+        return self.clip.encode_text(ids, prompts, self.learner.label_tokens())
 
     def _encode_conditional_text(self, image: Tensor) -> Encoded:
         """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time.

@@ -36,12 +36,14 @@ class Sentences(NamedTuple):
     body: (C, L) bool, true from the first to the last token of context, template words and class name
         (not the start token, the final period, the end token or the padding).
     end: (C,) position of the end-of-text token.
+    name_start: (C,) position of the first token of the class name.
     """
 
     ids: Tensor
     slots: Tensor
     body: Tensor
     end: Tensor
+    name_start: Tensor
 
 
 def readable(name: str) -> str:
@@ -93,7 +95,8 @@ def build_sentences(
         ids[c, 1:last] = torch.cat([context[:before], words, context[before:]])
         slots.append([*range(1, 1 + before), *range(last - n_ctx + before, last)])
         body[c, 1:last] = True
-    return Sentences(ids, torch.tensor(slots), body, end)
+    name_start = torch.full((len(names),), 1 + before + n_rest)
+    return Sentences(ids, torch.tensor(slots), body, end, name_start)
 
 
 def init_context(model: CLIP, init: str, n_ctx: int) -> Tensor:
@@ -162,6 +165,10 @@ class Learner(nn.Module):
         """Features of all classes where they need no forward of the text tower; None: encode `text_prompts()`."""
         return None
 
+    def label_tokens(self) -> Prompts | None:
+        """Vectors in the place of words of the class names, one layer (R, q, d); None: the words as they are."""
+        return None
+
     def vision_prompts(self) -> Prompts | None:
         return None
 
@@ -189,6 +196,8 @@ class TemplateText(Learner):
         texts = [template.format(readable(name)) for name in classnames]
         ids = clip.tokenize(texts, context_length=model.context_length, vocab_size=model.vocab_size)
         self.register_buffer("ids", ids, persistent=False)
+        words = word_tokens(model, template.split("{}")[0])
+        self.register_buffer("name_start", torch.full((len(ids),), 1 + len(words)), persistent=False)
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         return self.ids, None
@@ -231,6 +240,7 @@ class TextContext(Learner):
             self.ctx = random_prompt(*shape)
         self.register_buffer("ids", sentences.ids, persistent=False)
         self.register_buffer("slots", sentences.slots, persistent=False)
+        self.register_buffer("name_start", sentences.name_start, persistent=False)
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         return self.ids, Prompts((self.ctx,), self.slots)
@@ -269,6 +279,37 @@ def check_tower_prompts(tower: str, n_ctx: int, depth: int, blocks: int) -> None
         raise ValueError(f"{tower} prompts of length {n_ctx} and depth {depth}: each must be at least 1")
     if depth > blocks:
         raise ValueError(f"{tower} prompts of depth {depth} in a tower of {blocks} blocks: expected at most that")
+
+
+class ModeContext(Learner):
+    """N learned contexts of n vectors, every one in sentences of its own for all classes (PLOT, Section 3.2).
+
+    Args:
+        ids: (C, N, L) sentences.
+        slots: (C, N, n) positions of the context vectors.
+        ctx: (N, n, d) at the start, or (C, N, n, d) for contexts of each class.
+        learned: false keeps the contexts as they are; a checkpoint holds them all the same.
+    """
+
+    ids: Tensor
+    slots: Tensor
+    ctx: Tensor
+
+    def __init__(self, ids: Tensor, slots: Tensor, ctx: Tensor, learned: bool = True):
+        super().__init__()
+        self.text_modes = ids.shape[1]
+        self.class_bound = ctx.dim() == 4
+        if learned:
+            self.ctx = nn.Parameter(ctx)
+        else:
+            self.register_buffer("ctx", ctx)
+        self.register_buffer("ids", ids.flatten(0, 1), persistent=False)  # (C * N, L)
+        self.register_buffer("slots", slots.flatten(0, 1), persistent=False)
+
+    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
+        classes = len(self.ids) // self.text_modes
+        rows = self.ctx.flatten(0, 1) if self.class_bound else self.ctx.repeat(classes, 1, 1)  # (C * N, n, d)
+        return self.ids, Prompts((rows,), self.slots)
 
 
 class MultiModeLearner(Learner):

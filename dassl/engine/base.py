@@ -160,6 +160,18 @@ class TrainerBase:
         if state:
             raise ValueError(f"{type(self).__name__} writes extra_state() but has no load_extra_state()")
 
+    def for_classes(self, path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights of a checkpoint for the classes at hand; a class-bound method refuses other classes.
+
+        A method that can move learned parameters from class list to class list does it here.
+
+        Raises:
+            ValueError: other classes.
+        """
+        if self.class_bound:
+            check_classnames(path, checkpoint, list(self.classnames()))
+        return checkpoint["state_dict"]
+
     def adapt_state_dict(self, name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a checkpoint as model `name` expects them; the place to read files of other programs."""
         return state_dict
@@ -232,9 +244,7 @@ class TrainerBase:
         for name in self.get_model_names():
             path = checkpoint_file(directory, name, epoch)
             checkpoint = read_checkpoint(path)
-            if self.class_bound:
-                check_classnames(path, checkpoint, list(self.classnames()))
-            weights = self.adapt_state_dict(name, checkpoint["state_dict"])
+            weights = self.adapt_state_dict(name, self.for_classes(path, checkpoint))
             check_weights(path, self._models[name], weights)
             loaded[name] = (path, checkpoint, weights)
         for name, (path, checkpoint, weights) in loaded.items():
