@@ -81,8 +81,7 @@ def with_needs(chosen: Iterable[Run], runs: Sequence[Run]) -> list[Run]:
 
 
 def _all(lists: Iterable[Sequence[int]]) -> list[int]:
-    """Every number of the lists once, in the order of first appearance of the longest list first, then the others."""
-    return list(dict.fromkeys(number for numbers in sorted(lists, key=len, reverse=True) for number in numbers))
+    return sorted({number for numbers in lists for number in numbers})
 
 
 def _run(recipe: Recipe, method: Method, step: Step, places: Places, root: Path, output: Path) -> Run:
