@@ -167,7 +167,7 @@ class DatasetBase:
         return mapping, list(mapping.values())
 
     def _check_labels(self) -> None:
-        absent = sorted(set(range(self._num_classes)) - set(self._lab2cname))
+        absent = [label for label in range(len(self._lab2cname)) if label not in self._lab2cname]
         if absent:
             raise ValueError(
                 f"{type(self).__name__}: labels must be 0 to {self._num_classes - 1} without a gap, "
