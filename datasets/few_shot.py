@@ -199,7 +199,8 @@ def draw_shots(
     generator.
 
     Args:
-        dataset: gives its class name and `items_root`, which paths in the cache are relative to.
+        dataset: gives its class name (or `cache_name`, where many data sets have one class) and `items_root`, which
+            paths in the cache are relative to.
         sample_val: False leaves `val` whole.
 
     Returns:
@@ -218,7 +219,8 @@ def draw_shots(
     if seed < 0:
         return draw(random)
     root = dataset.items_root
-    path = cache_folder(cfg) / type(dataset).__name__ / f"shot_{shots}-seed_{seed}.json"
+    name = getattr(dataset, "cache_name", type(dataset).__name__)
+    path = cache_folder(cfg) / name / f"shot_{shots}-seed_{seed}.json"
     key = {
         "format": CACHE_FORMAT,
         "train_hash": split_hash(train, root),

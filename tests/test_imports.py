@@ -11,7 +11,7 @@ OURS = {"clip", "dassl", "datasets", "trainers", "reports", "benchmarks", "train
 THIRD_PARTY = {
     "clip": {"torch", "torchvision", "ftfy", "regex", "safetensors", "numpy", "PIL", "tqdm", "packaging"},
     "dassl": {"torch", "torchvision", "yacs", "numpy", "PIL", "tqdm", "filelock", "yaml", "gdown"},
-    "datasets": {"torch", "torchvision", "numpy", "PIL", "sklearn", "scipy", "yaml", "tqdm", "filelock"},
+    "datasets": {"torch", "torchvision", "numpy", "PIL", "sklearn", "scipy", "yaml", "tqdm", "filelock", "pyarrow"},
     "trainers": {"torch", "yacs"},
 }
 ALLOWED = {"clip": set(), "dassl": set(), "datasets": {"dassl"}, "trainers": {"clip", "dassl"}}
