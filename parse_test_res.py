@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dassl.engine.run import read_result, run_state
-
-END_SIGNALS = ("Finish training", "Finished training")
-TEST_SIGNALS = ("=> result",)
+from reports.logs import END_SIGNALS, TEST_SIGNALS, last_figure
 
 
 class Row(NamedTuple):
@@ -48,20 +45,7 @@ def read_run(folder: Path, keyword: str, signals: Sequence[str]) -> Row:
     log = folder / "log.txt"
     if not log.is_file():
         raise ValueError("there is neither result.json nor log.txt")
-    return Row(folder, _last_figure(log, keyword, signals), "")
-
-
-def _last_figure(log: Path, keyword: str, signals: Sequence[str]) -> float:
-    pattern = re.compile(rf"\* {re.escape(keyword)}: ([\d.eE+-]+)%")
-    armed, found = False, None
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        armed = armed or line.strip() in signals
-        match = pattern.search(line) if armed else None
-        if match:
-            found = float(match[1])
-    if found is None:
-        raise ValueError(f'log.txt has no "* {keyword}: ...%" after "{signals[0]}"')
-    return found
+    return Row(folder, last_figure(log, keyword, signals), "")
 
 
 def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool) -> tuple[float | None, int]:

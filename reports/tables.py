@@ -1,18 +1,88 @@
-"""Finished runs as rows, and rows as text, Markdown or CSV."""
+"""Tables as text: Markdown, CSV and LaTeX; and the rows of a few finished runs."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dassl.engine.run import read_result
 
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def escape_markdown(text: str) -> str:
+    """Text that stands in a cell as it is; an underscore inside of a word needs no escape."""
+    text = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+def escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Markdown with aligned columns, also readable as plain text.
+
+    Args:
+        rows: cells that are Markdown already (`escape_markdown`).
+        left: how many columns are text; the others are numbers, to the right.
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
+    shown = [
+        "| " + " | ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([shown[0], rule, *shown[1:]]) + "\n"
+
+
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """CSV; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
+    """A table environment that needs the package booktabs.
+
+    Args:
+        rows: cells that are LaTeX already (`escape_latex`); a row without cells is a rule.
+        caption: LaTeX.
+    """
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering\small",
+        f"\\caption{{{caption}}}",
+        f"\\label{{{label}}}",
+        f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        " & ".join(header) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" if row else r"\midrule" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
 
 class Column(NamedTuple):
-    """A column of a table: its title, where its value comes from, and how the value is shown."""
+    """A column of a table of runs: its title, where its value comes from, and how the value is shown."""
 
     title: str
     value: Callable[[dict[str, Any]], Any]
@@ -58,21 +128,13 @@ def cells(results: Sequence[dict[str, Any]], columns: Sequence[Column] = SUMMARY
 
 
 def markdown(results: Sequence[dict[str, Any]], columns: Sequence[Column] = SUMMARY) -> str:
-    """Markdown table with aligned columns, also readable as plain text."""
-    rows = [[column.title for column in columns], *cells(results, columns)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+    """Runs as a Markdown table."""
+    rows = [[escape_markdown(cell) for cell in row] for row in cells(results, columns)]
+    return markdown_table([column.title for column in columns], rows)
 
 
 def comma_separated(results: Sequence[dict[str, Any]], columns: Sequence[Column] = SUMMARY) -> str:
-    """CSV with a header and unrounded values; empty where nothing was measured."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.title for column in columns])
-    writer.writerows([[column.value(result) for column in columns] for result in results])
-    return text.getvalue()
+    """Runs as CSV with a header and unrounded values; empty where nothing was measured."""
+    return csv_table(
+        [column.title for column in columns], [[column.value(result) for column in columns] for result in results]
+    )

@@ -1,0 +1,152 @@
+"""Tables of a recipe beside the published numbers: `python report.py RECIPE`, see `python report.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dassl.engine.run import error_line
+from reports.compare import compare
+from reports.document import Report, build_report
+from reports.forms import to_csv, to_latex, to_markdown
+from reports.logs import find_logs
+from reports.page import to_html
+from reports.plots import Plot, plots, save
+from reports.published import load
+from reports.readings import place_logs, read_runs
+from reports.stats import TESTS
+from tasks import expand, load_recipe
+from tasks.recipe import ROOT
+
+TEXTS, PICTURES = ("md", "csv", "tex", "html"), ("png", "svg", "pdf")
+MISSING, BAD_INPUT = 1, 2
+
+EPILOG = """\
+exit code: 0 all runs are done, 1 some are missing (they are listed, with the command that makes them), 2 bad input, or
+results that were not measured alike. More: docs/reports.md
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Tables and figures of a recipe from the result.json of its runs, beside the published numbers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="yaml file, or name of one in recipes/")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="folder of the report (default output/reports/RECIPE)"
+    )
+    parser.add_argument("--runs", metavar="DIR", help="folder of all runs (default: $OUTPUT or output)")
+    parser.add_argument(
+        "--format",
+        metavar="LIST",
+        type=_formats,
+        default=TEXTS,
+        help=f"of {','.join((*TEXTS, *PICTURES))} (default {','.join(TEXTS)}); pictures become files of their own",
+    )
+    parser.add_argument("--logs", metavar="DIR", type=Path, help="also log.txt of runs of the original CoOp family")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), action="append", help="paired test of method B against A; repeatable"
+    )
+    parser.add_argument("--test", choices=TESTS, default=TESTS[0], help="of --compare (default %(default)s)")
+    parser.add_argument("--baseline", metavar="METHOD", help="of the heat maps of differences (default: the first)")
+    parser.add_argument("--no-links", action="store_true", help="no links to the files of the runs, to pass a page on")
+    return parser
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    wrong = [name for name in names if name not in (*TEXTS, *PICTURES)]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)!r}: choose from {', '.join((*TEXTS, *PICTURES))}")
+    return names
+
+
+def gather(args: argparse.Namespace) -> Report:
+    """Everything the report shows.
+
+    Raises:
+        OSError: no such recipe, table or folder.
+        ValueError: a faulty recipe or table, methods that are not there, or results that were not measured alike.
+    """
+    recipe = load_recipe(args.recipe)
+    runs = expand(recipe, output=None if args.runs is None else Path(args.runs).absolute())
+    readings = read_runs(runs)
+    if args.logs is not None:
+        if not args.logs.is_dir():
+            raise FileNotFoundError(f'there is no folder "{args.logs}" of logs')
+        logs, faults = find_logs(args.logs)
+        rows, rest = place_logs(recipe, logs, runs)
+        readings += rows
+        for folder, fault in faults:
+            print(f"left out: {folder}: {fault}", file=sys.stderr)
+        if rest:
+            print(f"left out: {rest} logs of other tasks, data sets or shots than {recipe.name}", file=sys.stderr)
+    book = load([Path(entry.file).stem for entry in recipe.published])
+    report = build_report(recipe, runs, readings, book, _shown(recipe.path), _sweep_flags(args.runs))
+    found = [entry for a, b in args.compare or () for entry in compare(report.blocks, a, b, args.test)]
+    return replace(report, comparisons=tuple(found))
+
+
+def _shown(path: Path) -> str:
+    """A recipe as a command started in the project's folder names it."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def _sweep_flags(runs: str | None) -> list[str]:
+    return [] if runs is None else ["--output", runs]
+
+
+def write(report: Report, figures: Sequence[Plot], folder: Path, formats: Sequence[str], links: bool) -> list[Path]:
+    """The files of a report; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = report.recipe.name
+    pictures = {
+        kind: [folder / f"{name}_{plot.name}.{kind}" for plot in figures] for kind in PICTURES if kind in formats
+    }
+    for paths in pictures.values():
+        for plot, path in zip(figures, paths):
+            save(plot, path)
+    shown = pictures.get("png") or pictures.get("svg") or []
+    makers = {
+        "md": lambda: to_markdown(report, [(plot.title, path.name) for plot, path in zip(figures, shown)]),
+        "csv": lambda: to_csv(report),
+        "tex": lambda: to_latex(report),
+        "html": lambda: to_html(report, figures, folder, links),
+    }
+    files = []
+    for kind, make in makers.items():
+        if kind in formats:
+            files.append(folder / f"{name}.{kind}")
+            files[-1].write_text(make(), encoding="utf-8")
+    return [*files, *(path for paths in pictures.values() for path in paths)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        report = gather(args)
+        folder = args.output or Path(os.environ.get("OUTPUT") or ROOT / "output") / "reports" / report.recipe.name
+        drawing = {"html", *PICTURES} & set(args.format)
+        figures = plots(report, args.baseline) if drawing else []
+        files = write(report, figures, folder, args.format, not args.no_links)
+    except (OSError, ValueError) as fault:
+        print(f"error: {error_line(fault)}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"{report.recipe.title}: {report.done} of {report.asked} runs done")
+    for entry in report.missing:
+        print(
+            f"missing: {entry.method}, {entry.dataset}, {entry.shots} shots ({'; '.join(entry.what)}): {entry.command}"
+        )
+    print("\n".join(f"written: {path}" for path in files))
+    return MISSING if report.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

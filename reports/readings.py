@@ -1,0 +1,197 @@
+"""What the runs of a recipe left behind: figures, or why there are none; and whether they may stand in one table."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dassl.engine.run import FAILED, read_result, run_state
+from tasks import Recipe, Run
+
+from .logs import LogRun
+
+# Fields of a fingerprint in which runs of one cell differ by design: the seed, and the images it picks.
+OF_THE_SEED = ("seed", "split")
+# Fields that all methods of a table must share on one data set, whatever they learn.
+OF_THE_DATA = ("test_split", "classnames", "backbone", "transforms.test")
+
+
+class ProtocolMismatch(ValueError):
+    """Results that were measured on different things would be averaged or compared."""
+
+
+class Reading(NamedTuple):
+    """One run and what it measured."""
+
+    method: str
+    dataset: str
+    part: str
+    shots: int
+    seed: int
+    folder: Path
+    result: dict[str, Any] | None
+    """result.json, or of a log {"accuracy": percent, ...}; None if the run is missing."""
+    fault: str = ""
+    """Why it is missing."""
+    run: Run | None = None
+    """None: read from a log."""
+
+    @property
+    def value(self) -> float:
+        """Accuracy in percent of a run that is not missing."""
+        if self.result is None:
+            raise ValueError(f"{self.folder} has no result: {self.fault}")
+        return float(self.result["accuracy"])
+
+
+def read_runs(runs: Sequence[Run]) -> list[Reading]:
+    """The result of each run; one that is not done, or whose result.json is damaged or of another run, is missing."""
+    readings = []
+    for run in runs:
+        result, fault = _read(run)
+        readings.append(
+            Reading(run.method, run.dataset, run.part, run.shots, run.seed, run.output_dir, result, fault, run)
+        )
+    return readings
+
+
+def _read(run: Run) -> tuple[dict[str, Any] | None, str]:
+    state = run_state(run.output_dir)
+    if state == "failed":
+        lines = (run.output_dir / FAILED).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return None, f"failed: {lines[0]}" if lines else "failed"
+    if state != "done":
+        return None, state
+    try:
+        result = read_result(run.output_dir)
+    except (OSError, ValueError) as fault:
+        return None, f"damaged: {fault}"
+    fault = _fault(result, run)
+    return (None, f"damaged: result.json {fault}") if fault else (result, "")
+
+
+def _fault(result: Any, run: Run) -> str:
+    """What is wrong with a result, "" if nothing."""
+    if not isinstance(result, dict):
+        return "is no object"
+    accuracy = result.get("accuracy")
+    if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) or not math.isfinite(accuracy):
+        return f"has no accuracy (it says {accuracy!r})"
+    if not 0 <= accuracy <= 100:
+        return f"has accuracy {accuracy}, expected a percentage"
+    if not isinstance(result.get("fingerprint"), dict):
+        return "has no fingerprint"
+    for name, expected in (("method", run.trainer), ("seed", run.seed)):
+        if result.get(name) != expected:
+            return f"is of another run: {name} is {result.get(name)!r}, expected {expected!r}"
+    return ""
+
+
+def protocol(result: dict[str, Any]) -> dict[str, Any]:
+    """What runs of one cell must share, as flat names: the fingerprint without what the seed decides, the choice of the
+    deployed weights, and the epochs."""
+    marks = {key: value for key, value in result["fingerprint"].items() if key not in OF_THE_SEED}
+    flat: dict[str, Any] = {}
+    for key, value in marks.items():
+        flat.update(
+            {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return {**flat, "selection": result.get("selection"), "epochs": result.get("epochs")}
+
+
+def check_protocols(readings: Sequence[Reading]) -> None:
+    """Check that only results of one protocol meet in a cell, and of the same data in a column.
+
+    Raises:
+        ProtocolMismatch: they do not; the message names the cells, the fields that differ and the runs.
+    """
+    cells, columns = defaultdict(list), defaultdict(list)
+    for reading in readings:
+        if reading.result is not None and "fingerprint" in reading.result:  # a log has none
+            cells[reading.method, reading.dataset, reading.part, reading.shots].append(reading)
+            columns[reading.dataset, reading.part].append(reading)
+    faults = [
+        f"{method}, {dataset}, {shots} shots, {part}: {difference}"
+        for (method, dataset, part, shots), group in cells.items()
+        for difference in _differences(group, None)
+    ]
+    if not faults:  # what differs within a cell differs within its column too
+        faults = [
+            f"{dataset}, {part}, all methods: {difference}"
+            for (dataset, part), group in columns.items()
+            for difference in _differences(group, OF_THE_DATA)
+        ]
+    if faults:
+        raise ProtocolMismatch(
+            "these results were not measured alike and cannot stand in one table; run the odd ones again, or remove "
+            "their folders:\n  " + "\n  ".join(faults)
+        )
+
+
+def _differences(group: Sequence[Reading], fields: Sequence[str] | None) -> list[str]:
+    """One text per field with more than one value."""
+    marks = [protocol(reading.result or {}) for reading in group]
+    names = list(dict.fromkeys(name for mark in marks for name in mark)) if fields is None else fields
+    found = []
+    for name in names:
+        folders = defaultdict(list)
+        for reading, mark in zip(group, marks):
+            folders[str(mark.get(name))].append(str(reading.folder))
+        if len(folders) > 1:
+            values = (f"{value!r} in {_some(places)}" for value, places in folders.items())
+            found.append(f"{name} differs: " + "; ".join(values))
+    return found
+
+
+def _some(places: Sequence[str]) -> str:
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
+def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> tuple[list[Reading], int]:
+    """Logs as rows of their own below those of a recipe.
+
+    A log has no fingerprint, so it is never averaged with a run of this project: its method is called
+    "<trainer> (log)", with config and options where the logs have several variants of one trainer.
+
+    Returns:
+        the readings, and how many logs have no place in this table.
+
+    Raises:
+        ValueError: two logs claim the same cell and seed.
+    """
+    parts = {(run.dataset, run.part) for run in runs}
+    shots = sorted({run.shots for run in runs})
+    placed = []
+    for log in logs:
+        part = _part(recipe.task, log)
+        known = log.shots if log.shots is not None else (shots[0] if len(shots) == 1 else None)
+        if not recipe.domain and (log.dataset, part) in parts and known is not None and log.seed is not None:
+            placed.append((log, part, known))
+    variants = defaultdict(set)
+    for log, _, _ in placed:
+        variants[log.trainer].add((log.config, log.variant))
+    readings: dict[tuple[Any, ...], Reading] = {}
+    for log, part, known in placed:
+        method = f"{log.trainer} (log)"
+        if len(variants[log.trainer]) > 1:
+            method = f"{log.trainer} {' '.join(filter(None, (log.config, log.variant)))} (log)"
+        key = (method, log.dataset, part, known, log.seed)
+        if key in readings:
+            raise ValueError(f"two logs claim {method}, {log.dataset}, {known} shots, {part}, seed {log.seed}: "
+                             f"{readings[key].folder} and {log.folder}; remove one of them")  # fmt: skip
+        readings[key] = Reading(*key, log.folder, dict(log.figures))
+    return list(readings.values()), len(logs) - len(placed)
+
+
+def _part(task: str, log: LogRun) -> str:
+    """Part of a setting a log belongs to, "" for none."""
+    if task == "base2new":
+        return log.subsample if (log.subsample, log.evaluation) in (("base", False), ("new", True)) else ""
+    if log.subsample != "all":
+        return ""
+    if task == "few_shot":
+        return "" if log.transfer else "all"
+    return "target" if log.transfer else "" if log.evaluation else "source"
