@@ -26,13 +26,18 @@ def image_feature(model, image, layers):
     return visual.ln_post(x[0]) @ visual.proj
 
 
-def text_feature(model, sentence, layers):
-    """Projected end-of-text token (E,) of a sentence; `layers`: (n, d) per block for positions 1..n, [] for none."""
+def text_feature(model, sentence, layers, labels=()):
+    """Projected end-of-text token (E,) of a sentence; `layers`: (n, d) per block for positions 1..n, [] for none.
+
+    `labels`: pairs of a position and the vector (d,) that stands there instead of the word.
+    """
     ids = clip.tokenize([sentence], context_length=model.context_length, vocab_size=model.vocab_size)[0]
     x = model.token_embedding.weight[ids]
     if layers:
         n = len(layers[0])
         x = torch.cat([x[:1], layers[0], x[1 + n :]])
+    for place, vector in labels:
+        x = torch.cat([x[:place], vector[None], x[place + 1 :]])
     x = x + model.positional_embedding
     mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
     for i, block in enumerate(model.transformer.resblocks):
@@ -57,17 +62,23 @@ def cross_entropy(logits, labels):
     return torch.stack(losses).mean()
 
 
-def trainer_of(method, model, names, template="a photo of a {}.", **options):
-    """A trainer of `method` around a built model, without data, optimiser or folders; its config has `options`."""
+def trainer_of(method, model, names, template="a photo of a {}.", others=(), **options):
+    """A trainer of `method` around a built model, without data, optimiser or folders; its config has `options`.
+
+    `others`: options of nodes besides the method's own, {"LAMM": {"TOKENS": "one"}}.
+    """
 
     class Bare(method):
         pass
 
     Bare.template = template
     trainer = object.__new__(Bare)
-    node = method.defaults()[method.node]
-    node.merge_from_list([item for pair in options.items() for item in pair])
-    trainer.cfg = CfgNode({"TRAINER": {method.node: node}, "TEST": {"FINAL_MODEL": "last_step"}})
+    nodes = method.defaults()
+    for node, changes in {method.node: options, **dict(others)}.items():
+        nodes[node].merge_from_list([item for pair in changes.items() for item in pair])
+    trainer.cfg = CfgNode(
+        {"TRAINER": nodes, "DATASET": {"NAME": "Any", "NUM_SHOTS": 4}, "TEST": {"FINAL_MODEL": "last_step"}}
+    )
     trainer.check_cfg(trainer.cfg)
     trainer.device = torch.device("cpu")
     learner = trainer.build_learner(model, names)

@@ -1,0 +1,314 @@
+"""LAMM around every learner, against sentences and loss terms written out one at a time."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from plain_towers import (
+    assert_same_gradients,
+    cross_entropy,
+    image_feature,
+    logits_of,
+    text_feature,
+    trainer_of,
+    unit,
+)
+from yacs.config import CfgNode
+
+import clip
+from dassl.engine import TRAINER_REGISTRY
+from trainers.lamm import ALIGNLAMM, DEFAULTS, LAMM, CoOpLAMM, LabelTokens, MaPLeLAMM, feature_term, logit_term
+from trainers.prompts import FixedText, TemplateText, TextContext, init_context, word_tokens
+
+LABELS = torch.tensor([0, 3, 1])
+SHOTS = 4  # of trainer_of
+
+
+@pytest.fixture
+def images(rng):
+    return torch.randn(3, 3, 32, 32, generator=rng)
+
+
+def build(method, model, names, label_options=(), **options):
+    """A bare trainer whose label tokens and prompts have moved away from where they started."""
+    torch.manual_seed(1)
+    trainer = trainer_of(method, model, names, others={"LAMM": dict(label_options)}, **options)
+    trainer.metrics_of_step = {}
+    return trainer
+
+
+def words_of(model, name):
+    table = model.token_embedding.weight
+    return [table[token] for token in word_tokens(model, name.replace("_", " "))]
+
+
+def counts_of(model, names, tokens):
+    lengths = [len(words_of(model, name)) for name in names]
+    return [{"all": length, "shortest": min(lengths), "one": 1}[tokens] for length in lengths]
+
+
+def labels_of(model, names, vectors, tokens, first):
+    """Per class the pairs of position and vector."""
+    found, k = [], 0
+    for count in counts_of(model, names, tokens):
+        found.append([(first + j, vectors[k + j]) for j in range(count)])
+        k += count
+    assert k == len(vectors)
+    return found
+
+
+def start_of(model, names, tokens):
+    counts = counts_of(model, names, tokens)
+    return torch.stack([v for name, k in zip(names, counts) for v in words_of(model, name)[:k]])
+
+
+# method, options, words of the sentence before the name, position of the first label token
+METHODS = {
+    "LAMM": (LAMM, {}, "a photo of a", 5),
+    "CoOpLAMM": (CoOpLAMM, {"N_CTX": 3}, "a a a", 4),
+    "MaPLeLAMM": (MaPLeLAMM, {"PROMPT_DEPTH": 3}, "a a of a", 5),
+}
+
+
+def parts(method, model, trainer, images):
+    """Prompts of text and images, written out of the learner's parameters."""
+    inner = trainer.model.learner.inner
+    if method == "LAMM":
+        return [], [image_feature(model, image, []) for image in images]
+    if method == "CoOpLAMM":
+        return [inner.ctx], [image_feature(model, image, []) for image in images]
+    texts = [inner.ctx[0], *(layer[0] for layer in inner.deep)]
+    visual = [text @ project.weight.T + project.bias for text, project in zip(texts, inner.projections)]
+    return texts, [image_feature(model, image, visual) for image in images]
+
+
+def reference_terms(trainer, model, names, images, method, tokens, options):
+    """Every term of the loss, one image and one class at a time, without weights."""
+    _, _, words, first = METHODS[method]
+    if options.get("PLACE") == "prefix":
+        first = 3
+    layers, image_features = parts(method, model, trainer, images)
+    vectors = trainer.model.learner.vectors
+    sentences = [f"{words} {name.replace('_', ' ')}." for name in names]
+    labels = labels_of(model, names, vectors, tokens, first)
+    text = [text_feature(model, s, layers, pairs) for s, pairs in zip(sentences, labels)]
+    plain = [text_feature(model, s, layers) for s in sentences]
+    logits, before = logits_of(model, image_features, text), logits_of(model, image_features, plain)
+    cosines = [unit(text[c]) @ unit(plain[c].detach()) for c in LABELS.tolist()]
+    t, terms = options.get("TEMPERATURE", 2.0), {}
+    terms["ce"] = cross_entropy(logits, LABELS)
+    terms["param"] = (vectors - start_of(model, names, tokens)).pow(2).sum()
+    terms["feature"] = 1 - sum(cosines) / len(cosines)
+    target, given = (logits, before) if options.get("LOGIT_TARGET") == "trained" else (before.detach(), logits)
+    rows = [-((a / t).softmax(0) * (b / t).log_softmax(0)).sum() for a, b in zip(target, given)]
+    terms["logit"] = t * t * sum(rows) / len(rows)
+    return logits, terms
+
+
+CASES = {
+    "defaults": {},
+    "released": {"TOKENS": "shortest", "LOGIT_TARGET": "trained", "W_PARAM": 1.0, "SKIP_SINGLE_CLASS": True},
+    "one token": {"TOKENS": "one", "TEMPERATURE": 3.0, "W_FEATURE": 0.5, "W_LOGIT": 2.0},
+    "over the left-over word": {"TOKENS": "one", "PLACE": "prefix"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_terms_and_gradients(tiny_clip, names, images, method, case):
+    changes = CASES[case]
+    if changes.get("PLACE") == "prefix" and method != "MaPLeLAMM":
+        pytest.skip("only MaPLe has left-over words")
+    kind, options, _, _ = METHODS[method]
+    trainer = build(kind, tiny_clip, names, {**changes, "REFERENCE": "moving"}, **options)
+    tokens = changes.get("TOKENS", "all")
+    logits, terms = reference_terms(trainer, tiny_clip, names, images, method, tokens, changes)
+    weights = {"ce": 1.0, "param": changes.get("W_PARAM", 1 / SHOTS)}
+    weights |= {"feature": changes.get("W_FEATURE", 1.0), "logit": changes.get("W_LOGIT", 0.05)}
+    found = trainer.losses({"img": images, "label": LABELS})
+    torch.testing.assert_close(trainer.model(images).logits, logits, rtol=1e-4, atol=1e-4)
+    assert set(found) == set(terms)
+    for name, value in found.items():
+        torch.testing.assert_close(value, weights[name] * terms[name], rtol=1e-4, atol=1e-6, msg=name)
+    expected = sum(weights[name] * terms[name] for name in terms)
+    assert_same_gradients(sum(found.values()), expected, trainer.model.learner)
+
+
+def test_the_reference_at_the_start_is_fixed(tiny_clip, names, images):
+    """Terms against plain words and the context as it was before training, which gets no gradient."""
+    torch.manual_seed(1)
+    trainer = build(CoOpLAMM, tiny_clip, names, N_CTX=3)
+    with torch.no_grad():
+        trainer.reference = trainer.encode_words()
+        first = trainer.reference.pooled.clone()
+        trainer.model.learner.inner.ctx.add_(1.0)
+    found = trainer.losses({"img": images, "label": LABELS})
+    torch.testing.assert_close(trainer.reference.pooled, first)
+    text = trainer.model.encode_text().pooled
+    cosines = [unit(text[c]) @ unit(first[c]) for c in LABELS.tolist()]
+    torch.testing.assert_close(found["feature"], 1 - sum(cosines) / 3, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found["param"], [trainer.model.learner.inner.ctx], allow_unused=True)
+    assert gradient is None
+
+
+def test_align_gets_label_tokens_in_every_mode(tiny_clip, names, images):
+    """Text features of all N sentences of a class; the score is ALIGN's own, which test_align.py holds to its loops."""
+    options = {"PROMPT_DEPTH": 2, "VISION_PROMPT_NUMBER": 2, "TEXT_PROMPT_NUMBER": 2}
+    trainer = build(ALIGNLAMM, tiny_clip, names, {"REFERENCE": "moving"}, **options)
+    inner = trainer.model.learner.inner
+    vectors = trainer.model.learner.vectors
+    text = trainer.model.encode_text().pooled
+    for mode, (words, first) in enumerate((("a a of a", 5), ("a a", 3))):
+        labels = labels_of(tiny_clip, names, vectors, "all", first)
+        for c, name in enumerate(names):
+            layers = [inner.ctx[mode], *(layer[mode] for layer in inner.deep)]
+            expected = text_feature(tiny_clip, f"{words} {name.replace('_', ' ')}.", layers, labels[c])
+            torch.testing.assert_close(text[2 * c + mode], expected, rtol=1e-4, atol=1e-5)
+    terms = trainer.losses({"img": images, "label": LABELS})
+    assert set(terms) == {"ce", "param", "feature", "logit"}
+    gradients = torch.autograd.grad(sum(terms.values()), list(trainer.model.learner.parameters()))
+    assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
+    assert set(trainer.extra_metrics()) == {"token_entropy", "prompt_entropy"}
+
+
+@pytest.mark.parametrize("method", ["LAMM", "CoOpLAMM"])
+def test_at_the_start_it_is_zero_shot_and_three_terms_vanish(tiny_clip, names, images, method):
+    kind, options, _, _ = METHODS[method]
+    trainer = build(
+        kind, tiny_clip, names, {"REFERENCE": "moving"}, **({"CTX_INIT": "a photo of a"} if options else {})
+    )
+    with torch.no_grad():
+        trainer.model.learner.vectors.copy_(trainer.model.learner.start)
+        if options:
+            trainer.model.learner.inner.ctx.copy_(init_context(tiny_clip, "a photo of a", 4))
+    features = [image_feature(tiny_clip, image, []) for image in images]
+    text = [text_feature(tiny_clip, f"a photo of a {name.replace('_', ' ')}.", []) for name in names]
+    plain = logits_of(tiny_clip, features, text)
+    found = trainer.losses({"img": images, "label": LABELS})
+    torch.testing.assert_close(trainer.model(images).logits, plain, rtol=1e-4, atol=1e-4)
+    assert float(found["param"]) == 0
+    assert abs(float(found["feature"])) < 1e-6
+    p = (plain / 2).softmax(1)
+    entropy = -(p * p.log()).sum(1).mean()
+    torch.testing.assert_close(found["logit"], 0.05 * 4 * entropy, rtol=1e-4, atol=1e-6)
+    assert float(entropy) > 0
+
+
+def test_over_the_left_over_word_the_text_moves_at_the_start(tiny_clip, names):
+    """In the released MaPLe+LAMM the first token of the name takes the place of "of", so features differ at once."""
+    trainer = build(MaPLeLAMM, tiny_clip, names, {"TOKENS": "one", "PLACE": "prefix"}, PROMPT_DEPTH=2)
+    with torch.no_grad():
+        trainer.model.learner.vectors.copy_(trainer.model.learner.start)
+        assert not torch.allclose(trainer.model.encode_text().pooled, trainer.encode_words().pooled, atol=1e-3)
+        assert trainer.model.learner.slots.tolist() == [[3]] * len(names)
+
+
+def test_names_that_share_tokens_have_tokens_of_their_own(tiny_clip):
+    names = ["cat", "cat house", "house"]
+    learner = LabelTokens(tiny_clip, TemplateText(tiny_clip, names, "a {}."), names)
+    ids = {name: clip.tokenize([name], vocab_size=tiny_clip.vocab_size)[0] for name in names}
+    assert learner.counts == [int(row.argmax()) - 1 for row in ids.values()]
+    vectors = learner.vectors.detach().clone()
+    first = sum(learner.counts[:1])
+    torch.testing.assert_close(vectors[:first], vectors[first : 2 * first])  # both begin with "cat"
+    with torch.no_grad():
+        learner.vectors[:first] += 1
+    torch.testing.assert_close(learner.tokens_of(1), vectors[first : first + learner.counts[1]])
+
+
+def test_one_class_in_a_batch(rng):
+    text, reference = torch.randn(6, 8, generator=rng), torch.randn(6, 8, generator=rng)
+    same, two = torch.tensor([1, 1]), torch.tensor([1, 2])
+    cosine = torch.nn.functional.cosine_similarity(text, reference).view(3, 2)
+    torch.testing.assert_close(feature_term(text, reference, same, 2, False), 1 - cosine[1].mean())
+    assert float(feature_term(text, reference, same, 2, True)) == 0
+    torch.testing.assert_close(feature_term(text, reference, two, 2, True), 1 - cosine[1:].mean())
+
+
+def test_direction_of_the_logit_term(rng):
+    """Its gradient pulls the trained logits to the reference in the paper's direction only."""
+    logits, reference = (torch.randn(2, 5, generator=rng, requires_grad=True) for _ in range(2))
+    logit_term(logits, reference, 2.0, "reference").backward()
+    assert reference.grad is None
+    expected = 2.0 * ((logits / 2).softmax(1) - (reference / 2).softmax(1)) / 2
+    torch.testing.assert_close(logits.grad, expected.detach())
+    logit_term(logits, reference, 2.0, "trained").backward()
+    assert reference.grad is not None
+
+
+@pytest.mark.parametrize("tokens", ["all", "shortest", "one"])
+def test_classes_are_matched_by_name(tiny_clip, names, tokens, caplog):
+    """A subset in another order with one class that was never trained."""
+    there = build(LAMM, tiny_clip, names, {"TOKENS": tokens, "UNSEEN": "words"})
+    vectors = there.model.learner.vectors.detach().clone()
+    checkpoint = {"state_dict": there.model.learner.state_dict(), "classnames": names}
+    wanted = [names[2], "tree", names[0]]
+    here = build(LAMM, tiny_clip, wanted, {"TOKENS": tokens, "UNSEEN": "words"})
+    here.dm = SimpleNamespace()
+    here.classnames = lambda: wanted
+    here.model.learner.load_state_dict(here.for_classes("file", checkpoint))
+    learner, trained = here.model.learner, there.model.learner
+    torch.testing.assert_close(learner.tokens_of(0), vectors[trained.label == 2])
+    torch.testing.assert_close(learner.tokens_of(2), vectors[trained.label == 0])
+    torch.testing.assert_close(learner.tokens_of(1), torch.stack(words_of(tiny_clip, "tree"))[: learner.counts[1]])
+    own, all_ = here.model.encode_text().pooled, there.model.encode_text().pooled
+    torch.testing.assert_close(own[0], all_[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own[2], all_[0], rtol=1e-4, atol=1e-5)
+    plain = text_feature(tiny_clip, "a photo of a tree.", [])
+    torch.testing.assert_close(own[1], plain, rtol=1e-4, atol=1e-5)
+    assert "1 classes were not trained" in caplog.text
+
+
+def test_other_classes_are_refused_unless_asked_for(tiny_clip, names):
+    trainer = build(LAMM, tiny_clip, names)
+    trainer.classnames = lambda: ["other", *names[1:]]
+    checkpoint = {"state_dict": trainer.model.learner.state_dict(), "classnames": names}
+    with pytest.raises(ValueError, match="trained on other classes"):
+        trainer.for_classes("file", checkpoint)
+
+
+def test_another_number_of_tokens_in_the_file(tiny_clip, names):
+    there = build(LAMM, tiny_clip, names, {"TOKENS": "all", "UNSEEN": "words"})
+    here = build(LAMM, tiny_clip, names[:2], {"TOKENS": "one", "UNSEEN": "words"})
+    here.classnames = lambda: names[:2]
+    with pytest.raises(ValueError, match=r"TRAINER\.LAMM\.TOKENS one"):
+        here.for_classes("file", {"state_dict": there.model.learner.state_dict(), "classnames": names})
+
+
+def test_evaluation_from_the_words(tiny_clip, names):
+    """The released MaPLe+LAMM forgets its label tokens when it loads."""
+    trainer = build(LAMM, tiny_clip, names, {"LOAD_TOKENS": False})
+    trainer.classnames = lambda: names
+    weights = trainer.for_classes("file", {"state_dict": trainer.model.learner.state_dict(), "classnames": names})
+    torch.testing.assert_close(weights["vectors"], start_of(tiny_clip, names, "all"))
+
+
+def test_random_start_is_where_the_parameter_term_is_zero(tiny_clip, names):
+    torch.manual_seed(3)
+    inner = TextContext(tiny_clip, names, 2)
+    learner = LabelTokens(tiny_clip, inner, names, random=True)
+    assert float(learner.drift().detach()) == 0
+    assert 0.01 < float(learner.vectors.std()) < 0.03
+
+
+def test_learners_without_sentences_are_refused(tiny_clip, names):
+    with pytest.raises(ValueError, match="FixedText has none"):
+        LabelTokens(tiny_clip, FixedText(torch.zeros(5, 32)), names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"TOKENS": "two"}, "TOKENS is 'two'"),
+        ({"W_LOGIT": -1.0}, "W_LOGIT is -1.0"),
+        ({"TEMPERATURE": 0.0}, "TEMPERATURE is 0.0"),
+        ({"UNSEEN": "guess"}, "UNSEEN is 'guess'"),
+        ({}, "W_PARAM None is 1 / shots"),
+    ],
+)
+def test_bad_options(change, message):
+    node = CfgNode({"COOP": TRAINER_REGISTRY.get("CoOp").defaults().COOP, "LAMM": CfgNode({**DEFAULTS, **change})})
+    shots = 0 if not change else 4
+    trainer = object.__new__(CoOpLAMM)
+    with pytest.raises(ValueError, match=message):
+        trainer.check_cfg(CfgNode({"TRAINER": node, "DATASET": {"NUM_SHOTS": shots}}))

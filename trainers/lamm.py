@@ -1,0 +1,315 @@
+"""LAMM: trainable label tokens in the place of class names, around the learners of other methods.
+
+Gao et al., "LAMM: Label Alignment for Multi-Modal Prompt Learning", AAAI 2024.
+
+`LAMM` trains the tokens in fixed sentences, `CoOpLAMM`, `MaPLeLAMM` and `ALIGNLAMM` train them together with what CoOp,
+MaPLe and ALIGN learn. All four are made by `aligned` from the registered method: its learner, inside `LabelTokens`, its
+score, and the hierarchical loss on top.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from clip import CLIP, Encoded, Prompts
+from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.checkpoints import check_classnames
+
+from .base import Output, PromptTrainer
+from .losses import normalise
+from .prompts import PROMPT_STD, Learner, readable, word_tokens
+
+logger = logging.getLogger(__name__)
+
+TOKENS = ("all", "shortest", "one")
+PLACES = ("name", "prefix")
+TARGETS = ("reference", "trained")
+REFERENCES = ("start", "moving")
+UNSEEN = ("refuse", "words")
+
+DEFAULTS = {
+    # which tokens of a class name are trained: all; of every name as many as the shortest has (released); one
+    "TOKENS": "all",
+    # name: the tokens stand in the place of the name's; prefix: right behind the context, where MaPLe's left-over words
+    # begin, and the whole name stays (what the released MaPLe+LAMM does with q = 1)
+    "PLACE": "name",
+    "RANDOM_INIT": False,  # start from N(0, 0.02^2) instead of the words
+    "HIERARCHICAL": True,  # the three loss terms below
+    "W_PARAM": None,  # weight of the parameter term; None = 1 / shots (paper), the released few-shot scripts ran with 1
+    "W_FEATURE": 1.0,  # weight of the feature term
+    "W_LOGIT": 0.05,  # weight of the logit term
+    "TEMPERATURE": 2.0,  # of the logit term
+    # which side of the logit term is the soft target: the reference, without gradient (paper), or the trained logits,
+    # both sides with gradient (released)
+    "LOGIT_TARGET": "reference",
+    # text the terms compare with, plain words in each: of the learner as it starts, or as it is now (released)
+    "REFERENCE": "start",
+    "SKIP_SINGLE_CLASS": False,  # no feature term in batches of one class only (released)
+    # classes that were not trained: an error, or their plain words; classes are matched by name
+    "UNSEEN": "refuse",
+    "LOAD_TOKENS": True,  # False: evaluation starts from the words again (released MaPLe+LAMM)
+}
+
+
+class LabelTokens(Learner):
+    """Trainable vectors in the place of the words of class names, around another learner (LAMM, Section 3).
+
+    `vectors` (K, d) holds the tokens of all classes one after the other, `counts` says how many each class has. All N
+    sentences of a class share them.
+
+    Args:
+        model: the frozen CLIP.
+        inner: learner of the sentences, whose text does not depend on the image.
+        classnames: C class names.
+        tokens: `all` tokens of each name; of each as many as the `shortest` name has; or `one`.
+        place: `name`, or `prefix`: right behind the context.
+        random: start from N(0, 0.02^2) instead of the words' embeddings.
+
+    Raises:
+        ValueError: unknown option, or a learner whose sentences do not say where the class name is.
+    """
+
+    class_bound = True
+    start: Tensor
+    label: Tensor
+    column: Tensor
+    slots: Tensor
+
+    def __init__(
+        self,
+        model: CLIP,
+        inner: Learner,
+        classnames: Sequence[str],
+        tokens: str = "all",
+        place: str = "name",
+        random: bool = False,
+    ):
+        super().__init__()
+        if tokens not in TOKENS or place not in PLACES:
+            raise ValueError(f"label tokens {tokens!r} at {place!r}: expected {TOKENS} at {PLACES}")
+        if inner.conditional or not hasattr(inner, "name_start"):
+            raise ValueError(f"label tokens need fixed sentences with class names, {type(inner).__name__} has none")
+        self.inner, self.random = inner, random
+        self.text_modes, self.vision_modes = inner.text_modes, inner.vision_modes
+        self.half_prompts = inner.half_prompts
+        words = [word_tokens(model, readable(name)) for name in classnames]
+        ids, prompts = inner.text_prompts()
+        self.begin = inner.name_start.cpu()  # (R,)
+        if place == "prefix" and prompts is not None and prompts.slots is not None:
+            self.begin = prompts.slots.cpu().expand(len(ids), -1).amax(dim=1) + 1
+        self.end = ids.cpu().argmax(dim=1)
+        self._check(ids.cpu(), words, inner.name_start.cpu())
+        most = {"all": max(map(len, words)), "shortest": min(map(len, words)), "one": 1}[tokens]
+        with torch.no_grad():
+            table = model.token_embedding.weight
+            self.words = [table[torch.tensor(word, device=table.device)].float().cpu() for word in words]
+        self.arrange([word[:most] for word in self.words])
+        if random:
+            nn.init.normal_(self.vectors, std=PROMPT_STD)
+            self.start.copy_(self.vectors.detach())
+
+    def _check(self, ids: Tensor, words: list[list[int]], begin: Tensor) -> None:
+        """The class names must be where the sentences say they are."""
+        for row, first in enumerate(begin.tolist()):
+            word = words[row // self.text_modes]
+            if ids[row, first : first + len(word)].tolist() != word:
+                raise ValueError(f"sentence {row} does not hold the tokens of its class name from position {first} on")
+
+    def arrange(self, values: Sequence[Tensor]) -> None:
+        """Give every class its vectors (k, d): as many as the longest, or as its name has tokens if that is less."""
+        self.counts = [len(value) for value in values]
+        modes, most = self.text_modes, max(self.counts)
+        slots = torch.empty(len(self.begin), most, dtype=torch.int64)
+        for row, (first, end) in enumerate(zip(self.begin.tolist(), self.end.tolist())):
+            k = self.counts[row // modes]
+            # shorter names fill up with positions behind the end of their sentence, which nothing reads
+            slots[row] = torch.tensor([*range(first, first + k), *range(end + 1, end + 1 + most - k)])
+        device = self.vectors.device if hasattr(self, "vectors") else slots.device
+        rows = [(c, j) for c, k in enumerate(self.counts) for j in range(k)]
+        place = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+        vectors = torch.cat(list(values)).to(device, torch.float32)
+        self.vectors = nn.Parameter(vectors.clone())
+        for name, value in {"start": vectors, "label": place[:, 0], "column": place[:, 1], "slots": slots}.items():
+            self.register_buffer(name, value.clone().to(device), persistent=False)
+
+    def tokens_of(self, c: int) -> Tensor:
+        """Vectors of class c, (k, d)."""
+        return self.vectors.detach()[self.label == c]
+
+    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
+        return self.inner.text_prompts()
+
+    def vision_prompts(self) -> Prompts | None:
+        return self.inner.vision_prompts()
+
+    def label_tokens(self) -> Prompts | None:
+        if not len(self.vectors):
+            return None
+        most = self.slots.shape[1]
+        padded = self.vectors.new_zeros(len(self.counts), most, self.vectors.shape[1])
+        padded = padded.index_put((self.label, self.column), self.vectors)  # (C, q, d)
+        return Prompts((padded.repeat_interleave(self.text_modes, dim=0),), self.slots)
+
+    def drift(self) -> Tensor:
+        """|E - E0|^2 over all label tokens, the parameter term (LAMM, hierarchical loss)."""
+        return (self.vectors - self.start).square().sum()
+
+
+def feature_term(text: Tensor, reference: Tensor, label: Tensor, modes: int, skip_single_class: bool) -> Tensor:
+    """Mean over images and modes of 1 - cos between the class's text feature and its reference.
+
+    Args:
+        text, reference: (C * N, E), class-major; the reference gets no gradient.
+        label: (B,) classes of the images.
+        modes: N.
+        skip_single_class: 0 when all images of the batch are of one class.
+    """
+    distance = 1 - (normalise(text) * normalise(reference.detach())).sum(dim=-1)  # (C * N,)
+    mean = distance.unflatten(0, (-1, modes)).mean(dim=1)[label].mean()
+    return mean * (label != label[0]).any() if skip_single_class else mean
+
+
+def logit_term(logits: Tensor, reference: Tensor, temperature: float, target: str) -> Tensor:
+    """T^2 * cross-entropy between the softmax of both logits (B, C) at temperature T, mean over images.
+
+    `target` reference: the reference is the soft target, without gradient. trained: the trained logits are the target
+    and the reference the prediction, both with gradient (released code).
+    """
+    given, wanted = (reference, logits) if target == "trained" else (logits, reference.detach())
+    return temperature**2 * F.cross_entropy(given / temperature, (wanted / temperature).softmax(dim=1))
+
+
+def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTrainer]:
+    """The trainer of a registered method with label tokens and the hierarchical loss, registered as `trainer_name`."""
+
+    class LabelAligned(method):  # type: ignore[misc, valid-type]
+        by_steps = True
+        reference: Encoded | None = None  # text features with plain words, of the learner as it starts
+
+        @staticmethod
+        def defaults() -> CfgNode:
+            return CfgNode({**method.defaults(), "LAMM": DEFAULTS})
+
+        @property
+        def label_options(self) -> CfgNode:
+            return self.cfg.TRAINER.LAMM
+
+        def check_cfg(self, cfg) -> None:
+            super().check_cfg(cfg)
+            options, faults = cfg.TRAINER.LAMM, []
+            choices = {"TOKENS": TOKENS, "PLACE": PLACES, "LOGIT_TARGET": TARGETS}
+            choices |= {"REFERENCE": REFERENCES, "UNSEEN": UNSEEN}
+            for key, known in choices.items():
+                if options[key] not in known:
+                    faults.append(f"TRAINER.LAMM.{key} is {options[key]!r}, expected one of {', '.join(known)}")
+            for key in ("W_PARAM", "W_FEATURE", "W_LOGIT"):
+                if options[key] is not None and not options[key] >= 0:
+                    faults.append(f"TRAINER.LAMM.{key} is {options[key]}, expected 0 or more")
+            if not options.TEMPERATURE > 0:
+                faults.append(f"TRAINER.LAMM.TEMPERATURE is {options.TEMPERATURE}, expected a number above 0")
+            if options.HIERARCHICAL and options.W_PARAM is None and cfg.DATASET.NUM_SHOTS < 1:
+                faults.append("TRAINER.LAMM.W_PARAM None is 1 / shots: set DATASET.NUM_SHOTS, or W_PARAM to a number")
+            if faults:
+                raise ValueError("; ".join(faults))
+
+        def build_learner(self, model, classnames) -> Learner:
+            options = self.label_options
+            inner = super().build_learner(model, classnames)
+            return LabelTokens(model, inner, classnames, options.TOKENS, options.PLACE, options.RANDOM_INIT)
+
+        def build_score(self, learner):
+            return super().build_score(learner.inner)
+
+        def build_model(self) -> None:
+            super().build_model()
+            self.metrics_of_step: dict[str, Tensor] = {}
+            if self.label_options.HIERARCHICAL and self.label_options.REFERENCE == "start":
+                with torch.no_grad(), self.precision.autocast():
+                    self.reference = self.encode_words()
+
+        def encode_words(self) -> Encoded:
+            """Text features of the learner with the plain words of all class names."""
+            return self.model.clip.encode_text(*self.model.learner.text_prompts())
+
+        def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
+            self.metrics_of_step = super().extra_metrics()  # before the reference is scored
+            terms, options = super().extra_losses(output, label), self.label_options
+            if not options.HIERARCHICAL:
+                return terms
+            learner = self.model.learner
+            reference = self.encode_words() if self.reference is None else self.reference
+            logits = self.model.score(output.image, reference, self.model.clip.logit_scale.exp())
+            weight = 1 / self.cfg.DATASET.NUM_SHOTS if options.W_PARAM is None else options.W_PARAM
+            feature = feature_term(
+                output.text.pooled, reference.pooled, label, learner.text_modes, options.SKIP_SINGLE_CLASS
+            )
+            logit = logit_term(output.logits, logits, options.TEMPERATURE, options.LOGIT_TARGET)
+            return {
+                **terms,
+                "param": weight * learner.drift(),
+                "feature": options.W_FEATURE * feature,
+                "logit": options.W_LOGIT * logit,
+            }
+
+        def extra_metrics(self) -> dict[str, Tensor]:
+            return self.metrics_of_step
+
+        def for_classes(self, path, checkpoint) -> dict[str, Tensor]:
+            """Label tokens by class name: those of the file where it has them, else plain words, if UNSEEN allows.
+
+            Raises:
+                ValueError: other classes and UNSEEN is `refuse`, or the learner around the tokens is class-bound.
+            """
+            learner, names, stored = self.model.learner, self.classnames(), list(checkpoint.get("classnames") or ())
+            weights = dict(checkpoint["state_dict"])
+            if self.label_options.UNSEEN == "refuse" or learner.inner.class_bound or not stored:
+                check_classnames(path, checkpoint, names)
+            if not self.label_options.LOAD_TOKENS:
+                weights["vectors"] = learner.start
+            elif stored != names and stored and "vectors" in weights:
+                weights["vectors"] = self.match_tokens(path, weights["vectors"], stored)
+            return weights
+
+        def match_tokens(self, path, vectors: Tensor, stored: list[str]) -> Tensor:
+            """Lays out the learner for the classes at hand; returns their vectors, taken from those of `stored`."""
+            learner, names = self.model.learner, self.classnames()
+            lengths = token_counts(self.model.clip, stored, self.label_options.TOKENS)
+            if sum(lengths) != len(vectors):
+                raise ValueError(
+                    f'"{path}" holds {len(vectors)} label tokens, but its {len(stored)} classes have {sum(lengths)} '
+                    f"with TRAINER.LAMM.TOKENS {self.label_options.TOKENS}: use the option of its training"
+                )
+            known = dict(zip(stored, vectors.split(lengths)))
+            found = [name for name in names if name in known]
+            most = max((len(known[name]) for name in found), default=0)
+            learner.arrange([known.get(name, word[:most]) for name, word in zip(names, learner.words)])
+            logger.info("Label tokens of %d of %d classes were trained", len(found), len(names))
+            if len(found) < len(names):
+                missing = [name for name in names if name not in known]
+                shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+                logger.warning("%d classes were not trained and use their plain words: %s", len(missing), shown)
+            return learner.vectors.detach()
+
+    LabelAligned.__name__ = LabelAligned.__qualname__ = trainer_name
+    LabelAligned.__doc__ = f"{method.__name__} with trainable label tokens and LAMM's hierarchical loss."
+    TRAINER_REGISTRY.register()(LabelAligned)
+    return LabelAligned
+
+
+def token_counts(model: CLIP, classnames: Sequence[str], tokens: str) -> list[int]:
+    """Label tokens of each class under TRAINER.LAMM.TOKENS."""
+    lengths = [len(word_tokens(model, readable(name))) for name in classnames]
+    most = {"all": max(lengths), "shortest": min(lengths), "one": 1}[tokens]
+    return [min(length, most) for length in lengths]
+
+
+LAMM = aligned(TRAINER_REGISTRY.get("ZeroshotCLIP"), "LAMM")
+CoOpLAMM = aligned(TRAINER_REGISTRY.get("CoOp"), "CoOpLAMM")
+MaPLeLAMM = aligned(TRAINER_REGISTRY.get("MaPLe"), "MaPLeLAMM")
+ALIGNLAMM = aligned(TRAINER_REGISTRY.get("ALIGN"), "ALIGNLAMM")
