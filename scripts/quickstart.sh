@@ -1,11 +1,24 @@
 #!/usr/bin/env bash
-# Zero-shot CLIP, CoOp and ALIGN on the embedded benchmark with the small embedded CLIP, on a CPU or GPU.
+# Methods side by side on the embedded benchmark with the small embedded CLIP, on a CPU or GPU.
 # Sets up everything it needs; finished runs are used again. Results: output/quickstart/.
+#   bash scripts/quickstart.sh                                              ZeroshotCLIP, CoOp and ALIGN
+#   METHODS="ZeroshotCLIP CoOp MaPLe ALIGN" bash scripts/quickstart.sh      any methods that have a config emoji.yaml
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh
 
-methods=(ZeroshotCLIP CoOp ALIGN)
+known=()
+for file in configs/trainers/*/emoji.yaml; do known+=("$(basename "$(dirname "$file")")"); done
+methods=()
+for method in ${METHODS-ZeroshotCLIP CoOp ALIGN}; do
+  case " ${known[*]} " in
+    *" $method "*) ;;
+    *) echo "error: METHODS names '$method', expected some of ${known[*]}" >&2; exit 2 ;;
+  esac
+  case " ${methods[*]-} " in *" $method "*) ;; *) methods+=("$method") ;; esac
+done
+if [ ${#methods[@]} -eq 0 ]; then echo "error: METHODS is empty, expected some of ${known[*]}" >&2; exit 2; fi
+
+bash scripts/setup.sh
 for method in "${methods[@]}"; do
   echo "== $method"
   .venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer "$method" \

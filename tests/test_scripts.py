@@ -11,6 +11,7 @@ import train
 from dassl.config import get_cfg_default
 
 ROOT = Path(train.__file__).parent
+VARIABLES = {"CFG", "METHOD", "METHODS", "SHOTS", "SEEDS", "SOURCE", "DOMAIN", "SUB", "LOADEP", "OUT", "DATA"}
 SCRIPTS = (
     "few_shot",
     "base2new_train",
@@ -31,9 +32,7 @@ def call(tmp_path):
 
     def start(script, *arguments, **environment):
         shown.unlink(missing_ok=True)
-        clean = {
-            name: value for name, value in os.environ.items() if name not in ("CFG", "METHOD", "SHOTS", "OUT", "DATA")
-        }
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         variables = {**clean, "PYTHON": str(python), "OUTPUT": str(tmp_path / "output"), **environment}
         command = ["bash", str(ROOT / "scripts" / script), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
@@ -182,3 +181,162 @@ def test_domain_generalization_of_imagenet(call):
     args, cfg = understood(commands[0])
     assert cfg.DATASET.NAME == "ImageNetR"
     assert "/cross_dataset/train/imagenet/" in args.model_dir
+
+
+GENERIC = ("few_shot", "base2new", "cross_dataset", "domain_generalization")
+THIN = sorted(str(path.relative_to(ROOT / "scripts")) for path in (ROOT / "scripts").glob("*/*.sh"))
+OF_CONTEXTS = [name for name in THIN if name.endswith("/main.sh")]
+OTHERS = [name for name in THIN if name not in OF_CONTEXTS and name not in ("coop/eval.sh", "zsclip/zeroshot.sh")]
+
+
+def arguments_of(name):
+    """Arguments that a thin script takes, by its name."""
+    if "few_shot" in name:
+        return ("emoji_groups", 4, 2)
+    return (2,) if "train" in name and "base2new" not in name else ("emoji_groups", 2)
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_generic_scripts_explain_themselves(call, name):
+    done, commands = call(f"{name}.sh")
+    assert (done.returncode, commands) == (2, [])
+    assert done.stderr.startswith("usage: ")
+    assert f"scripts/{name}.sh METHOD" in done.stderr
+    assert re.search(r"^METHOD: ALIGN .*\bCoOp .*ZeroshotCLIP", done.stderr, flags=re.MULTILINE)
+    done, commands = call(f"{name}.sh", "CoOpp", "emoji_groups", 4, 1)
+    assert (done.returncode, commands) == (2, [])
+    assert re.search(r"error: METHOD is 'CoOpp', expected one of ALIGN .*ZeroshotCLIP", done.stderr)
+
+
+def test_a_method_without_configs_needs_a_file(call, tmp_path):
+    (tmp_path / "mine.yaml").write_text("OPTIM: {LR: 1.0}\n")
+    arguments = ("few_shot.sh", "Mine", "emoji_groups", 4, 1, "--import", "mine.py")
+    _, (command,) = call(*arguments, CFG=str(tmp_path / "mine.yaml"))
+    args, _ = understood(command)
+    assert (args.trainer, args.config_file) == ("Mine", str(tmp_path / "mine.yaml"))
+    assert args.output_dir.endswith("few_shot/emoji_groups/shots_4/Mine/mine/seed1")
+    assert call(*arguments)[0].returncode == 2
+
+
+def test_both_parts_in_one_call(call):
+    _, commands = call("base2new.sh", "CoOp", "emoji_groups", 1, "OPTIM.LR", 0.5)
+    (trained, base), (tested, new) = map(understood, commands)
+    assert (base.DATASET.SUBSAMPLE_CLASSES, new.DATASET.SUBSAMPLE_CLASSES) == ("base", "new")
+    assert (trained.eval_only, tested.eval_only, tested.model_dir) == (False, True, trained.output_dir)
+    assert base.OPTIM.LR == new.OPTIM.LR == 0.5
+    _, commands = call("cross_dataset.sh", "CoOp", "emoji_animals", 1)
+    (trained, source), (tested, target) = map(understood, commands)
+    assert (source.DATASET.NAME, target.DATASET.NAME) == ("EmojiGroups", "EmojiAnimals")
+    assert (trained.eval_only, tested.model_dir) == (False, trained.output_dir)
+    _, commands = call("domain_generalization.sh", "CoOp", "fluent-hc", 1, SOURCE="emoji_groups")
+    (trained, source), (tested, target) = map(understood, commands)
+    assert source.DATASET.TARGET_DOMAINS == ("openmoji",)
+    assert target.DATASET.TARGET_DOMAINS == ("fluent-hc",)
+    assert tested.model_dir == trained.output_dir
+
+
+@pytest.mark.parametrize(("name", "half"), [("train", "base"), ("test", "new")])
+def test_one_part(call, name, half):
+    _, (command,) = call("base2new.sh", "CoOp", name, "emoji_groups", 1)
+    args, cfg = understood(command)
+    assert (args.eval_only, cfg.DATASET.SUBSAMPLE_CLASSES) == (name == "test", half)
+
+
+def test_wrong_variables_are_named(call):
+    done, commands = call("base2new.sh", "CoOp", "emoji_groups", 1, SUB="old")
+    assert (done.returncode, commands) == (2, [])
+    assert "SUB is 'old', expected new or base" in done.stderr
+    done, commands = call("cross_dataset.sh", "CoOp", "emoji_animals", 1, DOMAIN="openmoji")
+    assert (done.returncode, commands) == (2, [])
+    assert "DOMAIN goes with train" in done.stderr
+
+
+def test_a_config_without_setting_serves_all(call):
+    dataset = "caltech101" if (ROOT / "configs/datasets/caltech101.yaml").exists() else None
+    if dataset is None:
+        pytest.skip("no data set of the papers")
+    _, commands = call("base2new.sh", "ZeroshotCLIP", dataset, 1)
+    assert {Path(understood(command)[0].config_file).name for command in commands} == {"vit_b16.yaml"}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_thin_scripts_name_their_method(call, name, tmp_path):
+    """Every one runs with the config at hand; its folder says which method."""
+    (tmp_path / "any.yaml").write_text("")
+    done, commands = call(name, *arguments_of(name), CFG=str(tmp_path / "any.yaml"), SOURCE="emoji_groups")
+    assert done.returncode == 0, done.stderr
+    args, cfg = understood(commands[0])
+    assert args.trainer.lower() == name.split("/")[0].replace("_", "")
+    assert args.seed == 2
+    assert args.eval_only == ("test" in name or "domain" in name)
+    if "base2new" in name:
+        assert ("new" if "test" in name else "base") == cfg.DATASET.SUBSAMPLE_CLASSES
+    done, _ = call(name)
+    assert (done.returncode, f"scripts/{name}" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", OF_CONTEXTS)
+def test_main_takes_the_arguments_of_coop(call, name, tmp_path):
+    (tmp_path / "any.yaml").write_text("")
+    done, commands = call(name, "emoji_groups", tmp_path / "any.yaml", "middle", 8, 4, "True", "OPTIM.LR", 0.5)
+    assert done.returncode == 0, done.stderr
+    seen = [understood(command) for command in commands]
+    assert [args.seed for args, _ in seen] == [1, 2, 3]
+    node = seen[0][1].TRAINER[name.split("/")[0].upper()]
+    assert (node.N_CTX, node.CSC, node.CLASS_TOKEN_POSITION) == (8, True, "middle")
+    assert seen[0][0].output_dir.endswith("_nctx8_cscTrue_ctpmiddle/seed1")
+    assert (seen[0][1].DATASET.NUM_SHOTS, seen[0][1].OPTIM.LR) == (4, 0.5)
+    done, _ = call(name, "emoji_groups", tmp_path / "any.yaml", "side", 8, 4, "True")
+    assert (done.returncode, "CTP is 'side'" in done.stderr) == (2, True)
+
+
+def test_eval_of_coop_loads_what_main_trained(call):
+    _, (command,) = call("coop/main.sh", "emoji_groups", "emoji", "end", 16, 16, "False", SEEDS="2")
+    trained, _ = understood(command)
+    _, (command,) = call("coop/eval.sh", "emoji_animals", "emoji", SEEDS="2", SOURCE="emoji_groups")
+    args, cfg = understood(command)
+    assert (args.eval_only, args.model_dir, cfg.DATASET.NAME) == (True, trained.output_dir, "EmojiAnimals")
+
+
+def test_zero_shot(call):
+    _, (command,) = call("zsclip/zeroshot.sh", "emoji_groups", "emoji")
+    args, cfg = understood(command)
+    assert (args.trainer, cfg.DATASET.NAME, args.eval_only) == ("ZeroshotCLIP", "EmojiGroups", False)
+
+
+@pytest.mark.parametrize(
+    ("methods", "fault"),
+    [
+        ("CoOp MaPLee", "METHODS names 'MaPLee', expected some of ALIGN .*ZeroshotCLIP"),
+        ("ContrastiveCLIP", "METHODS names 'ContrastiveCLIP', expected some of ALIGN"),
+        (" ", "METHODS is empty, expected some of ALIGN"),
+    ],
+)
+def test_quickstart_refuses_bad_names_at_once(call, methods, fault):
+    done, commands = call("quickstart.sh", METHODS=methods)
+    assert (done.returncode, done.stdout, commands) == (2, "", [])
+    assert re.search(fault, done.stderr)
+
+
+def test_quickstart_runs_what_it_is_told(tmp_path):
+    """In a copy of the tree that holds only configs, with stand-ins for the set-up and for Python."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "scripts" / "quickstart.sh").write_text((ROOT / "scripts" / "quickstart.sh").read_text())
+    (tmp_path / "scripts" / "setup.sh").write_text("")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/usr/bin/env bash\necho "python $*"\n')
+    python.chmod(0o755)
+
+    def start(**variables):
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        command = ["bash", str(tmp_path / "scripts" / "quickstart.sh")]
+        done = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, check=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("python")]
+        return [line.split("--trainer ")[1].split()[0] for line in lines[:-1]], lines[-1]
+
+    assert start()[0] == ["ZeroshotCLIP", "CoOp", "ALIGN"]
+    trainers, report = start(METHODS="ALIGN ZeroshotCLIP ALIGN")
+    assert trainers == ["ALIGN", "ZeroshotCLIP"]
+    assert report.endswith("reports.quickstart output/quickstart ALIGN ZeroshotCLIP")
