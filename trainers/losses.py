@@ -45,3 +45,8 @@ def normalise(feature: Tensor) -> Tensor:
 def cosine_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """scale * cosine similarity, (B, E) x (C, E) -> (B, C), in fp32."""
     return torch.as_tensor(scale).float() * normalise(image) @ normalise(text).T
+
+
+def cosine_distance(feature: Tensor, target: Tensor) -> Tensor:
+    """1 - mean cosine similarity of the rows of (C, E) and (C, E), need not be normalised; scalar in [0, 2], in fp32."""
+    return 1 - (normalise(feature) * normalise(target)).sum(dim=-1).mean()

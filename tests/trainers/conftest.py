@@ -33,3 +33,21 @@ def tiny_clip() -> CLIP:
 def names() -> list[str]:
     """Class names of one and of several tokens, with an underscore."""
     return ["cat", "golden_retriever", "Boeing 747-400", "yin_yang", "a"]
+
+
+@pytest.fixture(scope="module")
+def wide_clip() -> CLIP:
+    """The widths of ViT-B/16's text tower and embedding (and its 12 text blocks), for counts of parameters."""
+    return CLIP(
+        embed_dim=512,
+        image_resolution=32,
+        vision_layers=1,
+        vision_width=64,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=VOCAB,
+        transformer_width=512,
+        transformer_heads=8,
+        transformer_layers=12,
+        transformer_mlp_width=8,
+    ).requires_grad_(False)

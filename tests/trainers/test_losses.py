@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainers.losses import contrastive_loss, cosine_logits
+from trainers.losses import contrastive_loss, cosine_distance, cosine_logits
 
 
 def unit(*shape, generator):
@@ -70,3 +70,11 @@ def test_cosine_logits_ignore_the_length_of_features(rng):
     image, text = torch.randn(3, 8, generator=rng), torch.randn(4, 8, generator=rng)
     expected = torch.stack([torch.stack([F.cosine_similarity(i, t, dim=0) for t in text]) for i in image])
     torch.testing.assert_close(cosine_logits(5 * image, 0.1 * text, torch.tensor(100.0)), 100 * expected)
+
+
+def test_cosine_distance_is_the_mean_over_rows(rng):
+    x, y = torch.randn(5, 8, generator=rng), torch.randn(5, 8, generator=rng)
+    expected = sum(1 - (a @ b) / (a.norm() * b.norm()) for a, b in zip(x, y)) / 5
+    torch.testing.assert_close(cosine_distance(x, y), expected)
+    assert float(cosine_distance(3 * x, x)) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_distance(-x, x)) == pytest.approx(2, abs=1e-6)

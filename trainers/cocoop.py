@@ -1,0 +1,74 @@
+"""CoCoOp: a context that depends on the image (Zhou et al., CVPR 2022, Section 3.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from clip import Encoded, Prompts
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import PromptTrainer, Score
+from .losses import normalise
+from .prompts import Learner, TextContext, meta_net
+
+REDUCTION = 16  # the meta-net's hidden layer is this many times narrower than the image feature
+
+
+class ConditionalContext(TextContext):
+    """CoOp's context v_1 ... v_n and a meta-net h that shifts all of it by one vector per image.
+
+    v_i(x) = v_i + h(f), where f is the normalised feature of image x (CoCoOp, Eq. 3 and Section 3.2).
+    """
+
+    conditional = True
+
+    def __init__(self, model, classnames, n_ctx: int, init: str, chunk_rows: int):
+        super().__init__(model, classnames, n_ctx, init)
+        self.chunk_rows = chunk_rows
+        features, width = model.visual.output_dim, self.ctx.shape[-1]
+        self.meta_net = meta_net(features, features // REDUCTION, width, nn.ReLU())
+
+    def conditional_prompts(self, image: Tensor) -> tuple[Tensor, Prompts]:
+        shift = self.meta_net(normalise(image))  # (B, d)
+        return self.ids, Prompts((self.ctx + shift[:, None],), self.slots)  # (B, n, d)
+
+
+def cosine_by_image(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
+    """scale * cosine of every image (B, E) with its own text of every class (B * C, E), in fp32: (B, C)."""
+    own = normalise(text.pooled).unflatten(0, (len(image.pooled), -1))  # (B, C, E)
+    return scale.float() * (own * normalise(image.pooled)[:, None]).sum(dim=-1)
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(PromptTrainer):
+    """Cosine logits of an image with sentences `[v_1(x)] ... [v_n(x)] NAME.` of its own, trained by cross-entropy.
+
+    Every image needs a pass of the text tower over all classes, in training and in evaluation.
+    """
+
+    node = "COCOOP"
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "COCOOP": {
+                    "N_CTX": 16,  # number of context vectors; with CTX_INIT its number of tokens
+                    "CTX_INIT": "",  # words that start the context, empty = random
+                    "PREC": "fp16",  # fp32, fp16, amp or bf16
+                    "CHUNK_ROWS": 512,  # (image, class) pairs whose text is encoded at once; bounds the memory
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_options(cfg, {"CHUNK_ROWS": (lambda rows: rows >= 1, "at least 1")})
+
+    def build_learner(self, model, classnames) -> Learner:
+        options = self.options
+        return ConditionalContext(model, classnames, options.N_CTX, options.CTX_INIT, options.CHUNK_ROWS)
+
+    def build_score(self, learner) -> Score:
+        return cosine_by_image
