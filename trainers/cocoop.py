@@ -18,7 +18,7 @@ REDUCTION = 16  # the meta-net's hidden layer is this many times narrower than t
 class ConditionalContext(TextContext):
     """CoOp's context v_1 ... v_n and a meta-net h that shifts all of it by one vector per image.
 
-    v_i(x) = v_i + h(f), where f is the normalised feature of image x (CoCoOp, Eq. 3 and Section 3.2).
+    v_i(x) = v_i + h(f), where f is the normalised feature of image x (Section 3.2).
     """
 
     conditional = True

@@ -48,5 +48,5 @@ def cosine_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def cosine_distance(feature: Tensor, target: Tensor) -> Tensor:
-    """1 - mean cosine similarity of the rows of (C, E) and (C, E), need not be normalised; scalar in [0, 2], in fp32."""
+    """1 - mean cosine similarity of the rows of (C, E) and (C, E), normalised or not: a scalar in [0, 2], in fp32."""
     return 1 - (normalise(feature) * normalise(target)).sum(dim=-1).mean()
