@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sinkhorn import WORKSPACES, Rule, Transport, full_precision, make_rule, sinkhorn, solve, uniform_mass, workspace
+from .sinkhorn import (
+    THRESHOLDS,
+    WORKSPACES,
+    Rule,
+    Transport,
+    full_precision,
+    make_rule,
+    sinkhorn,
+    solve,
+    uniform_mass,
+    workspace,
+)
 
 __all__ = ["AlignScore", "PlotScore", "Transport", "align_scores", "plot_scores", "sinkhorn", "uniform_mass"]
 
@@ -191,6 +202,43 @@ def plot_scores(
             images, texts, mass, [size] * classes, rule, budget, together
         )
         return PlotScore(scale * (1 - distance.flatten(1)), entropy, iterations)
+
+
+PLOT_OPTIONS = {
+    "LAMBDA": 0.1,  # entropic weight
+    "MAX_ITER": 100,  # Sinkhorn iterations at most
+    "STOP": "marginal",  # marginal: each pair stops by itself; scaling_change: all pairs of a batch together (released)
+    "THRESHOLD": None,  # Sinkhorn stops below this error; None = 1e-3 (marginal), 1e-2 (scaling_change)
+}
+"""Options that every method with `plot_scores` has, and their defaults."""
+PLOT_RULES = {
+    "LAMBDA": (lambda value: value > 0, "a number above 0"),
+    "MAX_ITER": (lambda value: value >= 1, "at least 1"),
+    "STOP": (THRESHOLDS.__contains__, f"one of {', '.join(THRESHOLDS)}"),
+    "THRESHOLD": (lambda value: value is None or value > 0, "a number above 0, or None"),
+}
+"""What must hold for them, as `CLIPTrainer.check_options` takes it."""
+
+
+class SetTransport:
+    """`plot_scores` with a method's options: (image_set, text_set, scale) -> scores (B, C).
+
+    `entropy` is that of the last call's plans, 1 = uniform, so that a log shows what transport adds.
+    """
+
+    def __init__(self, options):
+        self.settings = {
+            "reg": options.LAMBDA,
+            "max_iter": options.MAX_ITER,
+            "threshold": options.THRESHOLD,
+            "stop": options.STOP,
+        }
+        self.entropy: dict[str, Tensor] = {}
+
+    def __call__(self, image_set: Tensor, text_set: Tensor, scale: Tensor | float) -> Tensor:
+        found = plot_scores(image_set, text_set, scale, **self.settings)
+        self.entropy = {"plan_entropy": found.entropy}
+        return found.scores
 
 
 def _token_level(images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget: int) -> tuple[Tensor, Tensor, Tensor]:

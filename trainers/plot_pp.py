@@ -1,0 +1,221 @@
+"""PLOT++: several learned prompts of either tower, matched to each other by optimal transport, trained in two stages.
+
+The authors' later version of PLOT (Chen et al., ICLR 2023) for vision transformers; described by its released code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+import clip
+from clip import CLIP, Encoded, Prompts
+from clip.model import VisionTransformer
+from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.checkpoints import last_epoch
+from dassl.utils.torchtools import BEST_MODEL
+
+from .base import PromptTrainer, Score
+from .losses import cosine_logits
+from .prompts import Learner, ModeContext, random_prompt, readable, word_tokens
+from .transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("vision", "joint")
+DEFAULT_PREFIXES = ("a photo of a", "this is a photo", "this is picture of", "one picture of a")
+PREFIXES = {
+    "DescribableTextures": (
+        "a photo of a texture",
+        "this is a photo texture",
+        "this is a picture texture",
+        "one picture of a texture",
+    ),
+    "EuroSAT": (
+        "a centered satellite photo of",
+        "a centered satellite picture of",
+        "this is centered satellite photo of",
+        "one centered satellite photo of a",
+    ),
+    "FGVCAircraft": (
+        "a photo of an aircraft",
+        "a picture of an aircraft",
+        "this is aircraft picture of",
+        "one picture of an aircraft",
+    ),
+    "Food101": ("a photo of a food", "this is a food photo", "this is food picture of", "one picture of a food"),
+    "OxfordFlowers": (
+        "a photo of a flower",
+        "one picture of a flower",
+        "this is flower picture of",
+        "one picture of a flower",
+    ),
+    "OxfordPets": ("a photo of a pet", "one picture of a pet", "this is pet picture of", "one picture of a pet"),
+    "UCF101": (
+        "a photo of a person doing",
+        "this is a photo people doing",
+        "this is picture of people doing",
+        "one picture of a person doing",
+    ),
+}
+
+
+def prefixes_for(dataset_name: str, released: bool = False) -> tuple[str, ...]:
+    """The four prefixes of a data set.
+
+    With `released` the third one of ImageNet and its variants is "this is a", as in the released code: one token less
+    than the contexts have vectors, so that the last vector takes the place of the name's first token.
+    """
+    if released and dataset_name.startswith("ImageNet"):
+        return tuple("this is a" if k == 2 else prefix for k, prefix in enumerate(DEFAULT_PREFIXES))
+    return PREFIXES.get(dataset_name, DEFAULT_PREFIXES)
+
+
+class TwoSidedModes(ModeContext):
+    """N textual contexts that start as phrases, and M visual prompts of m vectors at the input; they share nothing.
+
+    Every context has as many vectors n as the first phrase has tokens. Words of another phrase beyond n stay frozen in
+    its sentences.
+
+    Args:
+        model: the frozen CLIP; its visual tower must be a vision transformer.
+        classnames: C class names.
+        phrases: N prefixes of the sentences.
+        vision_modes, n_vision: M and m.
+        learn_text: false keeps the contexts at the phrases (stage 1).
+        overwrite_names: allow a phrase shorter than n, whose last vectors then take the place of name tokens and start
+            as what follows the phrase, its end token.
+
+    Raises:
+        ValueError: no vision transformer, or a phrase that is too short.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        classnames: Sequence[str],
+        phrases: Sequence[str],
+        vision_modes: int,
+        n_vision: int,
+        learn_text: bool,
+        overwrite_names: bool = False,
+    ):
+        if not isinstance(model.visual, VisionTransformer):
+            raise ValueError(
+                f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
+            )
+        size = {"context_length": model.context_length, "vocab_size": model.vocab_size}
+        n = len(word_tokens(model, phrases[0]))
+        device = model.token_embedding.weight.device
+        ids, starts = [], []
+        for phrase in phrases:
+            if len(word_tokens(model, phrase)) < n and not overwrite_names:
+                raise ValueError(
+                    f"the prefix {phrase!r} has fewer tokens than the first one, {phrases[0]!r} ({n}), "
+                    f"so its context would cover the class name"
+                )
+            ids.append(clip.tokenize([f"{phrase} {readable(name)}." for name in classnames], **size))
+            starts.append(clip.tokenize([phrase], **size)[0, 1 : 1 + n])
+        with torch.no_grad():
+            ctx = model.token_embedding(torch.stack(starts).to(device)).float()  # (N, n, d)
+        slots = torch.arange(1, 1 + n).expand(len(classnames), len(phrases), n)
+        super().__init__(torch.stack(ids, dim=1), slots, ctx, learn_text)
+        self.vision_modes = vision_modes
+        self.ctx_vision: nn.Parameter = random_prompt(vision_modes, n_vision, model.visual.width)
+
+    def vision_prompts(self) -> Prompts | None:
+        return Prompts((self.ctx_vision,), None)
+
+
+@TRAINER_REGISTRY.register()
+class PLOTPP(PromptTrainer):
+    """M image features and N text features per pair; logit = scale * sum(T * S), S their cosines, T the plan of 1 - S.
+
+    Stage 1 (`vision`) learns the visual prompts with contexts fixed at the phrases, stage 2 (`joint`) goes on with both
+    from the run of stage 1 in PRETRAIN_DIR.
+    """
+
+    node = "PLOTPP"
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "PLOTPP": {
+                    "PREC": "fp16",  # fp32, fp16, amp or bf16; transport is computed in fp32 in every mode
+                    "M": 4,  # visual prompts
+                    "N_CTX_V": 2,  # vectors of a visual prompt
+                    "CTX_INIT": (),  # the N prefixes of the sentences; empty = four by data set
+                    "RELEASED_PREFIXES": False,  # "this is a" as third prefix on ImageNet, which covers names
+                    "MODEL_UPD": "joint",  # vision (stage 1) or joint (stage 2)
+                    "PRETRAIN_DIR": "",  # folder of the stage-1 run that stage 2 starts from; empty = from the phrases
+                    # adds scale * cosine of the mean features; None = in stage 1 only. The released evaluation of stage
+                    # 1 has it off
+                    "TRADE_OFF": None,
+                    **PLOT_OPTIONS,
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_options(
+            cfg,
+            {
+                "M": (lambda value: value >= 1, "at least 1"),
+                "N_CTX_V": (lambda value: value >= 1, "at least 1"),
+                "MODEL_UPD": (STAGES.__contains__, f"one of {', '.join(STAGES)}"),
+                "TRADE_OFF": (lambda value: value in (None, True, False), "True, False or None"),
+                **PLOT_RULES,
+            },
+        )
+        options = cfg.TRAINER.PLOTPP
+        if options.PRETRAIN_DIR and options.MODEL_UPD == "vision":
+            raise ValueError(
+                "TRAINER.PLOTPP.PRETRAIN_DIR is set, but stage 1 (MODEL_UPD vision) starts from nothing: "
+                "leave it empty, or train stage 2 with MODEL_UPD joint"
+            )
+
+    def build_learner(self, model, classnames) -> Learner:
+        options = self.options
+        return TwoSidedModes(
+            model,
+            classnames,
+            tuple(options.CTX_INIT) or prefixes_for(self.cfg.DATASET.NAME, options.RELEASED_PREFIXES),
+            vision_modes=options.M,
+            n_vision=options.N_CTX_V,
+            learn_text=options.MODEL_UPD == "joint",
+            overwrite_names=options.RELEASED_PREFIXES,
+        )
+
+    def build_score(self, learner) -> Score:
+        options = self.options
+        pooled = options.MODEL_UPD == "vision" if options.TRADE_OFF is None else options.TRADE_OFF
+
+        self.transport = transport = SetTransport(options)
+
+        def score(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
+            images = image.pooled.float().unflatten(0, (-1, learner.vision_modes))  # (B, M, E)
+            texts = text.pooled.float().unflatten(0, (-1, learner.text_modes))  # (C, N, E)
+            scores = transport(images, texts, scale)
+            return scores + cosine_logits(images.mean(dim=1), texts.mean(dim=1), scale) if pooled else scores
+
+        return score
+
+    def extra_metrics(self) -> dict[str, Tensor]:
+        return self.transport.entropy
+
+    def before_train(self) -> None:
+        """Stage 2 starts from the prompts of stage 1; a run that is resumed then takes its own."""
+        directory = self.options.PRETRAIN_DIR
+        if directory:
+            best = (Path(directory) / self.model_name / BEST_MODEL).is_file()
+            self.load_model(directory, epoch=None if best else last_epoch(directory))
+        elif self.options.MODEL_UPD == "joint":
+            logger.warning("TRAINER.PLOTPP.PRETRAIN_DIR is empty: both sides are learned without a stage 1")
+        super().before_train()
