@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
 import os
@@ -167,11 +168,12 @@ class DatasetBase:
         return mapping, list(mapping.values())
 
     def _check_labels(self) -> None:
-        absent = [label for label in range(len(self._lab2cname)) if label not in self._lab2cname]
+        gaps = (label for label in range(self._num_classes) if label not in self._lab2cname)
+        absent = list(itertools.islice(gaps, 10))
         if absent:
             raise ValueError(
                 f"{type(self).__name__}: labels must be 0 to {self._num_classes - 1} without a gap, "
-                f"but no training item has label {', '.join(map(str, absent[:10]))}"
+                f"but no training item has label {', '.join(map(str, absent))}"
             )
         for split, items in (("validation", self._val), ("test", self._test)):
             for item in items or ():
