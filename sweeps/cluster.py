@@ -27,7 +27,7 @@ class Chain:
         self.runs, self.output, self.threads, self.retries = tuple(runs), output, threads, retries
 
     def __call__(self) -> Summary:
-        return LocalSweep(self.runs, self.output, threads=self.threads, retries=self.retries).run()
+        return LocalSweep(self.runs, self.output, threads=self.threads, retries=self.retries, forks=True).run()
 
     def checkpoint(self) -> Any:
         """What is put into the queue again when the job is preempted: the same chain, which skips what is done."""

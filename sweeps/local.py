@@ -57,6 +57,8 @@ class LocalSweep:
         threads: CPU threads of each; None: unchanged.
         retries: further attempts of a run that fails.
         deadline: of time.monotonic(), after which everything is stopped; None: no limit.
+        forks: start runs as forks of this very process, which saves the imports of another; only for a process that
+            has no threads and has not touched CUDA.
         say: takes the lines about the progress.
     """
 
@@ -71,6 +73,7 @@ class LocalSweep:
         retries: int = 1,
         deadline: float | None = None,
         patience: float = 5.0,
+        forks: bool = False,
         say: Callable[[str], None] = print,
     ):
         self.runs = {run.key: run for run in runs}
@@ -89,7 +92,7 @@ class LocalSweep:
         self.attempts: dict[str, int] = {}
         self.not_before: dict[str, float] = {}
         self.durations = Durations()
-        self.context = _context()
+        self.context = _context(forks)
 
     def run(self) -> Summary:
         """Do everything. Whatever ends this early, Ctrl-C too, first stops the processes of the runs."""
@@ -240,10 +243,12 @@ class LocalSweep:
         self.journal.write(kind, run.key, self.attempts.get(run.key, 0) + 1, _seconds(active, outcome))
 
 
-def _context() -> Any:
+def _context(forks: bool) -> Any:
     """Processes that are forks of one that has imported everything; where that does not exist, new interpreters."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
+    if forks:
+        return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sweeps.worker"])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -1,0 +1,265 @@
+"""The scheduler on tiny runs: what is done once, what is tried again, and what is left when it is stopped."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from tiny_recipe import BROKEN, slow, tiny_runs
+
+from dassl.engine.resume import resume_file
+from dassl.engine.run import RunFolder, read_result, run_state
+from sweeps.board import Durations, board, time_text
+from sweeps.cluster import Chain, chains, executor, run_local
+from sweeps.journal import Journal
+from sweeps.local import LocalSweep
+from sweeps.state import in_use, look, other_config
+
+pytestmark = pytest.mark.slow
+
+
+def sweep(runs, folder, said=None, **options):
+    made = LocalSweep(
+        runs, folder / "out", threads=1, patience=0.2, say=(said if said is not None else []).append, **options
+    )
+    return made.run()
+
+
+def events(folder, kind):
+    return [event for event in Journal(folder / "out").read() if event.kind == kind]
+
+
+def starts(run):
+    """How often a run has really been started, as its folder says."""
+    return 1 + len(json.loads((run.output_dir / "env.json").read_text())["earlier_starts"])
+
+
+def until(true, seconds=240):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.02)
+
+
+def test_does_everything_in_order_and_nothing_twice(tmp_path):
+    runs = tiny_runs(tmp_path, task="base2new")
+    said = []
+    summary = sweep(runs, tmp_path, said, jobs=2)
+    assert set(summary.done) == {run.key for run in runs}
+    assert not summary.errors
+    finished = [event.key for event in events(tmp_path, "done")]
+    assert sorted(finished) == sorted(run.key for run in runs)
+    for run in runs:
+        assert finished.index(run.key) > max([finished.index(key) for key in run.needs], default=-1)
+        assert read_result(run.output_dir)["mode"] == ("eval" if run.needs else "train")
+        assert read_result(run.output_dir)["seed"] == run.seed
+    assert said[-1].startswith("[4/4] base2new/test_new/")
+    # again: nothing runs, and a folder alone is no result
+    (runs[3].output_dir / "DONE").unlink()
+    before = {run.key: (run.output_dir / "env.json").stat().st_mtime_ns for run in runs}
+    assert set(sweep(runs, tmp_path).done) == {run.key for run in runs}
+    again = {run.key for run in runs if (run.output_dir / "env.json").stat().st_mtime_ns != before[run.key]}
+    assert again == {runs[3].key}
+
+
+def test_runs_do_not_share_memory_figures_or_output(tmp_path, capfd):
+    runs = tiny_runs(tmp_path, seeds=[1, 2, 3])
+    sweep(runs, tmp_path)
+    peaks = [read_result(run.output_dir)["peak_memory_mib"]["rss"] for run in runs]
+    assert max(peaks) < min(peaks) + 20
+    out = capfd.readouterr()
+    assert "accuracy" not in out.out + out.err
+    assert "accuracy" in (runs[0].output_dir / "log.txt").read_text()
+
+
+def test_a_killed_run_is_tried_again_and_continues(tmp_path):
+    (run,) = tiny_runs(tmp_path, seeds=1, methods=[slow(0.15, 4)])
+    killed = []
+
+    def kill():
+        until(resume_file(run.output_dir).exists)
+        pid = json.loads((run.output_dir / "env.json").read_text())["pid"]
+        killed.append(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    said = []
+    summary = sweep([run], tmp_path, said, retries=1)
+    thread.join()
+    assert killed
+    assert killed != [os.getpid()]
+    assert summary.done == (run.key,)
+    assert "signal 9 (SIGKILL); tried again" in said[0]
+    assert starts(run) == 2
+    assert "Resume" in (run.output_dir / "log.txt").read_text()
+    assert [event.error for event in events(tmp_path, "failed")] == ["the process was ended by signal 9 (SIGKILL)"]
+
+
+def test_a_run_that_is_killed_every_time_is_shown_as_failed(tmp_path):
+    (run,) = tiny_runs(tmp_path, seeds=1, methods=[slow(5)])
+
+    def kill():
+        until((run.output_dir / "env.json").exists)
+        os.kill(json.loads((run.output_dir / "env.json").read_text())["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    summary = sweep([run], tmp_path, retries=0)
+    thread.join()
+    assert list(summary.errors) == [run.key]
+    assert run_state(run.output_dir) == "incomplete"
+    assert look(run, Journal(tmp_path / "out").last()) == ("failed", "the process was ended by signal 9 (SIGKILL)")
+
+
+def test_failures_are_tried_again_and_block_what_needs_them(tmp_path):
+    runs = tiny_runs(tmp_path, task="base2new", seeds=1, methods=[BROKEN, "Tiny"])
+    broken, blocked, *good = runs
+    said = []
+    summary = sweep(runs, tmp_path, said, retries=2)
+    assert set(summary.done) == {run.key for run in good}
+    assert set(summary.errors) == {broken.key, blocked.key}
+    assert "Loss is infinite or NaN" in summary.errors[broken.key]
+    assert summary.errors[blocked.key] == f"needs {broken.key}, which failed"
+    assert starts(broken) == 3
+    assert not blocked.output_dir.exists()
+    assert sum("tried again later" in line for line in said) == 2
+    assert f"blocked: {blocked.key}: needs {broken.key}, which failed" in said
+    last = Journal(tmp_path / "out").last()
+    looks = {run.key: look(run, last) for run in runs}
+    shown = board(runs, looks, Durations())
+    assert f"  {broken.key}\n    {summary.errors[broken.key]}" in shown
+    assert f"waiting for a failed run:\n  {blocked.key}" in shown
+
+
+def test_bad_arguments_are_a_failure_with_their_reason(tmp_path):
+    method = {"name": "Tiny", "variant": "odd", "options": {"OPTIM.LR_SCHEDULER": "no_such"}}
+    (run,) = tiny_runs(tmp_path, seeds=1, methods=[method])
+    summary = sweep([run], tmp_path, retries=0)
+    assert "no_such" in summary.errors[run.key]
+    assert look(run, Journal(tmp_path / "out").last()).state == "failed"
+
+
+def test_a_result_of_another_config_is_not_taken(tmp_path):
+    (run,) = tiny_runs(tmp_path, seeds=1)
+    sweep([run], tmp_path)
+    assert other_config(run) == ""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config.read_text().replace("0.05", "0.5"))
+    os.utime(config, (time.time() + 5, time.time() + 5))
+    assert "OPTIM.LR: 0.05 -> 0.5" in other_config(run)
+    summary = sweep([run], tmp_path)
+    assert "OPTIM.LR: 0.05 -> 0.5" in summary.errors[run.key]
+
+
+def _sweep_in_process(runs, folder):
+    torch.set_num_threads(1)
+    LocalSweep(runs, folder / "out", jobs=2, threads=1, patience=0.2, say=lambda line: None).run()
+
+
+def test_two_sweeps_in_one_folder_do_every_run_once(tmp_path):
+    runs = tiny_runs(tmp_path, task="base2new", seeds=[1, 2, 3])
+    context = multiprocessing.get_context("forkserver")
+    other = context.Process(target=_sweep_in_process, args=(runs, tmp_path))
+    other.start()
+    summary = sweep(list(reversed(runs)), tmp_path, jobs=2)
+    other.join(60)
+    assert other.exitcode == 0
+    assert set(summary.done) == {run.key for run in runs}
+    assert [starts(run) for run in runs] == [1] * len(runs)
+
+
+def test_a_run_of_another_program_is_left_to_it(tmp_path):
+    (run,) = tiny_runs(tmp_path, seeds=1)
+    said = []
+    with RunFolder(run.output_dir):
+        assert in_use(run.output_dir)
+        assert look(run).state == "running"
+        summary = sweep([run], tmp_path, said, deadline=time.monotonic() + 1)
+        assert summary.left == (run.key,)
+    assert said[0] == f"{run.key} is run by another process; it is left to that one"
+    assert not in_use(run.output_dir)
+    assert sweep([run], tmp_path).done == (run.key,)
+
+
+def test_time_over_stops_and_the_next_sweep_continues(tmp_path):
+    runs = tiny_runs(tmp_path, methods=[slow(0.15, 4)])
+    said = []
+    made = LocalSweep(runs, tmp_path / "out", threads=1, say=said.append)
+
+    def set_deadline():
+        until(resume_file(runs[0].output_dir).exists)
+        made.deadline = time.monotonic()
+
+    timer = threading.Thread(target=set_deadline)
+    made.deadline = time.monotonic() + 3600
+    original = made._pause
+    made._pause = lambda: min(original() or 0.05, 0.05)
+    timer.start()
+    summary = made.run()
+    timer.join()
+    assert set(summary.left) == {run.key for run in runs}
+    assert run_state(runs[0].output_dir) == "incomplete"
+    assert look(runs[0]).state == "incomplete"
+    assert said == ["time is over, 1 runs are stopped; the same command continues"]
+    assert set(sweep(runs, tmp_path).done) == {run.key for run in runs}
+    assert "Resume" in (runs[0].output_dir / "log.txt").read_text()
+    assert not events(tmp_path, "failed")
+
+
+def test_needs_must_be_there(tmp_path):
+    runs = tiny_runs(tmp_path, task="base2new", seeds=1)
+    with pytest.raises(ValueError, match="train_base"):
+        LocalSweep(runs[1:], tmp_path / "out")
+    with pytest.raises(ValueError, match="jobs is 0"):
+        LocalSweep(runs, tmp_path / "out", jobs=0)
+
+
+def test_a_job_of_submitit_does_a_chain_and_survives_preemption(tmp_path):
+    pytest.importorskip("submitit")
+    runs = tiny_runs(tmp_path, task="base2new", seeds=1, methods=[slow(0.15, 4)])
+    made = executor("local", tmp_path / "out", 1, {"timeout_min": 10})
+
+    def preempt():
+        until(resume_file(runs[0].output_dir).exists)
+        job = events(tmp_path, "start")[0].pid
+        assert job != os.getpid()
+        os.kill(job, signal.SIGUSR2)  # what Slurm sends before it takes a node away
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    said = []
+    summary = run_local(made, [Chain(runs, tmp_path / "out", threads=1)], 1, said.append, poll=0.05)
+    thread.join()
+    assert set(summary.done) == {run.key for run in runs}
+    assert starts(runs[0]) == 2
+    assert "Resume" in (runs[0].output_dir / "log.txt").read_text()
+    assert len(said) == 1
+
+
+def test_chains_hold_together_what_needs_each_other(tmp_path):
+    groups = chains(tiny_runs(tmp_path, task="base2new", methods=["Tiny", BROKEN]))
+    assert [[run.part for run in group] for group in groups] == [["base", "new"]] * 4
+    assert all(group[1].needs == (group[0].key,) for group in groups)
+
+
+def test_durations_come_from_the_most_similar_runs(tmp_path):
+    trained, tested = tiny_runs(tmp_path, task="base2new", seeds=1)
+    durations = Durations()
+    assert durations.left([trained], 1) is None
+    durations.add(trained, 100.0)
+    assert durations.left([tested], 1) is None
+    durations.add(tested, 10.0)
+    assert durations.left([trained, tested, tested], 1) == 120
+    assert durations.left([trained, tested, tested], 2) == 100
+    assert [time_text(value) for value in (None, 59.4, 61, 5999, 6001)] == [
+        "unknown",
+        "59 s",
+        "1 min",
+        "1 h 40 min",
+        "1 h 40 min",
+    ]
