@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -156,27 +157,46 @@ def save_split(
     logger.info("Saved split to %s", filepath)
 
 
+def class_sets(subsample: str) -> tuple[int, int, int]:
+    """First set, last set (from 1) and number of sets that DATASET.SUBSAMPLE_CLASSES names; base is 1/2, new 2/2.
+
+    Raises:
+        ValueError: no such value.
+    """
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", {"base": "1/2", "new": "2/2"}.get(subsample, subsample))
+    if found:
+        first, last, sets = int(found[1]), int(found[2] or found[1]), int(found[3])
+        if 1 <= first <= last <= sets:
+            return first, last, sets
+    raise ValueError(
+        f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}, expected all, base, new, or sets of the classes such as 2/3 "
+        "(the second of three) or 1-2/3 (the first two)"
+    )
+
+
 def subsample_classes(*args: list[Datum], subsample: str = "all") -> list[list[Datum]]:
-    """Keep the items of the base or of the new classes and number these from 0.
+    """Keep the items of some of the classes and number these from 0.
 
     The classes are the distinct labels of the first list in ascending order; base are the first half (the larger one if
-    the number is odd), new are the rest. Order and class names stay; domains become 0.
+    the number is odd), new are the rest. "2/3" is the second of three sets of as equal size as possible, "1-2/3"
+    the first two of them together. Order and class names stay; domains become 0.
 
     Args:
         args: lists of items, filtered and renumbered alike.
-        subsample: all (the lists as they are), base or new.
+        subsample: all (the lists as they are), base, new, or sets as K/N or K-L/N.
 
     Raises:
-        ValueError: another value of `subsample`.
+        ValueError: another value of `subsample`, or fewer classes than sets.
     """
-    if subsample not in ("all", "base", "new"):
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}, expected all, base or new")
     if subsample == "all":
         return list(args)
-    logger.info("SUBSAMPLE %s CLASSES!", subsample.upper())
     labels = sorted({item.label for item in args[0]})
-    half = (len(labels) + 1) // 2
-    selected = labels[:half] if subsample == "base" else labels[half:]
+    first, last, sets = class_sets(subsample)
+    if sets > max(2, len(labels)):
+        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES {subsample!r} asks for {sets} sets of {len(labels)} classes")
+    logger.info("SUBSAMPLE %s CLASSES!", subsample.upper())
+    start, stop = (-(-len(labels) * k // sets) for k in (first - 1, last))
+    selected = labels[start:stop]
     number = {label: rank for rank, label in enumerate(selected)}
     return [
         [

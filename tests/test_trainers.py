@@ -261,3 +261,30 @@ def test_contrastive_pretraining_writes_a_loadable_clip(root, tmp_path, built):
     ids = clip.tokenize(["a cat", "a dog"], vocab_size=2048)
     with torch.no_grad():
         torch.testing.assert_close(model(image, ids)[0], trained.eval()(image, ids)[0], rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("method", ["CoOp", "LAMM"])
+def test_a_run_starts_from_another_one(method, run, built, tmp_path):
+    """Training on the second of three sets of classes starts with what was learned on the first."""
+    own = ["TRAINER.LAMM.UNSEEN", "words"]
+    run(method, "first", options=[*own, "DATASET.SUBSAMPLE_CLASSES", "1/3"])
+    first = built[-1].model.learner
+    start = ["DATASET.SUBSAMPLE_CLASSES", "2/3", "TRAIN.INIT_FROM", str(tmp_path / "first"), "OPTIM.LR", 1e-12]
+    result = run(method, "second", options=[*own, *start])
+    second = built[-1].model.learner
+    assert result["counts"]["classes"] == 23
+    if method == "CoOp":
+        torch.testing.assert_close(second.ctx, first.ctx)
+    joint = ["DATASET.SUBSAMPLE_CLASSES", "1-2/3"]
+    result = run(method, "joint", "--eval-only", "--model-dir", str(tmp_path / "second"), options=[*own, *joint])
+    assert result["counts"]["classes"] == 46
+    if method == "LAMM":
+        tokens = built[-1].model.learner.tokens_by_class()
+        for found, expected in zip(tokens, [*first.tokens_by_class(), *second.tokens_by_class()]):
+            torch.testing.assert_close(found[: len(expected)], expected)
+
+
+def test_a_start_that_is_not_there(run, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        run("CoOp", "run", options=["TRAIN.INIT_FROM", str(tmp_path / "nowhere")])
+    assert "nowhere" in capsys.readouterr().err

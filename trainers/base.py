@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import clip
 from clip import CLIP, Encoded, Prompts
 from dassl.engine import TrainerX
+from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
 from dassl.engine.precision import PRECISIONS, Steering
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
@@ -305,6 +306,8 @@ class PromptTrainer(CLIPTrainer):
         clip.convert_weights(backbone, self.precision.dtype)
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
         freeze_all_but(self.model, [learner])
+        if self.cfg.TRAIN.INIT_FROM:
+            self.start_from(self.cfg.TRAIN.INIT_FROM)
         self.parallel_model = self.parallel(self.model)
         if self.by_steps and count_num_param(learner):
             self.register_learned(self.model_name, learner)
@@ -320,6 +323,20 @@ class PromptTrainer(CLIPTrainer):
             f"{count_num_param(learner):,}",
             f"{count_num_param(self.model):,}",
         )
+
+    def start_from(self, directory: str) -> None:
+        """Give the learner what another run of the method has learned at its end (TRAIN.INIT_FROM).
+
+        Raises:
+            FileNotFoundError: that folder has no checkpoint.
+            ValueError: the checkpoint does not fit the learner or its classes.
+        """
+        path = checkpoint_file(directory, self.model_name, last_epoch(directory))
+        weights = self.for_classes(path, read_checkpoint(path))
+        weights = self.adapt_state_dict(self.model_name, weights)
+        check_weights(path, self.model.learner, weights)
+        self.model.learner.load_state_dict(weights)
+        logger.info("Start from %s", path)
 
     def fit(self) -> dict[str, float]:
         """Fill the learner from the training data; returns figures for the record. For methods not `by_steps`."""

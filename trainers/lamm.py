@@ -60,7 +60,7 @@ DEFAULTS = {
 class LabelTokens(Learner):
     """Trainable vectors in the place of the words of class names, around another learner (LAMM, Section 3).
 
-    `vectors` (K, d) holds the tokens of all classes one after the other, `counts` says how many each class has. All N
+    `vectors` (K, d) holds the tokens of all classes one after the other, `lengths` (C,) how many each class has. All N
     sentences of a class share them.
 
     Args:
@@ -79,6 +79,7 @@ class LabelTokens(Learner):
     start: Tensor
     label: Tensor
     column: Tensor
+    lengths: Tensor
     slots: Tensor
 
     def __init__(
@@ -109,6 +110,7 @@ class LabelTokens(Learner):
         with torch.no_grad():
             table = model.token_embedding.weight
             self.words = [table[torch.tensor(word, device=table.device)].float().cpu() for word in words]
+        self.most = most
         self.arrange([word[:most] for word in self.words])
         if random:
             nn.init.normal_(self.vectors, std=PROMPT_STD)
@@ -123,24 +125,25 @@ class LabelTokens(Learner):
 
     def arrange(self, values: Sequence[Tensor]) -> None:
         """Give every class its vectors (k, d): as many as the longest, or as its name has tokens if that is less."""
-        self.counts = [len(value) for value in values]
-        modes, most = self.text_modes, max(self.counts)
+        counts = [len(value) for value in values]
+        modes, most = self.text_modes, max(counts)
         slots = torch.empty(len(self.begin), most, dtype=torch.int64)
         for row, (first, end) in enumerate(zip(self.begin.tolist(), self.end.tolist())):
-            k = self.counts[row // modes]
+            k = counts[row // modes]
             # shorter names fill up with positions behind the end of their sentence, which nothing reads
             slots[row] = torch.tensor([*range(first, first + k), *range(end + 1, end + 1 + most - k)])
         device = self.vectors.device if hasattr(self, "vectors") else slots.device
-        rows = [(c, j) for c, k in enumerate(self.counts) for j in range(k)]
+        rows = [(c, j) for c, k in enumerate(counts) for j in range(k)]
         place = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
         vectors = torch.cat(list(values)).to(device, torch.float32)
         self.vectors = nn.Parameter(vectors.clone())
+        self.register_buffer("lengths", torch.tensor(counts, device=device))  # in the checkpoint, to split `vectors`
         for name, value in {"start": vectors, "label": place[:, 0], "column": place[:, 1], "slots": slots}.items():
             self.register_buffer(name, value.clone().to(device), persistent=False)
 
-    def tokens_of(self, c: int) -> Tensor:
-        """Vectors of class c, (k, d)."""
-        return self.vectors.detach()[self.label == c]
+    def tokens_by_class(self) -> list[Tensor]:
+        """Vectors (k, d) of every class."""
+        return list(self.vectors.detach().split(self.lengths.tolist()))
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         return self.inner.text_prompts()
@@ -152,7 +155,7 @@ class LabelTokens(Learner):
         if not len(self.vectors):
             return None
         most = self.slots.shape[1]
-        padded = self.vectors.new_zeros(len(self.counts), most, self.vectors.shape[1])
+        padded = self.vectors.new_zeros(len(self.lengths), most, self.vectors.shape[1])
         padded = padded.index_put((self.label, self.column), self.vectors)  # (C, q, d)
         return Prompts((padded.repeat_interleave(self.text_modes, dim=0),), self.slots)
 
@@ -191,6 +194,7 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
     class LabelAligned(method):  # type: ignore[misc, valid-type]
         by_steps = True
         reference: Encoded | None = None  # text features with plain words, of the learner as it starts
+        kept: dict[str, Tensor] | None = None  # label tokens of classes trained before these, by name
 
         @staticmethod
         def defaults() -> CfgNode:
@@ -266,47 +270,51 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
             Raises:
                 ValueError: other classes and UNSEEN is `refuse`, or the learner around the tokens is class-bound.
             """
-            learner, names, stored = self.model.learner, self.classnames(), list(checkpoint.get("classnames") or ())
+            learner, stored = self.model.learner, list(checkpoint.get("classnames") or ())
             weights = dict(checkpoint["state_dict"])
             if self.label_options.UNSEEN == "refuse" or learner.inner.class_bound or not stored:
-                check_classnames(path, checkpoint, names)
+                check_classnames(path, checkpoint, self.classnames())
             if not self.label_options.LOAD_TOKENS:
                 weights["vectors"] = learner.start
-            elif stored != names and stored and "vectors" in weights:
-                weights["vectors"] = self.match_tokens(path, weights["vectors"], stored)
+            elif stored and {"vectors", "lengths"} <= weights.keys():
+                kept = (checkpoint.get("extra") or {}).get("label_tokens", {})
+                trained = weights["vectors"].split(weights["lengths"].tolist())
+                self.match_tokens({**kept, **dict(zip(stored, trained))})
+                weights["vectors"], weights["lengths"] = learner.vectors.detach(), learner.lengths
             return weights
 
-        def match_tokens(self, path, vectors: Tensor, stored: list[str]) -> Tensor:
-            """Lays out the learner for the classes at hand; returns their vectors, taken from those of `stored`."""
+        def match_tokens(self, known: dict[str, Tensor]) -> None:
+            """Lays out the learner with the `known` vectors of classes by name.
+
+            A class that is not known has its words; vectors of classes that are not among these are kept.
+            """
             learner, names = self.model.learner, self.classnames()
-            lengths = token_counts(self.model.clip, stored, self.label_options.TOKENS)
-            if sum(lengths) != len(vectors):
-                raise ValueError(
-                    f'"{path}" holds {len(vectors)} label tokens, but its {len(stored)} classes have {sum(lengths)} '
-                    f"with TRAINER.LAMM.TOKENS {self.label_options.TOKENS}: use the option of its training"
-                )
-            known = dict(zip(stored, vectors.split(lengths)))
             found = [name for name in names if name in known]
-            most = max((len(known[name]) for name in found), default=0)
-            learner.arrange([known.get(name, word[:most]) for name, word in zip(names, learner.words)])
-            logger.info("Label tokens of %d of %d classes were trained", len(found), len(names))
+            most = max([learner.most, *(len(known[name]) for name in found)])
+            empty = learner.vectors.detach()[:0].cpu()
+            values = []
+            for name, word in zip(names, learner.words):
+                value = known.get(name, empty).cpu()
+                values.append(torch.cat([value, word[len(value) : most]]))
+            learner.arrange(values)
+            self.kept = {name: value for name, value in known.items() if name not in found}
             if len(found) < len(names):
                 missing = [name for name in names if name not in known]
                 shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
                 logger.warning("%d classes were not trained and use their plain words: %s", len(missing), shown)
-            return learner.vectors.detach()
+
+        def extra_state(self) -> dict:
+            state = super().extra_state()
+            return {**state, "label_tokens": self.kept} if self.kept else state
+
+        def load_extra_state(self, state: dict) -> None:
+            self.kept = state.get("label_tokens")
+            super().load_extra_state({key: value for key, value in state.items() if key != "label_tokens"})
 
     LabelAligned.__name__ = LabelAligned.__qualname__ = trainer_name
     LabelAligned.__doc__ = f"{method.__name__} with trainable label tokens and LAMM's hierarchical loss."
     TRAINER_REGISTRY.register()(LabelAligned)
     return LabelAligned
-
-
-def token_counts(model: CLIP, classnames: Sequence[str], tokens: str) -> list[int]:
-    """Label tokens of each class under TRAINER.LAMM.TOKENS."""
-    lengths = [len(word_tokens(model, readable(name))) for name in classnames]
-    most = {"all": max(lengths), "shortest": min(lengths), "one": 1}[tokens]
-    return [min(length, most) for length in lengths]
 
 
 LAMM = aligned(TRAINER_REGISTRY.get("ZeroshotCLIP"), "LAMM")

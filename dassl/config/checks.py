@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .node import CfgNode, ConfigError
@@ -10,7 +11,6 @@ __all__ = ["check_values"]
 
 _CHOICES = {
     "INPUT.INTERPOLATION": ("bilinear", "bicubic", "nearest"),
-    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
     "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
@@ -48,6 +48,11 @@ def check_values(cfg: CfgNode) -> None:
         value = _get(cfg, key)
         if not value >= least:
             faults.append(f"{key} is {value!r}, expected {least} or more")
+    classes = cfg.DATASET.SUBSAMPLE_CLASSES
+    if classes not in ("all", "base", "new") and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?/[1-9]\d*", classes):
+        faults.append(
+            f"DATASET.SUBSAMPLE_CLASSES is {classes!r}, expected all, base, new, or sets such as 2/3 or 1-2/3"
+        )
     if cfg.SEED >= 2**32:
         faults.append(f"SEED is {cfg.SEED}, expected at most {2**32 - 1} (negative: no seed)")
     size = cfg.INPUT.SIZE

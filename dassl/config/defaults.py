@@ -64,7 +64,7 @@ def _dataset() -> CN:
     node.NUM_SHOTS = -1  # training images per class; below 1: all
     node.VAL_PERCENT = 0.1
     node.ALL_AS_UNLABELED = False
-    node.SUBSAMPLE_CLASSES = "all"  # + all | base | new half of the classes
+    node.SUBSAMPLE_CLASSES = "all"  # + all | base | new half of the classes | sets K/N or K-L/N
     node.CACHE_DIR = ""  # + where few-shot picks are kept; "" is the user's cache folder
     return node
 
@@ -136,6 +136,7 @@ def _optim() -> CN:
 def _train() -> CN:
     node = CN()
     node.CHECKPOINT_FREQ = 0  # epochs between kept checkpoints; 0: only the last
+    node.INIT_FROM = ""  # + folder of a trained run whose learned weights are the start
     node.RESUME_FREQ = 1  # + epochs between rolling states to resume from; 0: none
     node.PRINT_FREQ = 10  # batches between lines of the log
     node.PROGRESS = False  # + progress bars even where stderr is no terminal

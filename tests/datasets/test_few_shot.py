@@ -1,5 +1,6 @@
 """Few-shot protocol: picks, halves of classes, split files, caches."""
 
+import itertools
 import json
 import logging
 import os
@@ -132,9 +133,30 @@ def test_golden_halves_of_several_lists(half):
         assert [[item.impath, item.label, item.classname] for item in items] == example["out"][half][split]
 
 
-def test_other_halves_are_refused():
-    with pytest.raises(ValueError, match="'old', expected all, base or new"):
-        subsample_classes([], subsample="old")
+@pytest.mark.parametrize("count", [6, 7, 8, 11])
+@pytest.mark.parametrize("sets", [1, 2, 3, 5])
+def test_sets_of_classes(count, sets):
+    """Together they are all classes in order, their sizes differ by one at most, and joint sets are their union."""
+    items = [Datum(f"{label}.jpg", label, classname=f"c{label}") for label in range(count)]
+    parts = [subsample_classes(items, subsample=f"{k}/{sets}")[0] for k in range(1, sets + 1)]
+    names = [[item.classname for item in part] for part in parts]
+    assert [*itertools.chain(*names)] == [f"c{label}" for label in range(count)]
+    assert max(map(len, names)) - min(map(len, names)) <= 1
+    assert all([item.label for item in part] == list(range(len(part))) for part in parts)
+    for k in range(1, sets + 1):
+        (joint,) = subsample_classes(items, subsample=f"1-{k}/{sets}")
+        assert [item.classname for item in joint] == [*itertools.chain(*names[:k])]
+
+
+@pytest.mark.parametrize("subsample", ["old", "0/2", "3/2", "2-1/3", "1/0", "1-/2"])
+def test_other_sets_are_refused(subsample):
+    with pytest.raises(ValueError, match=f"'{subsample}', expected all, base, new, or sets"):
+        subsample_classes([], subsample=subsample)
+
+
+def test_more_sets_than_classes_are_refused():
+    with pytest.raises(ValueError, match="3 sets of 2 classes"):
+        subsample_classes([Datum("a.jpg", 0), Datum("b.jpg", 1)], subsample="1/3")
 
 
 def test_halves_do_not_change_the_picks(cfg, root):

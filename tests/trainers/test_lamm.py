@@ -207,13 +207,13 @@ def test_names_that_share_tokens_have_tokens_of_their_own(tiny_clip):
     names = ["cat", "cat house", "house"]
     learner = LabelTokens(tiny_clip, TemplateText(tiny_clip, names, "a {}."), names)
     ids = {name: clip.tokenize([name], vocab_size=tiny_clip.vocab_size)[0] for name in names}
-    assert learner.counts == [int(row.argmax()) - 1 for row in ids.values()]
+    assert learner.lengths.tolist() == [int(row.argmax()) - 1 for row in ids.values()]
     vectors = learner.vectors.detach().clone()
-    first = sum(learner.counts[:1])
+    first = sum(learner.lengths.tolist()[:1])
     torch.testing.assert_close(vectors[:first], vectors[first : 2 * first])  # both begin with "cat"
     with torch.no_grad():
         learner.vectors[:first] += 1
-    torch.testing.assert_close(learner.tokens_of(1), vectors[first : first + learner.counts[1]])
+    torch.testing.assert_close(learner.tokens_by_class()[1], vectors[first : first + learner.lengths.tolist()[1]])
 
 
 def test_one_class_in_a_batch(rng):
@@ -240,17 +240,18 @@ def test_direction_of_the_logit_term(rng):
 def test_classes_are_matched_by_name(tiny_clip, names, tokens, caplog):
     """A subset in another order with one class that was never trained."""
     there = build(LAMM, tiny_clip, names, {"TOKENS": tokens, "UNSEEN": "words"})
-    vectors = there.model.learner.vectors.detach().clone()
     checkpoint = {"state_dict": there.model.learner.state_dict(), "classnames": names}
     wanted = [names[2], "tree", names[0]]
     here = build(LAMM, tiny_clip, wanted, {"TOKENS": tokens, "UNSEEN": "words"})
     here.dm = SimpleNamespace()
     here.classnames = lambda: wanted
     here.model.learner.load_state_dict(here.for_classes("file", checkpoint))
-    learner, trained = here.model.learner, there.model.learner
-    torch.testing.assert_close(learner.tokens_of(0), vectors[trained.label == 2])
-    torch.testing.assert_close(learner.tokens_of(2), vectors[trained.label == 0])
-    torch.testing.assert_close(learner.tokens_of(1), torch.stack(words_of(tiny_clip, "tree"))[: learner.counts[1]])
+    learner = here.model.learner
+    old = there.model.learner.tokens_by_class()
+    torch.testing.assert_close(learner.tokens_by_class()[0][: len(old[2])], old[2])
+    torch.testing.assert_close(learner.tokens_by_class()[2][: len(old[0])], old[0])
+    tree = torch.stack(words_of(tiny_clip, "tree"))
+    torch.testing.assert_close(learner.tokens_by_class()[1], tree[: learner.lengths.tolist()[1]])
     own, all_ = here.model.encode_text().pooled, there.model.encode_text().pooled
     torch.testing.assert_close(own[0], all_[2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(own[2], all_[0], rtol=1e-4, atol=1e-5)
@@ -267,12 +268,36 @@ def test_other_classes_are_refused_unless_asked_for(tiny_clip, names):
         trainer.for_classes("file", checkpoint)
 
 
-def test_another_number_of_tokens_in_the_file(tiny_clip, names):
-    there = build(LAMM, tiny_clip, names, {"TOKENS": "all", "UNSEEN": "words"})
-    here = build(LAMM, tiny_clip, names[:2], {"TOKENS": "one", "UNSEEN": "words"})
-    here.classnames = lambda: names[:2]
-    with pytest.raises(ValueError, match=r"TRAINER\.LAMM\.TOKENS one"):
+def test_the_file_says_how_many_tokens_a_class_has(tiny_clip, names):
+    """An evaluation with another TOKENS option reads all that was trained."""
+    there = build(LAMM, tiny_clip, names, {"TOKENS": "all"})
+    here = build(LAMM, tiny_clip, names, {"TOKENS": "one"})
+    here.classnames = lambda: names
+    here.model.learner.load_state_dict(
         here.for_classes("file", {"state_dict": there.model.learner.state_dict(), "classnames": names})
+    )
+    torch.testing.assert_close(here.model.encode_text().pooled, there.model.encode_text().pooled)
+
+
+def test_tokens_of_earlier_classes_are_kept(tiny_clip, names):
+    """Train on two sets of classes in turn: the second checkpoint holds the tokens of both."""
+    sets, options = (names[:2], names[2:]), {"UNSEEN": "words"}
+    first, second = (build(CoOpLAMM, tiny_clip, part, options, N_CTX=2) for part in sets)
+    old = first.model.learner.tokens_by_class()
+    context = first.model.learner.inner.ctx.detach().clone()
+    second.classnames = lambda: sets[1]
+    checkpoint = {"state_dict": first.model.learner.state_dict(), "classnames": sets[0]}
+    second.model.learner.load_state_dict(second.for_classes("file", checkpoint))
+    torch.testing.assert_close(second.model.learner.vectors.detach(), start_of(tiny_clip, sets[1], "all"))
+    torch.testing.assert_close(second.model.learner.inner.ctx.detach(), context)
+    assert list(second.extra_state()["label_tokens"]) == sets[0]
+    joint = build(CoOpLAMM, tiny_clip, names, options, N_CTX=2)
+    joint.classnames = lambda: names
+    later = {"state_dict": second.model.learner.state_dict(), "classnames": sets[1], "extra": second.extra_state()}
+    joint.model.learner.load_state_dict(joint.for_classes("file", later))
+    for found, expected in zip(joint.model.learner.tokens_by_class(), [*old, *second.model.learner.tokens_by_class()]):
+        torch.testing.assert_close(found[: len(expected)], expected)
+    assert joint.kept == {}
 
 
 def test_evaluation_from_the_words(tiny_clip, names):
