@@ -152,7 +152,7 @@ def bad(flags=(), opts=()):
         (bad(opts=("OPTIM.MAX_EPOCH", "0")), "OPTIM.MAX_EPOCH is 0, expected 1 or more"),
         (
             bad(opts=("DATASET.SUBSAMPLE_CLASSES", "old")),
-            "DATASET.SUBSAMPLE_CLASSES is 'old', expected one of all, base, new",
+            "DATASET.SUBSAMPLE_CLASSES is 'old', expected all, base, new",
         ),
         (bad(opts=("OPTIM.LR",)), "odd number"),
         (bad(("--target-domains", "a")), "--target-domains takes every name up to the next flag, DATASET.NAME too"),
