@@ -236,7 +236,7 @@ def test_ctrl_c_stops_everything_and_the_same_command_continues(recipe, places, 
         time.sleep(0.05)
     pid = json.loads((runs[0].output_dir / "env.json").read_text())["pid"]
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=60)
     assert first.returncode == 130
     assert err == "interrupted; the same command continues\n"
     with pytest.raises(ProcessLookupError):

@@ -105,7 +105,7 @@ def test_base_to_new(runs_of):
     assert (base.part, new.part, new.needs) == ("base", "new", (base.key,))
     for run, half in ((base, "base"), (new, "new")):
         cfg, args = understood(run)
-        assert cfg.DATASET.SUBSAMPLE_CLASSES == half
+        assert half == cfg.DATASET.SUBSAMPLE_CLASSES
         assert cfg.DATASET.NUM_SHOTS == 16
         assert args.model_dir == (None if half == "base" else str(base.output_dir))
 
