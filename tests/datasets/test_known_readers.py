@@ -454,7 +454,7 @@ def test_split_with_a_label_beyond_all_memory(whole, tmp_path, cfg):
     def change(content, folder):
         content["train"][0][1] = 10**18
 
-    with pytest.raises(ValueError, match="no training item has label 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$"):
+    with pytest.raises(ValueError, match=r"no training item has label 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$"):
         damaged_split(cfg, whole, tmp_path, change)
 
 
