@@ -13,6 +13,8 @@ from trainers.base import PromptTrainer
 
 # Options of each method that make its run short; a method without an entry runs with its defaults.
 SHORT = {
+    "ProGrad": ["TRAINER.PROGRAD.N_CTX", 4],
+    "TCP": ["TRAINER.TCP.BLOCK", 2],
     "CoCoOp": ["TRAINER.COCOOP.N_CTX", 2, "TRAINER.COCOOP.CHUNK_ROWS", 1200, "DATASET.SUBSAMPLE_CLASSES", "base"],
     "CoOp": ["TRAINER.COOP.N_CTX", 4],
     "ALIGN": ["TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2]

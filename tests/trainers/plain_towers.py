@@ -41,7 +41,7 @@ def text_feature(model, sentence, layers, labels=()):
     x = x + model.positional_embedding
     mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
     for i, block in enumerate(model.transformer.resblocks):
-        if 0 < i < len(layers):
+        if 0 < i < len(layers) and layers[i] is not None:
             x = torch.cat([x[:1], layers[i], x[1 + n :]])
         x = block(x[None], mask)[0]
     return model.ln_final(x[ids.tolist().index(model.vocab_size - 1)]) @ model.text_projection
@@ -62,10 +62,11 @@ def cross_entropy(logits, labels):
     return torch.stack(losses).mean()
 
 
-def trainer_of(method, model, names, template="a photo of a {}.", others=(), **options):
+def trainer_of(method, model, names, template="a photo of a {}.", others=(), dataset="Any", noise=0.2, **options):
     """A trainer of `method` around a built model, without data, optimiser or folders; its config has `options`.
 
-    `others`: options of nodes besides the method's own, {"LAMM": {"TOKENS": "one"}}.
+    `others`: options of nodes besides the method's own, {"LAMM": {"TOKENS": "one"}}. Noise is added to what is learned,
+    so that every vector matters.
     """
 
     class Bare(method):
@@ -76,15 +77,14 @@ def trainer_of(method, model, names, template="a photo of a {}.", others=(), **o
     nodes = method.defaults()
     for node, changes in {method.node: options, **dict(others)}.items():
         nodes[node].merge_from_list([item for pair in changes.items() for item in pair])
-    trainer.cfg = CfgNode(
-        {"TRAINER": nodes, "DATASET": {"NAME": "Any", "NUM_SHOTS": 4}, "TEST": {"FINAL_MODEL": "last_step"}}
-    )
+    data = {"DATASET": {"NAME": dataset, "NUM_SHOTS": 4}, "INPUT": {"TEMPLATE": ""}}
+    trainer.cfg = CfgNode({"TRAINER": nodes, **data, "TEST": {"FINAL_MODEL": "last_step"}})
     trainer.check_cfg(trainer.cfg)
     trainer.device = torch.device("cpu")
     learner = trainer.build_learner(model, names)
-    with torch.no_grad():  # larger prompts, so that every vector matters
+    with torch.no_grad():
         for parameter in learner.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(noise * torch.randn_like(parameter))
     trainer.model = trainer.parallel_model = PromptedCLIP(model, learner, trainer.build_score(learner))
     return trainer
 

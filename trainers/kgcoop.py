@@ -1,0 +1,52 @@
+"""KgCoOp: learned text features are kept near those of hand-made sentences (Yao et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Output, PromptTrainer, template_features
+from .losses import cosine_distance
+from .prompts import Learner, TextContext
+
+# Sentences of the teacher where they are not those of zero-shot CLIP.
+TEACHER_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(PromptTrainer):
+    """CoOp's context, trained by cross-entropy and W times the mean cosine distance to frozen text features.
+
+    The released code always starts from "a photo of a"; CTX_INIT "" gives N_CTX random vectors instead.
+    """
+
+    node = "KGCOOP"
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "KGCOOP": {
+                    "N_CTX": 4,  # number of context vectors; with CTX_INIT its number of tokens
+                    "CTX_INIT": "a photo of a",  # words that start the context, empty = random
+                    "W": 8.0,  # weight of the distance to the hand-made sentences
+                    "PREC": "fp16",  # fp32, fp16, amp or bf16
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_options(cfg, {"W": (lambda weight: weight >= 0, "0 or more")})
+
+    def build_learner(self, model, classnames) -> Learner:
+        learner = TextContext(model, classnames, self.options.N_CTX, self.options.CTX_INIT)
+        features = template_features(model, classnames, [self.teacher_template(TEACHER_TEMPLATES)])
+        learner.register_buffer("teacher", features[0], persistent=False)  # (C, E)
+        return learner
+
+    def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
+        distance = cosine_distance(output.text.pooled, self.model.learner.teacher)
+        return {"kg": self.options.W * distance}
