@@ -1,0 +1,132 @@
+"""ProGrad: only steps that do not contradict zero-shot CLIP (Zhu et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from clip import CLIP
+from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.precision import Steering
+
+from .base import Output, PromptTrainer, template_features
+from .losses import cosine_logits
+from .prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
+
+# Sentences of the teacher, whose words can also start the context, where they are not those of zero-shot CLIP.
+TEACHER_TEMPLATES = {
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    "Food101": "a type of food, a photo of {}.",
+}
+
+
+def start_from_phrase(learner: TextContext, model: CLIP, phrase: str) -> None:
+    """The last context vectors become the token embeddings of the phrase; the ones before stay random."""
+    words = init_context(model, phrase, len(word_tokens(model, phrase)))
+    n_ctx = learner.ctx.shape[-2]
+    if len(words) > n_ctx:
+        raise ValueError(f"{phrase!r} has {len(words)} tokens, but TRAINER.PROGRAD.N_CTX is {n_ctx}: raise N_CTX")
+    with torch.no_grad():
+        learner.ctx[..., n_ctx - len(words) :, :] = words
+
+
+def released_start(model: CLIP, classnames: list[str], n_ctx: int, phrase: str) -> TextContext:
+    """The start of the released code: as many tokens of the phrase as it has words, after vectors that are zero.
+
+    A phrase with a comma has more tokens than words; those left over stay, frozen, between the context and the name.
+    """
+    tokens = word_tokens(model, phrase)
+    kept = len(phrase.split())
+    if kept > n_ctx:
+        raise ValueError(f"{phrase!r} has {kept} words, but TRAINER.PROGRAD.N_CTX is {n_ctx}: raise N_CTX")
+    learner = TextContext(model, classnames, n_ctx + len(tokens) - kept)
+    left = torch.tensor(tokens[kept:], device=learner.ids.device).expand(len(classnames), -1)
+    learner.ids.scatter_(1, learner.slots[:, n_ctx:], left)
+    learner.slots = learner.slots[:, :n_ctx]
+    ctx = learner.ctx.new_zeros(n_ctx, learner.ctx.shape[-1])
+    ctx[n_ctx - kept :] = init_context(model, phrase, kept)
+    learner.ctx = nn.Parameter(ctx)
+    return learner
+
+
+def project(gradient: Tensor, guide: Tensor, weight: float) -> Tensor:
+    """g - weight * (g . u) u with u = guide / |guide| if g . u < 0, else g, of any equal shapes.
+
+    A guide of zero has no direction and leaves g as it is.
+    """
+    direction = guide / guide.norm()
+    along = (gradient * direction).sum()
+    return torch.where(along < 0, gradient - weight * along * direction, gradient)
+
+
+@TRAINER_REGISTRY.register()
+class ProGrad(PromptTrainer):
+    """CoOp's context and loss; the gradient loses what points against the gradient of a distillation loss.
+
+    The distillation loss compares with the logits of hand-made sentences; it is logged as `kl` and never minimised.
+    """
+
+    node = "PROGRAD"
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "PROGRAD": {
+                    "N_CTX": 16,  # number of context vectors
+                    "CSC": False,  # class-specific context
+                    "CTX_INIT": False,  # the last vectors start as the words of the teacher's sentence
+                    "RELEASED_INIT": False,  # with CTX_INIT: words, not tokens, are counted; the other vectors are zero
+                    "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+                    "T": 1.0,  # temperature of the distillation loss
+                    "LAMBDA": 1.0,  # share of the contradicting part that is removed
+                    "PREC": "fp16",  # fp32, fp16, amp or bf16
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        options = cfg.TRAINER.PROGRAD
+        plain = options.CTX_INIT and not options.CSC and options.CLASS_TOKEN_POSITION == "end"
+        rules = {
+            "RELEASED_INIT": (lambda on: plain or not on, "False unless CTX_INIT True, CSC False and position end"),
+            "CLASS_TOKEN_POSITION": (lambda place: place in CLASS_POSITIONS, f"one of {', '.join(CLASS_POSITIONS)}"),
+            "T": (lambda temperature: temperature > 0, "a number above 0"),
+            "LAMBDA": (lambda weight: weight >= 0, "0 or more"),
+        }
+        self.check_options(cfg, rules)
+
+    def build_learner(self, model, classnames) -> Learner:
+        options, template = self.options, self.teacher_template(TEACHER_TEMPLATES)
+        phrase, _, end = template.partition("{}")
+        if options.CTX_INIT and (end != "." or not phrase.strip()):
+            raise ValueError(f"TRAINER.PROGRAD.CTX_INIT needs a template that ends with the name, got {template!r}")
+        if options.RELEASED_INIT:
+            learner = released_start(model, classnames, options.N_CTX, phrase.strip())
+        else:
+            position = options.CLASS_TOKEN_POSITION
+            learner = TextContext(model, classnames, options.N_CTX, class_specific=options.CSC, position=position)
+            if options.CTX_INIT:
+                start_from_phrase(learner, model, phrase.strip())
+        features = template_features(model, classnames, [template])
+        learner.register_buffer("teacher", features[0], persistent=False)  # (C, E)
+        return learner
+
+    def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
+        teacher = cosine_logits(output.image.pooled, self.model.learner.teacher, self.model.clip.logit_scale.exp())
+        temperature = self.options.T
+        target = (teacher / temperature).softmax(dim=-1)
+        self.kl = temperature**2 * F.cross_entropy(output.logits / temperature, target)
+        return {}
+
+    def extra_metrics(self) -> dict[str, Tensor]:
+        return {"kl": self.kl.detach()}
+
+    def steering(self) -> Steering:
+        return Steering(self.kl, lambda gradient, guide: project(gradient, guide, self.options.LAMBDA))
