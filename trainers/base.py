@@ -114,9 +114,12 @@ class PromptedCLIP(nn.Module):
             return self.clip.visual.encode(tokens)
         rows = len(tokens)
         tokens = tokens.repeat_interleave(self.learner.vision_modes, dim=0)  # (B * M, 1 + P, d)
-        layers = tuple(layer.repeat(rows, 1, 1) for layer in prompts.layers)  # (M, m, d) -> (B * M, m, d)
-        if self.learner.half_prompts:
-            layers = tuple(through_half(layer) for layer in layers)
+
+        def repeated(layer: Tensor) -> Tensor:
+            layer = layer.repeat(rows, 1, 1)  # (M, m, d) -> (B * M, m, d)
+            return through_half(layer) if self.learner.half_prompts else layer
+
+        layers = tuple(None if layer is None else repeated(layer) for layer in prompts.layers)
         return self.clip.visual.encode(tokens, prompts._replace(layers=layers))
 
     def forward(self, image: Tensor, text: Encoded | None = None, tokens: Tensor | None = None) -> Output:
