@@ -154,8 +154,9 @@ class _Builder:
         for key, cell in base.items():
             shared = {s: harmonic(v, new[key].values[s]) for s, v in cell.values.items() if s in new[key].values}
             summary = None
-            if cell.summary is not None and new[key].summary is not None:
-                summary = self.centred(harmonic(cell.summary.mean, new[key].summary.mean), shared)
+            other = new[key].summary
+            if cell.summary is not None and other is not None:
+                summary = self.centred(harmonic(cell.summary.mean, other.mean), shared)
             h[key] = self.cell(*key, "h", cell.shots, shared, summary)
         for name, own in self.rows(shots).items():
             mean = self.average(h, name, H_MEAN, "h", columns, own)

@@ -24,10 +24,10 @@ from .published import AVERAGE
 # Light enough for a dark page and dark enough for a white one.
 COLORS = ("#c8502f", "#3b7fc4", "#3f9a66", "#b07d1a", "#8d63c7", "#2596a5", "#c65393", "#7d8a2e", "#9b6b4c", "#6c7fd8")
 GREY = "#868d98"
-MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPXd<>"
 # Stand for the colours of the page, which replace them in an SVG; on paper they are dark grey and light grey.
 INK, FAINT = "#33383f", "#d4d8de"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": INK,
@@ -169,21 +169,20 @@ def _bars(report: Report, look: Look) -> list[Plot]:
 
 def _bar_panel(three: Sequence[Block], column: str, names: Sequence[str], look: Look) -> Panel:
     def draw(axes: Axes) -> None:
-        lowest = 100.0
         for row, method in enumerate(names):
             for offset, alpha, block in zip((-0.27, 0.0, 0.27), (0.35, 0.6, 1.0), three):
                 summary = block.cells[method, column].summary
                 if summary is None:
                     continue
                 mean, spread = summary.mean, summary.std or 0.0
-                lowest = min(lowest, mean)
                 axes.barh(row + offset, mean, 0.25, color=look.color[method], alpha=alpha)
                 if spread:
                     axes.plot([mean - spread, mean + spread], [row + offset] * 2, color=INK, linewidth=0.8)
                 axes.text(mean + spread + 0.6, row + offset, f"{mean:.1f}", va="center", fontsize=7)
         axes.set_yticks(range(len(names)), [_short(name) for name in names])
         axes.invert_yaxis()
-        axes.set_xlim(max(0.0, 10 * math.floor((lowest - 10) / 10)), 108)
+        axes.set_xlim(0, 112)
+        axes.set_xticks(range(0, 101, 25))
         axes.set_xlabel("percent")
 
     return Panel(title_of(column), draw, 3.4, 0.7 + 0.52 * len(names))
@@ -252,7 +251,7 @@ def _costs(report: Report, look: Look) -> list[Plot]:
                 star = look.marker[name] == "*"
                 axes.plot(cost_of(name), _mean(block, name, AVERAGE), look.marker[name], color=look.color[name],
                           markersize=11 if star else 7)  # fmt: skip
-            axes.set_xscale("symlog", linthresh=_threshold([cost_of(name) for name in names]))
+            _scale(axes, [cost_of(name) for name in names])
             axes.set_xlabel(title)
             axes.set_ylabel(f"{block.column_title(AVERAGE)}, %" if block.metric == "h" else "average accuracy, %")
             axes.grid(True)
@@ -263,15 +262,18 @@ def _costs(report: Report, look: Look) -> list[Plot]:
         panel("learned parameters", lambda name: float(costs[name].parameters)),
         panel("seconds of training", lambda name: costs[name].seconds),
     )
-    note = "The scale is logarithmic but for 0, which a method without training costs."
+    note = "A logarithmic scale begins with 0, which a method without training costs."
     title = f"Cost: {block.title[0].lower()}{block.title[1:]}"
     return [Plot("cost", title, note, panels, look.key(names))]
 
 
-def _threshold(values: Sequence[float]) -> float:
-    """Below this a logarithmic axis becomes linear: the power of ten below the smallest value that is not 0."""
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic where the positive values span more than a decade, with 0 at its left end; else linear from 0."""
     positive = [value for value in values if value > 0]
-    return 10.0 ** math.floor(math.log10(min(positive))) if positive else 1.0
+    if not positive or max(positive) <= 10 * min(positive):
+        axes.set_xlim(-0.04 * max([1.0, *positive]), 1.1 * max([1.0, *positive]))
+        return
+    axes.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(min(positive))))
 
 
 def _short(name: str, limit: int = 22) -> str:

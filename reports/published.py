@@ -112,7 +112,8 @@ def _number(row: dict[str, str]) -> Number:
     for name, allowed in (("provenance", PROVENANCES), ("metric", METRICS)):
         if row[name] not in allowed:
             raise ValueError(f"{name} is {row[name]!r}, expected one of {', '.join(allowed)}")
-    return Number(**{**row, "value": value, "shots": int(row["shots"])})
+    texts = {name: row[name] for name in ("task", "backbone", "method", "dataset", "metric", "provenance", "source")}
+    return Number(**texts, shots=int(row["shots"]), value=value)
 
 
 def _cross_checks(numbers: Sequence[Number]) -> list[str]:

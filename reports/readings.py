@@ -67,8 +67,8 @@ def _read(run: Run) -> tuple[dict[str, Any] | None, str]:
         return None, state
     try:
         result = read_result(run.output_dir)
-    except (OSError, ValueError) as fault:
-        return None, f"damaged: {fault}"
+    except (OSError, ValueError) as error:
+        return None, f"damaged: {error}"
     fault = _fault(result, run)
     return (None, f"damaged: result.json {fault}") if fault else (result, "")
 
@@ -169,18 +169,18 @@ def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> t
         part = _part(recipe.task, log)
         known = log.shots if log.shots is not None else (shots[0] if len(shots) == 1 else None)
         if not recipe.domain and (log.dataset, part) in parts and known is not None and log.seed is not None:
-            placed.append((log, part, known))
+            placed.append((log, part, known, log.seed))
     variants = defaultdict(set)
-    for log, _, _ in placed:
+    for log, *_ in placed:
         variants[log.trainer].add((log.config, log.variant))
     readings: dict[tuple[Any, ...], Reading] = {}
-    for log, part, known in placed:
+    for log, part, known, seed in placed:
         method = f"{log.trainer} (log)"
         if len(variants[log.trainer]) > 1:
             method = f"{log.trainer} {' '.join(filter(None, (log.config, log.variant)))} (log)"
-        key = (method, log.dataset, part, known, log.seed)
+        key = (method, log.dataset, part, known, seed)
         if key in readings:
-            raise ValueError(f"two logs claim {method}, {log.dataset}, {known} shots, {part}, seed {log.seed}: "
+            raise ValueError(f"two logs claim {method}, {log.dataset}, {known} shots, {part}, seed {seed}: "
                              f"{readings[key].folder} and {log.folder}; remove one of them")  # fmt: skip
         readings[key] = Reading(*key, log.folder, dict(log.figures))
     return list(readings.values()), len(logs) - len(placed)
