@@ -84,8 +84,8 @@ class Folder(DatasetBase):
             raise ValueError(f'"{self.items_root}" has no training images, only {", ".join(sorted(map(str, given)))}')
         if not test:
             logger.warning('"%s" has no test images: the validation images are the test', self.items_root)
-            train, val, test = train, [], val
-        if not val and options.cut_val:
+            val, test = [], val
+        if not val and options.cut_val is not None and options.cut_val > 0:
             train, val = split_trainval(train, options.cut_val, random.Random(options.seed))
             self.split_origin = f"validation {options.cut_val:g} of training, seed {options.seed}"
         _check_trained(train, test + val)

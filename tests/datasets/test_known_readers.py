@@ -299,6 +299,16 @@ def test_every_reader_is_registered_with_a_config():
         assert set(facts.sha256) | set(facts.git_blob) >= ({facts.split_file} if facts.split_file else set())
 
 
+def test_table_of_the_documentation_is_the_catalogue():
+    text = (Path(datasets.__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line.count(" | ") == 7]
+    lines = {line.split(" | ")[0].strip("| "): line for line in rows}
+    for name, facts in CATALOG.items():
+        counts = " / ".join("–" if count is None else f"{count:,}" for count in (facts.train, facts.val, facts.test))
+        parts = [f"`{facts.config}`", facts.title, facts.home, f"{facts.classes:,}", counts, facts.size, facts.licence]
+        assert not [part for part in [*parts, f"`{facts.folder}/`", facts.split_file] if part not in lines[name]], name
+
+
 def test_names_that_readers_for_coop_import(whole):
     from datasets.dtd import DescribableTextures
     from datasets.imagenet import ImageNet
