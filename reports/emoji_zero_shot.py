@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from torch.nn import functional as F
@@ -85,18 +87,23 @@ def markdown(rows: list[tuple[str, int, list[float | None]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_curve(run: Path, path: Path) -> None:
-    """Zero-shot accuracy and training loss of a pre-training run against the images it has seen."""
-    records = read_metrics(run)
-    steps = {record["epoch"]: record for record in records if record["kind"] == "epoch"}
+def draw_curve(runs: Sequence[Path], path: Path) -> None:
+    """Zero-shot accuracy and training loss of a pre-training in one or more stages, against hours of training."""
     figure, accuracy = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    tests = [record for record in records if record["kind"] == "test"]
-    accuracy.plot([r["epoch"] for r in tests], [r["accuracy"] for r in tests], "o-", color="#c2442d")
-    accuracy.set_xlabel("epoch")
+    loss, hours = accuracy.twinx(), 0.0
+    for run in runs:
+        records = read_metrics(run)
+        steps = {record["epoch"]: record for record in records if record["kind"] == "epoch"}
+        times = dict(zip(steps, hours + np.cumsum([step["seconds"] for step in steps.values()]) / 3600))
+        tests = {record["epoch"]: record["accuracy"] for record in records if record["kind"] == "test"}
+        accuracy.plot([times[epoch] for epoch in tests], list(tests.values()), "o-", color="#c2442d", markersize=4)
+        loss.plot(list(times.values()), [step["loss"] for step in steps.values()], color="#8a8f98", linewidth=1)
+        if run != runs[0]:
+            accuracy.axvline(hours, color="#d5d8dc", linewidth=1, zorder=0)
+        hours = max(times.values())
+    accuracy.set_xlabel("hours of training on one core" + ("; lines: next stage" if len(runs) > 1 else ""))
     accuracy.set_ylabel("zero-shot accuracy, %", color="#c2442d")
     accuracy.set_title("EmojiGroups test images (six unseen styles) during pre-training", fontsize=10)
-    loss = accuracy.twinx()
-    loss.plot(list(steps), [record["loss"] for record in steps.values()], color="#8a8f98", linewidth=1)
     loss.set_ylabel("training loss", color="#6a6f78")
     for axes in (accuracy, loss):
         axes.spines["top"].set_visible(False)
@@ -110,7 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("model", help="name or file of a CLIP for 64-pixel images, such as emoji-ViT-S/8")
     parser.add_argument("--root", default="data", help="folder of the pictures (default data)")
-    parser.add_argument("--run", type=Path, help="folder of a pre-training run, to draw its curve")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", help="folders of a pre-training in stages, to draw its curve"
+    )
     parser.add_argument("--curve", type=Path, default=Path("curve.png"), help="file for the curve (default curve.png)")
     args = parser.parse_args(argv)
     try:
