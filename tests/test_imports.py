@@ -11,7 +11,19 @@ OURS = {"clip", "dassl", "datasets", "trainers", "reports", "benchmarks", "train
 THIRD_PARTY = {
     "clip": {"torch", "torchvision", "ftfy", "regex", "safetensors", "numpy", "PIL", "tqdm", "packaging"},
     "dassl": {"torch", "torchvision", "yacs", "numpy", "PIL", "tqdm", "filelock", "yaml", "gdown"},
-    "datasets": {"torch", "torchvision", "numpy", "PIL", "sklearn", "scipy", "yaml", "tqdm", "filelock", "pyarrow"},
+    "datasets": {
+        "torch",
+        "torchvision",
+        "numpy",
+        "PIL",
+        "sklearn",
+        "scipy",
+        "yaml",
+        "tqdm",
+        "filelock",
+        "pyarrow",
+        "gdown",
+    },
     "trainers": {"torch", "yacs"},
 }
 ALLOWED = {"clip": set(), "dassl": set(), "datasets": {"dassl"}, "trainers": {"clip", "dassl"}}
