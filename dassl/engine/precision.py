@@ -6,6 +6,7 @@
 | fp16 | float16 | float16 autocast | yes |
 | amp  | float32 | float16 autocast (bfloat16 on a CPU) | yes (not on a CPU) |
 | bf16 | bfloat16 | bfloat16 autocast | no |
+| auto | amp where the processor multiplies half precision faster than float32, else fp32 | | |
 
 Learned parameters and optimiser state are float32 in every mode.
 """
@@ -24,7 +25,7 @@ from dassl.utils import distributed
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16", "amp", "bf16")
+PRECISIONS = ("fp32", "fp16", "amp", "bf16", "auto")
 SMALLEST_SCALE = 2.0**-14  # below it, 30 steps in a row from the usual 2^16 had non-finite gradients
 
 
@@ -41,11 +42,17 @@ class Steering(NamedTuple):
     combine: Callable[[Tensor, Tensor], Tensor]
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16 (AVX512-BF16 or AMX), as far as torch can tell."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
 class Precision:
     """Precision of one run on one device.
 
     Attributes:
-        name: what is really used; fp16 asked for on a CPU becomes fp32, with one warning.
+        name: what is really used; fp16 asked for on a CPU becomes fp32, with one warning, and auto what it finds.
         dtype: type of the frozen backbone's weights.
         scaler: the gradient scaler of fp16 and amp on a GPU, else None.
 
@@ -58,6 +65,8 @@ class Precision:
             raise ValueError(f"precision is {name!r}, expected one of {', '.join(PRECISIONS)}")
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
+        if name == "auto":
+            name = "amp" if not on_cpu or cpu_has_bfloat16() else "fp32"
         if name == "fp16" and on_cpu:
             logger.warning("PREC fp16 is not available on a CPU: using fp32")
             name = "fp32"

@@ -50,10 +50,16 @@ def test_what_each_name_means_on_a_gpu(name, dtype, product, scaled):
     assert torch.allclose(layer.weight, before - 2.0)
 
 
+@pytest.mark.parametrize(("supported", "used"), [(True, "amp"), (False, "fp32")])
+def test_auto_asks_the_processor(monkeypatch, supported, used):
+    monkeypatch.setattr("dassl.engine.precision.cpu_has_bfloat16", lambda: supported)
+    assert Precision("auto", "cpu").name == used
+
+
 def test_unknown_name_lists_the_known():
     with pytest.raises(ValueError, match="'half', expected one of fp32, fp16, amp, bf16"):
         Precision("half", "cpu")
-    assert len(PRECISIONS) == 4
+    assert len(PRECISIONS) == 5
 
 
 def test_step_is_zero_grad_backward_and_step_of_every_optimizer():
@@ -129,5 +135,7 @@ def test_scale_that_never_recovers_stops_the_run():
 @pytest.mark.parametrize("prec", PRECISIONS)
 def test_a_run_learns_in_every_precision(tiny, prec):
     result = tiny("TRAINER.TINY.PREC", prec, "OPTIM.MAX_EPOCH", 8)
-    assert result["precision"] == {"fp16": "fp32"}.get(prec, prec) if result["device"] == "cpu" else prec
+    auto = Precision("auto", result["device"]).name
+    on_cpu = {"fp16": "fp32"} if result["device"] == "cpu" else {}
+    assert result["precision"] == {"auto": auto, **on_cpu}.get(prec, prec)
     assert result["accuracy"] > 60  # chance is 33
