@@ -150,10 +150,10 @@ def _fetch_drive(number: str, part: Path, quiet: bool) -> bool:
         from gdown import exceptions
     except ImportError:
         return False
-    known = tuple(k for k in vars(exceptions).values() if isinstance(k, type) and issubclass(k, Exception))
+    refused = getattr(exceptions, "DownloadError", exceptions.FileURLRetrievalError)
     try:
         found = gdown.download(id=number, output=str(part), quiet=quiet, resume=True)
-    except (OSError, *known) as fault:
+    except (OSError, refused) as fault:
         logger.warning("gdown cannot fetch %s from Google Drive: %s", number, fault)
         return False
     return found is not None and part.is_file()

@@ -27,20 +27,23 @@ __all__ = ["Finding", "Report", "examine"]
 SAMPLES = 200
 LARGE = 200_000
 """From so many images on, duplicates are looked for on request only."""
-ELSEWHERE: Mapping[str, tuple[str, ...]] = {
-    "Caltech101": ("caltech101",),
-    "OxfordPets": ("oxford-iiit-pet",),
-    "OxfordFlowers": ("flowers-102",),
-    "Food101": ("food101",),
-    "FGVCAircraft": ("fgvc-aircraft-2013b/data", "fgvc-aircraft-2013b"),
-    "DescribableTextures": ("dtd/dtd", "dtd-r1.0.1"),
-    "SUN397": ("SUN397",),
-    "ImageNetSketch": ("sketch", "imagenet_sketch"),
-    "ImageNetA": ("imagenet-a",),
-    "ImageNetR": ("imagenet-r",),
-    "ImageNetV2": ("imagenetv2-matched-frequency-format-val",),
+ELSEWHERE: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "Caltech101": (("caltech101", "caltech-101"),),
+    "OxfordPets": (("oxford-iiit-pet", "oxford_pets"),),
+    "OxfordFlowers": (("flowers-102", "oxford_flowers"),),
+    "FGVCAircraft": (("fgvc-aircraft-2013b/data", "fgvc_aircraft"),),
+    "SUN397": (("SUN397", "sun397/SUN397"),),
+    "ImageNetV2": (
+        (
+            "imagenetv2-matched-frequency-format-val",
+            "imagenetv2/imagenetv2-matched-frequency-format-val",
+        ),
+    ),
+    "ImageNetSketch": (("sketch", "imagenet-sketch/images"),),
+    "ImageNetA": (("imagenet-a", "imagenet-adversarial/imagenet-a"),),
+    "ImageNetR": (("imagenet-r", "imagenet-rendition/imagenet-r"),),
 }
-"""Folders below the data root in which torchvision or the archives put the same images."""
+"""Where torchvision or the archives put the same images, and where they belong; both below the data root."""
 
 
 class Finding(NamedTuple):
@@ -128,9 +131,12 @@ def _check_layout(report: Report, facts: Facts, home: Path, folder: Path) -> boo
         return False
     if not folder.is_dir():
         fix, seen = fetch, ""
-        for other in (*ELSEWHERE.get(facts.name, ()), *_alike(folder)):
+        alike = tuple((other, facts.folder) for other in _alike(folder))
+        for other, place in (*ELSEWHERE.get(facts.name, ()), *alike):
             if (home / other).is_dir():
-                seen, fix = f', but there is "{other}"', f"ln -s {_quote(home / other)} {_quote(folder)}"
+                seen, fix = f', but there is "{other}"', f"ln -s {_quote(home / other)} {_quote(home / place)}"
+                if "/" in place:
+                    fix = f"mkdir {_quote(folder)} && {fix}"
                 break
         report.add("error", "layout", f'there is no folder "{facts.folder}" in the data root{seen}', fix)
         return False
@@ -176,7 +182,7 @@ def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Spli
     except (OSError, ValueError, ImportError) as fault:
         if isinstance(fault, PermissionError):
             raise
-        report.add("error", "items", str(fault), prepare_command(facts.name, str(home)))
+        report.add("error", "items", str(fault), "" if isinstance(fault, ImportError) else _anew(facts, home))
         return None
     train, val, test = splits
     report.counts = {"train": len(train), "val": len(val), "test": len(test)}
@@ -191,8 +197,7 @@ def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Spli
     report.split = origin or ("unrecognised" if odd else "published")
     level = "warning" if origin else "error"
     for text in odd:
-        fix = _replace(facts, home, facts.split_file) if facts.split_file else _again(facts, home)
-        report.add(level, "split", f"not the published data: {text}", "" if origin else fix)
+        report.add(level, "split", f"not the published data: {text}", "" if origin else _anew(facts, home))
     known = dict(next((source.checks for source in SOURCES[facts.name] if source.file == facts.split_file), {}))
     if not odd and not origin and known and report.hashes.get(facts.split_file) not in known.values():
         text = f"{facts.split_file} has other bytes than known, but counts, class names and few-shot picks are right"
@@ -227,7 +232,7 @@ def _check_images(report: Report, facts: Facts, home: Path, folder: Path, splits
         alike = next(iter(_alike(Path(missing[0]))), None)
         if alike:
             text += f'. There is "{alike}": names of files were changed'
-        report.add("error", "images", text, _again(facts, home))
+        report.add("error", "images", text, _again(facts, home, missing))
     return sizes
 
 
@@ -246,7 +251,7 @@ def _decode(
     report.decoded = len(paths)
     if damaged:
         text = f"{len(damaged)} of {len(paths)} images cannot be decoded: {_some(damaged, Path(report.folder))}"
-        report.add("error", "images", text, _again(facts, home))
+        report.add("error", "images", text, _again(facts, home, damaged))
 
 
 def _check_duplicates(report: Report, splits: Splits, sizes: Mapping[str, int], full: bool) -> None:
@@ -287,11 +292,23 @@ def _contents(items: Sequence[Datum], sizes: Mapping[str, int], wanted: set[int]
                 yield item.impath, hashlib.sha256(file.read()).hexdigest()
 
 
-def _again(facts: Facts, home: Path) -> str:
+def _anew(facts: Facts, home: Path) -> str:
+    """How to get items anew: the split file where there is one, else the images and lists."""
+    if facts.split_file:
+        made = home / facts.folder / facts.made_split
+        official = home / facts.folder / facts.split_file
+        return _replace(
+            facts, home, facts.made_split if made.is_file() and not official.is_file() else facts.split_file
+        )
+    return _again(facts, home, [])
+
+
+def _again(facts: Facts, home: Path, paths: Sequence[str]) -> str:
     """How to get the images anew: only whole folders are put in place, and never over what is there."""
-    images = home / facts.folder / (facts.images or facts.layout[0])
-    old = images.with_name(f"{images.name}.old")
-    return f"mv {_quote(images)} {_quote(old)} && {prepare_command(facts.name, str(home))}"
+    folder = home / facts.folder
+    tops = {os.path.relpath(path, folder).split(os.sep)[0] for path in paths} if not facts.images else {facts.images}
+    moves = [f"mv {_quote(folder / top)} {_quote(folder / f'{top}.old')}" for top in sorted(tops)]
+    return " && ".join([*moves, prepare_command(facts.name, str(home))])
 
 
 def _replace(facts: Facts, home: Path, file: str) -> str:

@@ -113,6 +113,25 @@ def test_folders_of_torchvision_are_recognised(tmp_path):
     assert finding.fix == f"ln -s {tmp_path / 'flowers-102'} {tmp_path / 'oxford_flowers'}"
 
 
+def test_folders_of_archives_are_put_one_deeper(tmp_path):
+    write_noise(tmp_path / "SUN397" / "a" / "1.jpg", 1)
+    (finding,) = examine("SUN397", tmp_path).findings
+    assert finding.text.endswith('but there is "SUN397"')
+    os.system(finding.fix)
+    assert (tmp_path / "sun397" / "SUN397" / "a" / "1.jpg").is_file()
+
+
+def test_cars_have_two_folders_of_images(tmp_path):
+    root = write_golden_tree(tmp_path)
+    split = make_split("StanfordCars", root)
+    split.rename(split.with_name("split_zhou_StanfordCars.json"))
+    (root / "stanford_cars" / "cars_test" / "00001.jpg").write_bytes(b"")
+    (finding,) = found(examine("StanfordCars", root), "error")[-1:]
+    assert "cars_test/00001.jpg" in finding.text
+    test = root / "stanford_cars" / "cars_test"
+    assert finding.fix == f"mv {test} {test}.old && python -m datasets.prepare StanfordCars --root {root}"
+
+
 def test_images_one_folder_too_deep(eurosat):
     root, folder = eurosat
     (folder / "EuroSAT").mkdir()
@@ -148,7 +167,9 @@ def test_no_split_file_and_a_made_one(eurosat):
 def test_a_damaged_split_file(eurosat):
     root, folder = eurosat
     (folder / "split_zhou_EuroSAT.json").write_text("{")
-    assert "is not a JSON file" in the_error(root).text
+    finding = the_error(root)
+    assert "is not a JSON file" in finding.text
+    assert finding.fix.startswith(f"mv {folder / 'split_zhou_EuroSAT.json'} ")
 
 
 def test_another_split_under_the_official_name(eurosat):
