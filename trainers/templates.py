@@ -122,10 +122,10 @@ def check_template(template: str) -> str:
 
 
 def template_for(dataset_name: str, override: str = "", own: str | None = None) -> str:
-    """Template of a data set: `override` (INPUT.TEMPLATE), else the data set's `own`, else the known one."""
+    """Template of a data set: `override` (INPUT.TEMPLATE), else the data set's `own`, else the known one; "" is none."""
     if override:
         return check_template(override)
-    return check_template(own if own is not None else TEMPLATES.get(dataset_name, DEFAULT_TEMPLATE))
+    return check_template(own or TEMPLATES.get(dataset_name, DEFAULT_TEMPLATE))
 
 
 TEMPLATE_SETS = ("dataset", "imagenet80", "select7", "released")
