@@ -35,6 +35,7 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: Any = None,
     stream: int = 0,
+    seed: int = 0,
 ) -> SeededLoader:
     """A loader over `data_source`.
 
@@ -43,6 +44,7 @@ def build_data_loader(
 
     Args:
         stream: number of the training loader in this run; loaders of different streams have unrelated orders.
+        seed: base of the items' seeds in evaluation, for a `tfm` that is random there too.
 
     Raises:
         ValueError: no data, an unknown sampler, or numbers that do not fit together.
@@ -61,6 +63,7 @@ def build_data_loader(
         drop_last=is_train and len(sampler) // world >= batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        seed=seed,
     )
 
 

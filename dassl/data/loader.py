@@ -33,6 +33,7 @@ class SeededLoader(DataLoader):
         batch_size: items per batch and process.
         generator: private generator of a training loader; None for evaluation, which is the same at every pass.
         drop_last: leave out an incomplete last batch.
+        seed: base of the items' seeds in evaluation, for a transform that is random there too.
 
     Raises:
         ValueError: no items, or in training fewer items than processes.
@@ -47,7 +48,9 @@ class SeededLoader(DataLoader):
         drop_last: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
+        seed: int = 0,
     ):
+        self.item_base = seed
         self.order_sampler = sampler
         self.order_generator = generator
         self._pass_start: torch.Tensor | None = None
@@ -69,7 +72,7 @@ class SeededLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        base_seed = order_seed = 0
+        base_seed, order_seed = self.item_base, 0
         if self.order_generator is not None:
             self._pass_start = self.order_generator.get_state()
             base_seed, order_seed = draw_int64(self.order_generator), draw_int64(self.order_generator)

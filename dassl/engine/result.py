@@ -84,11 +84,11 @@ def short_hash(value: Any) -> str:
 
 
 def _selection(trainer: SimpleTrainer) -> str:
-    """How the deployed weights were chosen: last, val, or test where the validation images are the test images."""
-    if trainer.cfg.TEST.FINAL_MODEL != "best_val" or trainer.cfg.TEST.NO_TEST:
-        return "last"
-    dataset = trainer.dm.dataset
-    return "test" if trainer.val_loader is None or dataset.val == dataset.test else "val"
+    """How what is deployed was chosen: last, val, or test, also where the validation images are the test images."""
+    found = {trainer.chosen_on()}
+    if trainer.cfg.TEST.FINAL_MODEL == "best_val" and not trainer.cfg.TEST.NO_TEST:
+        found.add("val" if trainer.has_own_val else "test")
+    return "test" if "test" in found else "val" if "val" in found else "last"
 
 
 def _measured(trainer: SimpleTrainer) -> dict[str, Any]:

@@ -89,6 +89,15 @@ class SimpleTrainer(TrainerBase):
         """What else decides whether two results may be compared, such as {"template": ..., "backbone": hash}."""
         return {}
 
+    def chosen_on(self) -> str | None:
+        """Split, val or test, by which the method itself chose something such as hyper-parameters; None without one."""
+        return None
+
+    @property
+    def has_own_val(self) -> bool:
+        """Whether there are validation images, other than the test images."""
+        return self.val_loader is not None and self.dm.dataset.val != self.dm.dataset.test
+
     def build_data_loader(self) -> None:
         """Read the data set and make its loaders."""
         self.dm = DataManager(self.cfg)

@@ -129,6 +129,14 @@ def test_evaluation_is_the_same_at_every_pass():
     assert order(loader) == list(range(9))
 
 
+def test_evaluation_with_a_random_transform_depends_on_its_seed():
+    loaders = [SeededLoader(Noisy(9), SequentialSampler(range(9)), 4, seed=seed) for seed in (3, 4)]
+    one, other = (content(loader) for loader in loaders)
+    assert content(loaders[0]) == one
+    assert one != other
+    assert order(loaders[1]) == list(range(9))
+
+
 def test_resume_between_epochs():
     whole = train_loader(11, 3)
     epochs = [content(whole) for _ in range(4)]

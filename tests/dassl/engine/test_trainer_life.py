@@ -10,7 +10,7 @@ from tiny_runs import EPOCHS, tiny_arguments
 from torch import nn
 
 import train
-from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerBase, build_trainer
+from dassl.engine import TRAINER_REGISTRY, SimpleNet, SimpleTrainer, TrainerBase, build_trainer
 from dassl.engine.records import MetricsLog, read_metrics
 from dassl.engine.trainer import SummaryWriter
 
@@ -171,6 +171,13 @@ def test_validation_falls_back_to_test_with_a_warning(tiny, caplog):
     result = tiny("TEST.FINAL_MODEL", "best_val", dataset="TinyNoVal")
     assert "there is no validation set" in caplog.text
     assert result["selection"] == "test"
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_what_a_method_chose_itself_is_recorded(tiny, monkeypatch, split):
+    monkeypatch.setattr(SimpleTrainer, "chosen_on", lambda self: split)
+    assert tiny()["selection"] == split
+    assert tiny("TEST.FINAL_MODEL", "best_val", output="best")["selection"] == split  # test outweighs val
 
 
 def test_data_without_test_images_needs_no_test(tmp_path):
