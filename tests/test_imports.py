@@ -24,7 +24,7 @@ THIRD_PARTY = {
         "pyarrow",
         "gdown",
     },
-    "trainers": {"torch", "yacs"},
+    "trainers": {"torch", "yacs", "numpy", "sklearn"},
 }
 ALLOWED = {"clip": set(), "dassl": set(), "datasets": {"dassl"}, "trainers": {"clip", "dassl"}}
 # What a module of trainers/ may import from trainers/.
