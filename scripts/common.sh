@@ -42,14 +42,20 @@ number() {
     esac
 }
 
-# config_for METHOD SETTING DATASET: the embedded data sets have one config for all settings
+# config_for METHOD SETTING DATASET: most methods have one config for all settings on the embedded data sets
 config_for() {
     if [ -n "${CFG:-}" ]; then
         printf '%s' "$CFG"
         return
     fi
-    case $3 in emoji_* | digits) printf emoji && return 0 ;; esac
     local name
+    case $3 in emoji_* | digits)
+        name=emoji_$2
+        [ -f "$CONFIGS/$1/$name.yaml" ] || name=emoji
+        printf '%s' "$name"
+        return
+        ;;
+    esac
     for name in "vit_b16_$2" vit_b16 "rn50_$2" rn50; do
         [ -f "$CONFIGS/$1/$name.yaml" ] && printf '%s' "$name" && return 0
     done

@@ -21,10 +21,11 @@ if [ ${#methods[@]} -eq 0 ]; then echo "error: METHODS is empty, expected some o
 bash scripts/setup.sh
 for method in "${methods[@]}"; do
   echo "== $method"
+  config=configs/trainers/$method/emoji_few_shot.yaml
+  [ -f "$config" ] || config=configs/trainers/$method/emoji.yaml
   .venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer "$method" \
-    --config-file "configs/trainers/$method/emoji.yaml" \
-    --dataset-config-file configs/datasets/emoji_groups.yaml \
-    --source-domains fluent-flat --target-domains fluent-flat \
+    --config-file "$config" \
+    --dataset-config-file configs/datasets/emoji_groups_flat.yaml \
     --output-dir "output/quickstart/$method" DATASET.NUM_SHOTS 16
 done
 .venv/bin/python -m reports.quickstart output/quickstart "${methods[@]}"
