@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dassl.engine.run import error_line
+from reports.cells import shots_text
 from reports.compare import compare
 from reports.document import Report, build_report
 from reports.forms import to_csv, to_latex, to_markdown
@@ -24,6 +25,7 @@ from tasks.recipe import ROOT
 
 TEXTS, PICTURES = ("md", "csv", "tex", "html"), ("png", "svg", "pdf")
 MISSING, BAD_INPUT = 1, 2
+SHOWN = 20  # missing cells on the screen; the report has all
 
 EPILOG = """\
 exit code: 0 all runs are done, 1 some are missing (they are listed, with the command that makes them), 2 bad input, or
@@ -140,10 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error_line(fault)}", file=sys.stderr)
         return BAD_INPUT
     print(f"{report.recipe.title}: {report.done} of {report.asked} runs done")
-    for entry in report.missing:
-        print(
-            f"missing: {entry.method}, {entry.dataset}, {entry.shots} shots ({'; '.join(entry.what)}): {entry.command}"
-        )
+    for entry in report.missing[:SHOWN]:
+        print(f"missing: {entry.method}, {entry.dataset}, {shots_text(entry.shots)} ({'; '.join(entry.what)})")
+        print(f"  {entry.command}")
+    if len(report.missing) > SHOWN:
+        print(f"and {len(report.missing) - SHOWN} more, see the report; all of them: python sweep.py {report.path}")
     print("\n".join(f"written: {path}" for path in files))
     return MISSING if report.missing else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -72,7 +73,11 @@ class Block:
     """Data sets, then `average` (in the block of H: of averages), then in the block of H the mean of H."""
     cells: Mapping[tuple[str, str], Cell]
     sources: tuple[str, ...] = ()
-    """Columns a model was trained on where the others are what it was carried over to; not part of the average."""
+    """Columns that comparisons leave out: what a model was trained on, where the others are what it was carried to."""
+    untrained: frozenset[str] = frozenset()
+    """Methods without a learned parameter: one run of them stands for every seed."""
+    name: str = ""
+    """Tells the blocks of a report apart in names of files."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -96,7 +101,17 @@ class Block:
 
 def title_of(dataset: str) -> str:
     """How a data set is called in tables."""
-    return TITLES.get(dataset, dataset)
+    return TITLES.get(dataset) or re.sub(r"^step(\d+)(?:_set(\d+)|_(joint))?$", _step_title, dataset)
+
+
+def _step_title(match: re.Match[str]) -> str:
+    """A part of incremental learning in words."""
+    step, earlier, joint = match.groups()
+    return f"step {step}, {f'set {earlier}' if earlier else 'joint' if joint else f'set {step}'}"
+
+
+def shots_text(shots: int) -> str:
+    return "1 shot" if shots == 1 else f"{shots} shots"
 
 
 def blocks(recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], book: Book) -> list[Block]:
@@ -120,14 +135,21 @@ class _Builder:
         for name in logs:
             trainer = name.split(" ")[0]
             self.names[name] = by_trainer.get(trainer, trainer)
-        # Seeds come first in a sweep, columns in the order of the recipe.
-        self.columns = {part: tuple(dict.fromkeys(run.dataset for run in runs if run.part == part)) for part in _PARTS}
+        parts = list(dict.fromkeys(run.part for run in runs))
+        self.columns = {part: tuple(dict.fromkeys(run.dataset for run in runs if run.part == part)) for part in parts}
+        counts: dict[str, set[object]] = {}
+        for reading in readings:
+            if reading.result is not None:
+                counts.setdefault(reading.method, set()).add(reading.result.get("trainable_parameters"))
+        self.untrained = frozenset(
+            name for name, own in self.shots.items() if own == {0} or counts.get(name, {None}) == {0}
+        )
 
     def blocks(self) -> list[Block]:
         numbers = sorted({shots for several in self.shots.values() for shots in several})
         if len(numbers) > 1 and numbers[0] == 0:
             numbers = numbers[1:]
-        makers = {"base2new": self.base2new, "few_shot": self.few_shot}
+        makers = {"base2new": self.base2new, "few_shot": self.few_shot, "incremental": self.incremental}
         return [block for shots in numbers for block in makers.get(self.recipe.task, self.transfer)(shots)]
 
     def rows(self, shots: int) -> dict[str, int]:
@@ -145,6 +167,23 @@ class _Builder:
         cells.update(self.measured("accuracy", "target", targets, shots))
         block = self.block(shots, "accuracy", source + targets, self.averaged(cells, "accuracy", targets, shots))
         return [replace(block, sources=source, title=f"{block.title}; the average is of the targets")]
+
+    def incremental(self, shots: int) -> list[Block]:
+        """One table per data set: the parts across, and the average over steps of accuracy on all classes so far."""
+        found = []
+        parts = tuple(self.columns)
+        joint = [parts[0], *(part for part in parts if part.endswith("_joint"))]
+        for dataset in self.columns[parts[0]]:
+            cells = {}
+            for part in parts:
+                for (name, _), cell in self.measured("accuracy", part, (dataset,), shots).items():
+                    cells[name, part] = replace(cell, dataset=part)
+            block = self.block(shots, "accuracy", parts, self.averaged(cells, "accuracy", joint, shots))
+            place = f"{title_of(dataset)}, {shots_text(shots)}"
+            title = f"{place}: accuracy after each step; the average is of the joint classes"
+            last = tuple(part for part in parts if part != joint[-1])
+            found.append(replace(block, title=title, sources=last, name=f"{block.name}_{dataset}"))
+        return found
 
     def base2new(self, shots: int) -> list[Block]:
         columns = self.columns["base"]
@@ -168,9 +207,18 @@ class _Builder:
         ]
 
     def block(self, shots: int, metric: str, columns: Sequence[str], cells: dict[tuple[str, str], Cell]) -> Block:
-        title = METRICS[metric] + (f", {shots} shots" if shots else "")
+        title = METRICS[metric] + (f", {shots_text(shots)}" if shots else "")
         columns = tuple(columns) if AVERAGE in columns else (*columns, AVERAGE)
-        return Block(title[0].upper() + title[1:], metric, shots, tuple(self.rows(shots)), columns, cells)
+        return Block(
+            title=title[0].upper() + title[1:],
+            metric=metric,
+            shots=shots,
+            methods=tuple(self.rows(shots)),
+            columns=columns,
+            cells=cells,
+            untrained=self.untrained,
+            name=f"{metric}_{shots}",
+        )
 
     def measured(self, metric: str, part: str, columns: Sequence[str], shots: int) -> dict[tuple[str, str], Cell]:
         cells = {}
@@ -242,5 +290,4 @@ class _Builder:
         return worst._replace(dataset=H_MEAN, value=value, source=source)
 
 
-_PARTS = ("all", "base", "new", "source", "target")
 _TRUST = ("published", "rerun", "digitised", "unverified")

@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
 def compare(blocks: Sequence[Block], first: str, second: str, test: str = "wilcoxon") -> list[Comparison]:
     """Paired tests of `second` against `first` in every table, and over all numbers of shots where there are several.
 
-    A method that needs no training image has one value per data set, which is paired with every seed of the other.
+    A method that learns nothing has one value per data set, which is paired with every seed of the other.
 
     Raises:
         ValueError: a method is in no table, or the two share no data set and seed.
@@ -76,7 +76,9 @@ def _pairs(block: Block, first: str, second: str) -> dict[str, Pairs]:
         values = []
         for seed in seeds:
             x, y = (
-                cell.summary.mean if cell.shots == 0 and cell.summary is not None else cell.values.get(seed)
+                cell.summary.mean
+                if cell.method in block.untrained and cell.summary is not None
+                else cell.values.get(seed)
                 for cell in (a, b)
             )
             if x is not None and y is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from .compare import Comparison
 from .published import Book
 from .readings import Reading, check_protocols
 
-TRAINED = ("all", "base", "source")
+# Parts that train; the others evaluate what such a part has trained.
+TRAINED = re.compile(r"all|base|source|step\d+")
 
 
 class Missing(NamedTuple):
@@ -29,7 +31,7 @@ class Missing(NamedTuple):
     dataset: str
     shots: int
     what: tuple[str, ...]
-    """One text per run: part, seed, and why it is missing."""
+    """Part, seeds, and why they are missing."""
     command: str
 
 
@@ -108,10 +110,13 @@ def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> li
             groups[reading.method, reading.dataset, reading.shots].append(reading)
     found = []
     for (method, dataset, shots), group in groups.items():
-        alone = len({reading.part for reading in group}) == 1 and group[0].part == "all"
+        alone = {reading.part for reading in group} == {"all"}
+        seeds = defaultdict(list)
+        for reading in group:
+            seeds[reading.part, reading.fault].append(reading.seed)
         what = tuple(
-            f"{'' if alone else reading.part + ', '}seed {reading.seed}: {reading.fault}"
-            for reading in sorted(group, key=lambda reading: (reading.part, reading.seed))
+            ("" if alone else f"{part}, ") + f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {fault}"
+            for (part, fault), several in seeds.items()
         )
         choice = ",".join(f"{k}={_pattern(v)}" for k, v in (("method", method), ("dataset", dataset), ("shots", shots)))
         command = shlex.join(["python", "sweep.py", path, *flags, "--only", choice])
@@ -128,7 +133,7 @@ def _pattern(value: object) -> str:
 def _costs(readings: Sequence[Reading]) -> list[Cost]:
     groups = defaultdict(list)
     for reading in readings:
-        if reading.run is not None and reading.result is not None and reading.part in TRAINED:
+        if reading.run is not None and reading.result is not None and TRAINED.fullmatch(reading.part):
             groups[reading.method, reading.shots].append(reading.result)
     found = []
     for (method, shots), results in groups.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cells import H_MEAN, Block, Cell, title_of
+from .cells import H_MEAN, Block, Cell, shots_text, title_of
 from .document import Report
 from .published import AVERAGE
 from .tables import csv_table, escape_latex, escape_markdown, latex_table, markdown_table
@@ -59,7 +59,7 @@ def to_markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str
     if report.missing:
         parts.append("## Missing\n")
         for entry in report.missing:
-            place = f"{entry.method}, {title_of(entry.dataset)}, {entry.shots} shots ({'; '.join(entry.what)})"
+            place = f"{entry.method}, {title_of(entry.dataset)}, {shots_text(entry.shots)} ({'; '.join(entry.what)})"
             parts.append(f"- {escape_markdown(place)}: `{entry.command}`")
         parts.append("")
     return "\n".join(parts)
@@ -128,7 +128,7 @@ def to_latex(report: Report) -> str:
         caption = (
             f"{escape_latex(report.recipe.title)}. {escape_latex(block.title)}. Best bold, second underlined.{marks}"
         )
-        label = f"tab:{report.recipe.name}:{block.metric}:{block.shots}".replace("_", "-")
+        label = f"tab:{report.recipe.name}:{block.name}".replace("_", "-")
         parts.append(latex_table(header, rows, caption, label))
     return "\n".join(parts)
 

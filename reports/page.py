@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .cells import Cell, title_of
+from .cells import Cell, shots_text, title_of
 from .document import Report, link
 from .plots import Plot, panel_svg
 from .readings import Reading
@@ -53,11 +53,13 @@ th button:focus-visible, summary:focus-visible { outline: 2px solid var(--accent
 th button::after { content: "\\2195"; opacity: .35; margin-left: .3em; }
 th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
-td small { display: block; line-height: 1.35; }
+td small { display: block; line-height: 1.35; font-size: .78em; }
+td small.spread { display: inline; }
 .best { background: var(--best); }
 .best b, .second u { text-underline-offset: 3px; }
-.unverified { font-style: italic; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem), 1fr)); gap: .75rem; }
+.rerun, .digitised, .unverified { font-style: italic; }
+.plots { display: grid; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem), 1fr)); gap: .75rem; }
 .plots.single { display: block; overflow-x: auto; }
 .plots svg { display: block; width: 100%; height: auto; max-width: var(--w); }
 .plots.single svg { min-width: min(var(--w), 34rem); }
@@ -82,7 +84,7 @@ for (const table of document.querySelectorAll('table.sort')) {
     return text === '' || text === '-' ? null : Number.isNaN(number) ? text.toLowerCase() : number;
   };
   heads.forEach((head, i) => head.querySelector('button').addEventListener('click', () => {
-    const down = head.ariaSort === 'descending' || (head.ariaSort === null && i === 0) ? 1 : -1;
+    const now = head.getAttribute('aria-sort'), down = now === 'descending' || (now === null && i === 0) ? 1 : -1;
     heads.forEach(other => other.removeAttribute('aria-sort'));
     head.setAttribute('aria-sort', down === 1 ? 'ascending' : 'descending');
     body.append(...[...body.rows].sort((a, b) => {
@@ -171,7 +173,10 @@ def _blocks(report: Report) -> str:
             rows.append(f'<tr><th scope="row">{escape(method)}</th>{"".join(cells)}</tr>')
         header = ["method", *(block.column_title(column) for column in block.columns)]
         parts.append(f"<h3>{escape(block.title)}</h3>\n{_table(header, rows)}")
-    note = "Best of a column bold on a tint, second underlined. Small: spread and seeds, published number, difference."
+    note = (
+        "Best of a column bold on a tint, second underlined. Below: the published number and the difference of ours "
+        "to it; point at it for its source. A click on a head sorts."
+    )
     return f'<p class="note">{note}</p>\n' + "".join(parts)
 
 
@@ -179,12 +184,17 @@ def _cell(cell: Cell, rank: int | None) -> str:
     mean, _, rest = ours(cell).partition(" ")
     tag = {1: "b", 2: "u"}.get(rank or 0)
     shown = f"<{tag}>{mean}</{tag}>" if tag else mean
-    small = f"<small>{escape(rest)}</small>" if rest else ""
+    spread, _, short = rest.partition(" (")
+    small = f' <small class="spread">{escape(spread)}</small>' if spread else ""
+    small += f"<small>{escape(short.rstrip(')'))}</small>" if short else ""
     if cell.published is not None:
-        mark = _class("unverified" if cell.published.provenance == "unverified" else "")
-        source = escape(cell.published.source, quote=True)
-        small += f'<small{mark} title="{source}">published {escape(cell.published.text())}</small>'
-        small += "" if cell.delta is None else f"<small>{signed(cell.delta)}</small>"
+        source = escape(f"published: {cell.published.source}", quote=True)
+        difference = "" if cell.delta is None else f": {signed(cell.delta)}"
+        sure = cell.published.provenance == "published"
+        # The word stands in the same element as the number, so that neither is shown or copied without the other.
+        word = "" if sure else f"<br>({cell.published.provenance})"
+        mark = _class("" if sure else cell.published.provenance)
+        small += f'<small{mark} title="{source}">vs {cell.published.value:.2f}{difference}{word}</small>'
     value = "" if cell.summary is None else f"{cell.summary.mean:.6f}"
     return f'<td data-v="{value}"{_class({1: "best", 2: "second"}.get(rank or 0, ""))}>{shown}{small}</td>'
 
@@ -222,7 +232,7 @@ def _missing(report: Report) -> str:
     parts = [f"<p>All at once:</p><pre><code>python sweep.py {escape(report.path)}</code></pre>\n<details open>"]
     parts.append(f"<summary>{len(report.missing)} places in the tables</summary>\n")
     for entry in report.missing:
-        place = f"{entry.method}, {title_of(entry.dataset)}, {entry.shots} shots ({'; '.join(entry.what)})"
+        place = f"{entry.method}, {title_of(entry.dataset)}, {shots_text(entry.shots)} ({'; '.join(entry.what)})"
         parts.append(f"<p>{escape(place)}</p><pre><code>{escape(entry.command)}</code></pre>\n")
     return "".join(parts) + "</details>\n"
 

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .cells import Block, title_of
+from .cells import Block, shots_text, title_of
 from .document import Report
 from .published import AVERAGE
 
@@ -71,7 +71,7 @@ class Look:
 
     def __init__(self, report: Report):
         names = list(dict.fromkeys(name for block in report.blocks for name in block.methods))
-        untrained = {name for block in report.blocks for name in block.methods if _shots(block, name) == 0}
+        untrained = {name for block in report.blocks for name in block.untrained}
         trained = [name for name in names if name not in untrained]
         self.color = {name: COLORS[i % len(COLORS)] for i, name in enumerate(trained)}
         self.marker = {name: MARKERS[(i + i // len(COLORS)) % len(MARKERS)] for i, name in enumerate(trained)}
@@ -163,7 +163,7 @@ def _bars(report: Report, look: Look) -> list[Plot]:
         panels = tuple(_bar_panel(three, column, _measured(h, column), look) for column in columns)
         if panels:
             note = "Per method from above: base (pale), new (middle) and H (full); lines are one standard deviation."
-            drawn.append(Plot(f"bars_{h.shots}", f"Base to new, {h.shots} shots", note, panels))
+            drawn.append(Plot(f"bars_{h.shots}", f"Base to new, {shots_text(h.shots)}", note, panels))
     return drawn
 
 
@@ -178,7 +178,7 @@ def _bar_panel(three: Sequence[Block], column: str, names: Sequence[str], look: 
                 axes.barh(row + offset, mean, 0.25, color=look.color[method], alpha=alpha)
                 if spread:
                     axes.plot([mean - spread, mean + spread], [row + offset] * 2, color=INK, linewidth=0.8)
-                axes.text(mean + spread + 0.6, row + offset, f"{mean:.1f}", va="center", fontsize=7)
+                axes.text(mean + spread + 1.8, row + offset, f"{mean:.1f}", va="center", fontsize=7)
         axes.set_yticks(range(len(names)), [_short(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(0, 112)
@@ -199,7 +199,14 @@ def _differences(report: Report, baseline: str) -> list[Plot]:
         if rows:
             title = f"{block.title}: difference to {baseline}"
             panel = _heat_panel(block, rows, columns, baseline)
-            drawn.append(Plot(f"difference_{block.metric}_{block.shots}", title, "In points; red is better.", (panel,)))
+            drawn.append(
+                Plot(
+                    f"difference_{block.name}",
+                    title,
+                    "In points; blue is better, red is worse.",
+                    (panel,),
+                )
+            )
     return drawn
 
 
@@ -215,7 +222,7 @@ def _heat_panel(block: Block, rows: Sequence[str], columns: Sequence[str], basel
             for method in rows
         ]
         reach = max([1.0, *(abs(v) for row in values for v in row if not math.isnan(v))])
-        axes.imshow(values, cmap=matplotlib.colormaps["RdBu_r"], vmin=-reach, vmax=reach, aspect="auto")
+        axes.imshow(values, cmap=matplotlib.colormaps["RdBu"], vmin=-reach, vmax=reach, aspect="auto")
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 if not math.isnan(value):

@@ -25,7 +25,9 @@ def summary(report: Report) -> str:
     """One sentence on where the numbers come from."""
     logs = len(report.readings) - report.asked
     text = f"Made from result.json of {report.done} of {report.asked} runs"
-    return text + (f" and from log.txt of {logs} runs of other code." if logs else ".")
+    text += f" and from log.txt of {logs} runs of other code." if logs else "."
+    named = [" ".join(filter(None, (entry.paper, entry.table))) or entry.file for entry in report.recipe.published]
+    return text + (f" Published numbers: {'; '.join(named)}." if named else "")
 
 
 def legend(report: Report) -> str:

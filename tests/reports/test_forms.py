@@ -67,7 +67,7 @@ def test_markdown(report):
     assert table[coop + 1] == ["*published*", "51.50", "55.00 (unverified)", "53.00 (digitised)"]
     assert table[coop + 2] == ["*difference*", "+10.50", "−3.00", "+4.00"]
     assert table[coop + 3] == [r"A_1 & \<b\>\|\*50%\*", "**72.00 ± 1.00**", "**62.00 ± 1.00**", "**67.00 ± 1.00**"]
-    assert "seed 1: new; seed 2: new; seed 3: new" in text
+    assert "seeds 1, 2, 3: new" in text
     assert "python sweep.py invented.yaml --only" in text
     assert "55.00 |" not in text  # never without the mark
 
@@ -153,8 +153,8 @@ def test_page(report, tmp_path):
         assert len({len(row) for row in table}) == 1
     assert page.tables[1][0] == ["method", "DTD", "Food101", "Average"]
     coop = next(row for row in page.tables[1] if row[0] == "CoOp")
-    assert coop[2] == "52.00± 1.00published 55.00 (unverified)−3.00"
-    assert "unverified" in text.split("published 55.00")[0].rsplit("<small", 1)[1]  # and looks different
+    assert coop[2] == "52.00 ± 1.00vs 55.00: −3.00(unverified)"
+    assert 'class="unverified"' in text.split("vs 55.00")[0].rsplit("<small", 1)[1]  # and looks different
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
     assert page.scripts == 1
@@ -251,7 +251,7 @@ def test_command_lists_what_is_missing(written, capsys):
     shutil.rmtree(lost.output_dir)
     assert call(folder, "--format", "csv") == 1
     out = capsys.readouterr().out
-    assert "missing: ALIGN, emoji_food, 16 shots (seed 2: new): python sweep.py" in out
+    assert "missing: ALIGN, emoji_food, 16 shots (seed 2: new)\n  python sweep.py" in out
     assert f"--output {folder / 'runs'} --only method=ALIGN,dataset=emoji_food,shots=16" in out
 
 
