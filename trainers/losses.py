@@ -43,8 +43,9 @@ def normalise(feature: Tensor) -> Tensor:
 
 
 def cosine_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """scale * cosine similarity, (B, E) x (C, E) -> (B, C), in fp32."""
-    return torch.as_tensor(scale).float() * normalise(image) @ normalise(text).T
+    """scale * cosine similarity, (B, E) x (C, E) -> (B, C), in fp32 also where autocast would round the product."""
+    with torch.autocast(image.device.type, enabled=False):
+        return torch.as_tensor(scale).float() * normalise(image) @ normalise(text).T
 
 
 def cosine_distance(feature: Tensor, target: Tensor) -> Tensor:

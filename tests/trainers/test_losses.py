@@ -78,3 +78,16 @@ def test_cosine_distance_is_the_mean_over_rows(rng):
     torch.testing.assert_close(cosine_distance(x, y), expected)
     assert float(cosine_distance(3 * x, x)) == pytest.approx(0, abs=1e-6)
     assert float(cosine_distance(-x, x)) == pytest.approx(2, abs=1e-6)
+
+
+def test_cosine_logits_are_not_rounded_under_autocast(rng):
+    image, text = torch.randn(4, 32, generator=rng), torch.randn(5, 32, generator=rng)
+    expected = 100.0 * unit_rows(image) @ unit_rows(text).T
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cosine_logits(image, text, 100.0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def unit_rows(x):
+    return x / x.pow(2).sum(1, keepdim=True).sqrt()
