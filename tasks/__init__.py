@@ -8,7 +8,7 @@ runs, with the same folders as the shell scripts.
 
 from .recipe import RECIPES, Method, Published, Recipe, RecipeError, load_recipe
 from .runs import Run, expand, with_needs
-from .settings import SETTINGS, Places, Setting
+from .settings import SETTINGS, Places, Setting, step_part, step_parts
 
 __all__ = [
     "RECIPES",
@@ -22,5 +22,7 @@ __all__ = [
     "Setting",
     "expand",
     "load_recipe",
+    "step_part",
+    "step_parts",
     "with_needs",
 ]

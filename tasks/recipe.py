@@ -13,12 +13,12 @@ from dassl.config import ConfigError, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, add_trainer_defaults
 from train import import_modules  # importing train registers the methods and data sets
 
-from .settings import SETTINGS, label
+from .settings import SETTINGS, label, step_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 
-_KEYS = ("task", "title", "config", "datasets", "source", "targets", "domain", "shots", "seeds", "methods")
+_KEYS = ("task", "title", "config", "datasets", "source", "targets", "domain", "sets", "shots", "seeds", "methods")
 _OPTIONAL = ("imports", "published")
 _METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "shots", "seeds", "published")
 _WHEN_KEYS = ("shots", "datasets", "parts", "options")
@@ -94,6 +94,8 @@ class Recipe:
     source: str = ""
     targets: tuple[str, ...] = ()
     domain: str = ""
+    sets: int = 0
+    """Into how many sets incremental learning divides the classes."""
     imports: tuple[str, ...] = ()
     published: tuple[Published, ...] = field(default=())
 
@@ -150,7 +152,7 @@ class _Reader:
             self.faults.append(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
             return None
         setting = SETTINGS[task]
-        special = ("datasets", "source", "targets", "domain")
+        special = ("datasets", "source", "targets", "domain", "sets")
         unused = [key for key in special if key not in (*setting.needs, *setting.takes)]
         self.unknown(content, [key for key in (*_KEYS, *_OPTIONAL) if key not in unused], f"of task {task}")
         for key in setting.needs:
@@ -169,7 +171,9 @@ class _Reader:
         if not domain:
             self.datasets(targets, "targets")
         methods = self.methods(content)
-        self.check_datasets_of(methods, setting.parts)
+        sets = self.sets(content.get("sets")) if "sets" in setting.needs else 0
+        parts = setting.parts or step_parts(sets)
+        self.check_datasets_of(methods, parts)
         return Recipe(
             name=self.file.stem,
             path=self.file,
@@ -180,6 +184,7 @@ class _Reader:
             source=source[0] if source else "",
             targets=targets,
             domain=domain,
+            sets=sets,
             imports=imports,
             published=self.published(content.get("published", [])),
         )
@@ -222,6 +227,13 @@ class _Reader:
 
     def seeds(self, value: Any, where: str) -> tuple[int, ...]:
         return self.numbers(value, where, 0, "numbers from 0, such as [1, 2, 3]")
+
+    def sets(self, value: Any) -> int:
+        if type(value) is int and value > 1:
+            return value
+        if value:  # a missing entry has been reported
+            self.faults.append(f"sets is {value!r}, expected a number of sets of classes from 2")
+        return 0
 
     def datasets(self, value: Any, where: str) -> tuple[str, ...]:
         names = self.names(value, where)

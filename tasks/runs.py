@@ -16,8 +16,8 @@ class Run:
     """One run of train.py.
 
     `key` is unique and tells the folder: output_dir = folder of all runs / key. `dataset` is the column of a table: the
-    data set, with its style where a style is the domain. `part` is all, base, new, source or target. `needs` are keys
-    of runs that must be done before.
+    data set, with its style where a style is the domain. `part` is all, base, new, source or target, or one of
+    `step_parts`. `needs` are keys of runs that must be done before.
     """
 
     key: str
@@ -89,6 +89,7 @@ def _run(recipe: Recipe, method: Method, step: Step, places: Places, root: Path,
     flags = [f"--import={name}" for name in recipe.imports]
     if step.trained is not None:
         flags += ["--eval-only", "--model-dir", str(output / step.trained)]
+    start = () if step.start is None else ("TRAIN.INIT_FROM", str(output / step.start))
     argv = (
         *("--root", str(root), "--seed", str(places.seed), "--trainer", method.trainer),
         *("--dataset-config-file", str(config_file("configs/datasets", step.config))),
@@ -97,6 +98,7 @@ def _run(recipe: Recipe, method: Method, step: Step, places: Places, root: Path,
         *flags,
         *method.options_for(places.shots, step.config, step.part),
         *step.options,
+        *start,
     )
     return Run(
         key=step.key,
@@ -110,5 +112,5 @@ def _run(recipe: Recipe, method: Method, step: Step, places: Places, root: Path,
         part=step.part,
         argv=argv,
         output_dir=folder,
-        needs=() if step.trained is None else (step.trained,),
+        needs=tuple(key for key in (step.trained, step.start) if key is not None),
     )

@@ -6,8 +6,10 @@
 | base2new | K images of every base class | the base classes ("base"), the other half ("new") |
 | cross_dataset | K images of every class of the source | the source, other data sets ("target") |
 | domain_generalization | as cross_dataset, or one style of the source | the source, its other domains ("target") |
+| incremental | K images per class of set 1, then set 2, ... | its own set, each earlier one, all so far jointly |
 
-The folders are those of scripts/align/*.sh, so that a run started by a script is a run of a sweep.
+Every step of incremental learning starts with what the step before has learned; its parts are those of `step_parts`.
+The folders are those of scripts/*.sh, so that a run started by a script is a run of a sweep.
 """
 
 from __future__ import annotations
@@ -18,8 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .recipe import Recipe
-
-TRAINED = ("all", "base", "source")  # parts that are trained; the others evaluate what such a part has trained
 
 
 class Places(NamedTuple):
@@ -38,12 +38,13 @@ class Places(NamedTuple):
 class Step(NamedTuple):
     """One run of a setting."""
 
-    part: str  # all, base, new, source or target
+    part: str  # all, base, new, source or target; of incremental learning see step_part
     dataset: str  # column of a table: the data set, with its style where a style is the domain
     config: str  # data set config: a file of configs/datasets without .yaml, or the path of a yaml file
     key: str  # folder, see Places.below
     options: tuple[str, ...]  # KEY VALUE pairs
     trained: str | None = None  # key of the run whose model is evaluated; None for a training
+    start: str | None = None  # key of the run that a training starts from
 
 
 Steps = tuple[Step, ...]
@@ -53,7 +54,7 @@ class Setting(NamedTuple):
     """A task setting."""
 
     title: str
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # empty: they depend on the number of sets, see step_parts
     needs: tuple[str, ...]  # entries a recipe must have
     takes: tuple[str, ...]  # entries it may have
     columns: Callable[[Recipe], tuple[str, ...]]  # what is gone through: data sets, or the one source
@@ -63,6 +64,22 @@ class Setting(NamedTuple):
 def label(dataset: str) -> str:
     """Name of a data set in folders and tables: that of its config file."""
     return Path(dataset).stem if dataset.endswith(".yaml") else dataset
+
+
+def step_part(step: int, classes: int | str | None = None) -> str:
+    """Part of incremental learning: the step's own set (None), an earlier set by its number, or "joint"."""
+    return f"step{step}" + ("" if classes is None else f"_set{classes}" if isinstance(classes, int) else f"_{classes}")
+
+
+def step_parts(sets: int) -> tuple[str, ...]:
+    """All parts of incremental learning on this many sets, in the order of its runs.
+
+    After the first step the joint classes are those of the first set, which needs no run of its own.
+    """
+    parts = [step_part(1)]
+    for step in range(2, sets + 1):
+        parts += [step_part(step), *(step_part(step, earlier) for earlier in range(1, step)), step_part(step, "joint")]
+    return tuple(parts)
 
 
 def _shots(places: Places) -> tuple[str, ...]:
@@ -117,6 +134,26 @@ def _domain_generalization(recipe: Recipe, source: str, places: Places) -> Steps
     return tuple(steps)
 
 
+def _incremental(recipe: Recipe, dataset: str, places: Places) -> Steps:
+    name, sets = label(dataset), recipe.sets
+    trained = [places.below("incremental/train", name, f"set_{step}_of_{sets}") for step in range(1, sets + 1)]
+    steps = []
+    for step, key in enumerate(trained, 1):
+        before = trained[step - 2] if step > 1 else None
+        own = _shots(places) + _classes(f"{step}/{sets}")
+        steps.append(Step(step_part(step), name, dataset, key, own, start=before))
+        if before is None:
+            continue
+        others: dict[int | str, str] = {earlier: f"{earlier}/{sets}" for earlier in range(1, step)}
+        others["joint"] = f"1-{step}/{sets}"
+        for classes, chosen in others.items():
+            folder = f"set_{classes}" if isinstance(classes, int) else classes
+            place = places.below("incremental/test", name, f"step_{step}_of_{sets}", folder)
+            options = _shots(places) + _classes(chosen)
+            steps.append(Step(step_part(step, classes), name, dataset, place, options, key))
+    return tuple(steps)
+
+
 def _datasets(recipe: Recipe) -> tuple[str, ...]:
     return recipe.datasets
 
@@ -139,4 +176,5 @@ SETTINGS = {
         _sources,
         _domain_generalization,
     ),
+    "incremental": Setting("incremental learning", (), ("datasets", "sets"), (), _datasets, _incremental),
 }

@@ -183,7 +183,7 @@ def test_domain_generalization_of_imagenet(call):
     assert "/cross_dataset/train/imagenet/" in args.model_dir
 
 
-GENERIC = ("few_shot", "base2new", "cross_dataset", "domain_generalization")
+GENERIC = ("few_shot", "base2new", "cross_dataset", "domain_generalization", "incremental")
 THIN = sorted(str(path.relative_to(ROOT / "scripts")) for path in (ROOT / "scripts").glob("*/*.sh"))
 OF_CONTEXTS = [name for name in THIN if name.endswith("/main.sh")]
 OTHERS = [name for name in THIN if name not in OF_CONTEXTS and name not in ("coop/eval.sh", "zsclip/zeroshot.sh")]

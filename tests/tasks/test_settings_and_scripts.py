@@ -30,6 +30,10 @@ CASES = {
             ("domain_generalization.sh", ["all", "2"], {"SOURCE": "emoji_groups"}),
         ],
     ),
+    "incremental": (
+        {"task": "incremental", "datasets": ["emoji_groups"], "sets": 4},
+        [("../incremental.sh", ["ALIGN", "emoji_groups", "4", "2", "4"], {})],
+    ),
     "imagenet": (
         {"task": "domain_generalization", "source": "imagenet", "targets": ["imagenet_r"]},
         [("cross_dataset_train.sh", ["2"], {}), ("domain_generalization.sh", ["imagenet_r", "2"], {})],
