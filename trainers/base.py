@@ -309,7 +309,7 @@ class PromptTrainer(CLIPTrainer):
         clip.convert_weights(backbone, self.precision.dtype)
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
         freeze_all_but(self.model, [learner])
-        if self.cfg.TRAIN.INIT_FROM:
+        if self.cfg.TRAIN.INIT_FROM and learner.state_dict():  # what learns nothing starts from nothing
             self.start_from(self.cfg.TRAIN.INIT_FROM)
         self.parallel_model = self.parallel(self.model)
         if self.by_steps and count_num_param(learner):
@@ -335,7 +335,10 @@ class PromptTrainer(CLIPTrainer):
             ValueError: the checkpoint does not fit the learner or its classes.
         """
         path = checkpoint_file(directory, self.model_name, last_epoch(directory))
-        weights = self.for_classes(path, read_checkpoint(path))
+        try:
+            weights = self.for_classes(path, read_checkpoint(path))
+        except ValueError as fault:
+            raise ValueError(f"{type(self).__name__} cannot start from this run (TRAIN.INIT_FROM): {fault}") from fault
         weights = self.adapt_state_dict(self.model_name, weights)
         check_weights(path, self.model.learner, weights)
         self.model.learner.load_state_dict(weights)

@@ -272,8 +272,13 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
             """
             learner, stored = self.model.learner, list(checkpoint.get("classnames") or ())
             weights = dict(checkpoint["state_dict"])
-            if self.label_options.UNSEEN == "refuse" or learner.inner.class_bound or not stored:
+            if learner.inner.class_bound or not stored:
                 check_classnames(path, checkpoint, self.classnames())
+            elif self.label_options.UNSEEN == "refuse":
+                try:
+                    check_classnames(path, checkpoint, self.classnames())
+                except ValueError as fault:
+                    raise ValueError(f"{fault}; TRAINER.LAMM.UNSEEN words matches classes by name") from fault
             if not self.label_options.LOAD_TOKENS:
                 weights["vectors"] = learner.start
             elif stored and {"vectors", "lengths"} <= weights.keys():
