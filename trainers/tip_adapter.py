@@ -137,7 +137,7 @@ class TipAdapter(PromptTrainer):
                     # dataset, imagenet80, select7 or released, as TRAINER.ZEROSHOT.TEMPLATES;
                     # "" = select7 on ImageNet, dataset elsewhere
                     "TEMPLATES": "",
-                    "SCALE": 100.0,  # weight of the zero-shot logits; None = the backbone's own logit scale
+                    "SCALE": None,  # weight of the zero-shot logits; None = the backbone's own scale; released: 100
                     "INIT_ALPHA": None,  # before the search, and in fine-tuning; None = released value of the data set
                     "INIT_BETA": 1.0,
                     # what alpha and beta are searched on: val; none = not at all; released = val, on ImageNet the

@@ -217,7 +217,7 @@ def test_choosing_on_test_images_warns_and_is_recorded(build, caplog, monkeypatc
 
 
 def test_fine_tuning_learns_the_keys_with_the_weights_of_the_start(build, tiny_clip, names):
-    trainer = build("FINETUNE", True, "INIT_ALPHA", 2.0, "INIT_BETA", 1.5, "SEARCH_STEP", (3, 3))
+    trainer = build("FINETUNE", True, "SCALE", 100.0, "INIT_ALPHA", 2.0, "INIT_BETA", 1.5, "SEARCH_STEP", (3, 3))
     trainer.fill_cache()
     trainer.search()
     learner, (images, label) = trainer.model.learner, trainer.sets["val"]
