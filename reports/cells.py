@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tasks import Recipe, Run
+from tasks import Recipe, Run, step_part, step_parts
 
 from .published import AVERAGE, Book, Number
 from .readings import Reading
 from .stats import Summary, harmonic, summarize
+from .steps import STEP_METRICS, step_values
 
 H_MEAN = "h_mean"
-METRICS = {"accuracy": "accuracy", "base": "accuracy on base classes", "new": "accuracy on new classes", "h": "H"}
+METRICS = {
+    "accuracy": "accuracy",
+    "base": "accuracy on base classes",
+    "new": "accuracy on new classes",
+    "h": "H",
+    **{metric: text for metric, (text, _) in STEP_METRICS.items()},
+}
 TITLES = {
     "imagenet": "ImageNet",
     "caltech101": "Caltech101",
@@ -70,7 +76,7 @@ class Block:
     shots: int
     methods: tuple[str, ...]
     columns: tuple[str, ...]
-    """Data sets, then `average` (in the block of H: of averages), then in the block of H the mean of H."""
+    """Data sets, or steps; then `average` (in the block of H: of averages), then in the block of H the mean of H."""
     cells: Mapping[tuple[str, str], Cell]
     sources: tuple[str, ...] = ()
     """Columns that comparisons leave out: what a model was trained on, where the others are what it was carried to."""
@@ -78,6 +84,12 @@ class Block:
     """Methods without a learned parameter: one run of them stands for every seed."""
     name: str = ""
     """Tells the blocks of a report apart in names of files."""
+    dataset: str = ""
+    """Of a table of one data set, whose columns are steps of incremental learning."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric == "forgetting"
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -95,19 +107,13 @@ class Block:
             summary = self.cells[method, column].summary
             if summary is not None:
                 shown[method] = round(summary.mean, digits)
-        places = sorted(set(shown.values()), reverse=True)[:2]
+        places = sorted(set(shown.values()), reverse=not self.lower_is_better)[:2]
         return {method: places.index(value) + 1 for method, value in shown.items() if value in places}
 
 
 def title_of(dataset: str) -> str:
     """How a data set is called in tables."""
-    return TITLES.get(dataset) or re.sub(r"^step(\d+)(?:_set(\d+)|_(joint))?$", _step_title, dataset)
-
-
-def _step_title(match: re.Match[str]) -> str:
-    """A part of incremental learning in words."""
-    step, earlier, joint = match.groups()
-    return f"step {step}, {f'set {earlier}' if earlier else 'joint' if joint else f'set {step}'}"
+    return TITLES.get(dataset, dataset)
 
 
 def shots_text(shots: int) -> str:
@@ -169,20 +175,26 @@ class _Builder:
         return [replace(block, sources=source, title=f"{block.title}; the average is of the targets")]
 
     def incremental(self, shots: int) -> list[Block]:
-        """One table per data set: the parts across, and the average over steps of accuracy on all classes so far."""
-        found = []
-        parts = tuple(self.columns)
-        joint = [parts[0], *(part for part in parts if part.endswith("_joint"))]
-        for dataset in self.columns[parts[0]]:
-            cells = {}
-            for part in parts:
-                for (name, _), cell in self.measured("accuracy", part, (dataset,), shots).items():
-                    cells[name, part] = replace(cell, dataset=part)
-            block = self.block(shots, "accuracy", parts, self.averaged(cells, "accuracy", joint, shots))
-            place = f"{title_of(dataset)}, {shots_text(shots)}"
-            title = f"{place}: accuracy after each step; the average is of the joint classes"
-            last = tuple(part for part in parts if part != joint[-1])
-            found.append(replace(block, title=title, sources=last, name=f"{block.name}_{dataset}"))
+        """Tables of each data set, one per metric: steps across, and their average."""
+        found, sets = [], self.recipe.sets
+        for dataset in self.columns[step_part(1)]:
+            measured = {part: self.measured("accuracy", part, (dataset,), shots) for part in step_parts(sets)}
+            figures = {
+                name: step_values({part: cells[name, dataset].values for part, cells in measured.items()}, sets)
+                for name in self.rows(shots)
+            }
+            for metric, (_, first) in STEP_METRICS.items():
+                columns = {f"step {step}": step for step in range(first, sets + 1)}
+                cells = {}
+                for name, own in self.rows(shots).items():
+                    for column, step in columns.items():
+                        values = figures[name][metric, step]
+                        summary = summarize(list(values.values())) if values else None
+                        cells[name, column] = self.cell(name, column, metric, own, values, summary)
+                block = self.block(shots, metric, list(columns), self.averaged(cells, metric, list(columns), shots))
+                title = f"{title_of(dataset)}: {block.title[0].lower()}{block.title[1:]}"
+                name = f"{block.name}_{dataset}"
+                found.append(replace(block, title=title, name=name, dataset=dataset, sources=tuple(columns)[:-1]))
         return found
 
     def base2new(self, shots: int) -> list[Block]:

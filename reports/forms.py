@@ -100,7 +100,7 @@ def to_csv(report: Report) -> str:
                 figures = [None, None, None, None, 0] if cell.summary is None else list(cell.summary)
                 values = " ".join(f"{seed}:{value!r}" for seed, value in sorted(cell.values.items()))
                 paper = [None, None, None] if number is None else [number.value, number.provenance, number.source]
-                dataset = AVERAGE if column == H_MEAN else column
+                dataset = block.dataset or (AVERAGE if column == H_MEAN else column)
                 rows.append([*place, dataset, *figures, cell.seeds, values, *paper, cell.delta])
     return csv_table(CSV_HEADER, rows)
 

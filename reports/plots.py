@@ -100,7 +100,7 @@ def plots(report: Report, baseline: str | None = None) -> list[Plot]:
     baseline = names[0] if baseline is None else baseline
     if baseline not in look.color:
         raise ValueError(f'there is no method "{baseline}" as a baseline, choose from: {", ".join(names)}')
-    drawn = [*_curves(report, look), *_bars(report, look)]
+    drawn = [*_curves(report, look), *_bars(report, look), *_steps(report, look)]
     drawn += _differences(report, baseline)
     return [*drawn, *_costs(report, look)]
 
@@ -188,6 +188,44 @@ def _bar_panel(three: Sequence[Block], column: str, names: Sequence[str], look: 
     return Panel(title_of(column), draw, 3.4, 0.7 + 0.52 * len(names))
 
 
+def _steps(report: Report, look: Look) -> list[Plot]:
+    """Incremental learning: accuracy on all classes so far and forgetting against steps, two panels per data set."""
+    drawn = []
+    for shots in dict.fromkeys(block.shots for block in report.blocks if block.dataset):
+        shown = [b for b in report.blocks if b.shots == shots and b.metric in ("joint", "forgetting")]
+        names = list(dict.fromkeys(name for b in shown for column in b.datasets for name in _measured(b, column)))
+        if names:
+            note = "Means over seeds; bands are one standard deviation; a dotted line has nothing to learn."
+            panels = tuple(_step_panel(block, look) for block in shown)
+            drawn.append(
+                Plot(f"steps_{shots}", f"Incremental learning, {shots_text(shots)}", note, panels, look.key(names))
+            )
+    return drawn
+
+
+def _step_panel(block: Block, look: Look) -> Panel:
+    title = "joint accuracy" if block.metric == "joint" else block.metric
+
+    def draw(axes: Axes) -> None:
+        columns = block.datasets
+        steps = {column: int(column.removeprefix("step ")) for column in columns}
+        for method in block.methods:
+            summaries = {steps[c]: s for c in columns if (s := block.cells[method, c].summary) is not None}
+            x, y = list(summaries), [s.mean for s in summaries.values()]
+            spread = [s.std or 0.0 for s in summaries.values()]
+            color, line = look.color[method], ":" if method in block.untrained else "-"
+            axes.plot(x, y, line, color=color, marker=look.marker[method], markersize=4, linewidth=1.5)
+            low, high = [m - s for m, s in zip(y, spread)], [m + s for m, s in zip(y, spread)]
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set_xticks(list(steps.values()))
+        axes.set_xlim(min(steps.values()) - 0.2, max(steps.values()) + 0.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel("forgetting, points" if block.lower_is_better else "accuracy, %")
+        axes.grid(True)
+
+    return Panel(f"{title_of(block.dataset)}: {title}", draw)
+
+
 def _differences(report: Report, baseline: str) -> list[Plot]:
     """Heat maps: methods down, data sets across, points gained or lost against a baseline."""
     drawn = []
@@ -222,7 +260,8 @@ def _heat_panel(block: Block, rows: Sequence[str], columns: Sequence[str], basel
             for method in rows
         ]
         reach = max([1.0, *(abs(v) for row in values for v in row if not math.isnan(v))])
-        axes.imshow(values, cmap=matplotlib.colormaps["RdBu"], vmin=-reach, vmax=reach, aspect="auto")
+        colors = matplotlib.colormaps["RdBu_r" if block.lower_is_better else "RdBu"]
+        axes.imshow(values, cmap=colors, vmin=-reach, vmax=reach, aspect="auto")
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 if not math.isnan(value):
@@ -239,7 +278,7 @@ def _heat_panel(block: Block, rows: Sequence[str], columns: Sequence[str], basel
 
 def _costs(report: Report, look: Look) -> list[Plot]:
     """Average against learned parameters and against seconds of training, at the largest number of shots."""
-    scored = [block for block in report.blocks if block.metric in ("accuracy", "h")]
+    scored = [block for block in report.blocks if block.metric in ("accuracy", "h", "joint")]
     if not scored:
         return []
     block = max(scored, key=lambda candidate: candidate.shots)

@@ -18,6 +18,11 @@ LEGEND_H = (
     '"H of averages" is that of the two averages over data sets, as most papers print it; "Mean of H" is the mean of '
     "the values per data set."
 )
+LEGEND_STEPS = (
+    "After each step: accuracy on the set just learned, on the old sets (their mean, each among its own classes) "
+    "and on all classes so far. Forgetting, in points, is the mean over the old sets of the accuracy right after "
+    "a set's own step minus the accuracy now: lower is better. Averages are over steps."
+)
 TEST_NAMES = {"wilcoxon": "Wilcoxon signed-rank test", "t": "paired t test"}
 
 
@@ -32,7 +37,8 @@ def summary(report: Report) -> str:
 
 def legend(report: Report) -> str:
     """How to read the tables."""
-    return LEGEND + (" " + LEGEND_H if report.recipe.task == "base2new" else "")
+    more = {"base2new": LEGEND_H, "incremental": LEGEND_STEPS}.get(report.recipe.task)
+    return LEGEND if more is None else f"{LEGEND} {more}"
 
 
 def ours(cell: Cell) -> str:
@@ -63,14 +69,16 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def metric_of(cell: Cell, block: Block) -> str:
-    """The metric of a cell in words; both means of H have a name of their own."""
+    """The metric of a cell in words, with its step; both means of H have a name of their own."""
+    if block.dataset:
+        return f"{block.metric}, {cell.dataset}"
     if block.metric == "h" and cell.dataset in (AVERAGE, H_MEAN):
         return "H of averages" if cell.dataset == AVERAGE else "mean of H"
     return "H" if block.metric == "h" else block.metric
 
 
-def dataset_of(cell: Cell) -> str:
-    return title_of(AVERAGE if cell.dataset == H_MEAN else cell.dataset)
+def dataset_of(cell: Cell, block: Block) -> str:
+    return title_of(block.dataset or (AVERAGE if cell.dataset == H_MEAN else cell.dataset))
 
 
 def p_value(test: Paired) -> str:
@@ -98,7 +106,7 @@ def cell_rows(report: Report) -> list[list[str]]:
                 rows.append(
                     [
                         method,
-                        dataset_of(cell),
+                        dataset_of(cell, block),
                         metric_of(cell, block),
                         str(cell.shots),
                         "-" if summary is None else f"{summary.mean:.2f}",

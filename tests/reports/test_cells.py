@@ -99,22 +99,6 @@ def test_a_style_as_domain_is_a_column(invented):
     assert block.columns == ("emoji_groups_openmoji", "emoji_groups_streamline", AVERAGE)
 
 
-def test_incremental(invented):
-    methods = (make_method("CLIP", shots=(16,), seeds=(1,), trainer="ZeroshotCLIP"), make_method("CoOp", shots=(16,)))
-    given = {"step1": 70.0, "step2": 66.0, "step2_set1": 50.0, "step2_joint": 58.0}
-    recipe = make_recipe("incremental", methods, datasets=("dtd",), sets=2)
-    report = invented(recipe, lambda run: given[run.part] + (run.seed if run.method == "CoOp" else -9)).report()
-    (block,) = report.blocks
-    assert block.columns == ("step1", "step2", "step2_set1", "step2_joint", AVERAGE)
-    titles = [block.column_title(column) for column in block.columns]
-    assert titles == ["step 1, set 1", "step 2, set 2", "step 2, set 1", "step 2, joint", "Average"]
-    assert block.cells["CoOp", "step2_set1"].summary.mean == pytest.approx(52.0)
-    assert block.cells["CoOp", AVERAGE].summary.mean == pytest.approx((72 + 60) / 2)  # of the joint classes
-    (found,) = compare(report.blocks, "CLIP", "CoOp")
-    assert (found.runs.n, found.datasets.n) == (3, 1)  # the joint classes at the end
-    assert [cost.method for cost in report.costs] == ["CLIP", "CoOp"]
-
-
 def test_no_average_over_fewer_data_sets(invented):
     report = invented(few_shot(), lambda run: None if run.dataset == "food101" else accuracy(run)).report()
     block = report.blocks[0]
