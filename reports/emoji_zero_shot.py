@@ -117,9 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("model", help="name or file of a CLIP for 64-pixel images, such as emoji-ViT-S/8")
     parser.add_argument("--root", default="data", help="folder of the pictures (default data)")
-    parser.add_argument(
-        "--run", type=Path, nargs="+", help="folders of a pre-training in stages, to draw its curve"
-    )
+    parser.add_argument("--run", type=Path, nargs="+", help="folders of a pre-training in stages, to draw its curve")
     parser.add_argument("--curve", type=Path, default=Path("curve.png"), help="file for the curve (default curve.png)")
     args = parser.parse_args(argv)
     try:

@@ -122,7 +122,10 @@ def check_template(template: str) -> str:
 
 
 def template_for(dataset_name: str, override: str = "", own: str | None = None) -> str:
-    """Template of a data set: `override` (INPUT.TEMPLATE), else the data set's `own`, else the known one; "" is none."""
+    """Template of a data set: `override` (INPUT.TEMPLATE), else the data set's `own`, else the known one.
+
+    An empty text is none.
+    """
     if override:
         return check_template(override)
     return check_template(own or TEMPLATES.get(dataset_name, DEFAULT_TEMPLATE))
