@@ -199,6 +199,27 @@ def test_a_fit_changes_the_learner_alone_and_is_kept(method, run, built, monkeyp
     assert (tmp_path / "run" / built[-1].model_name / "model.pth.tar-1").is_file()
 
 
+@pytest.mark.parametrize("method", FITTED)
+def test_a_fit_is_not_repeated_when_the_run_goes_on(method, run, built, monkeypatch, tmp_path):
+    whole = run(method, "whole")
+    cls = TRAINER_REGISTRY.get(method)
+
+    def stop(self):
+        raise MemoryError("killed after the fit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "after_train", stop)
+        with pytest.raises(MemoryError):
+            run(method, "stopped")
+    assert not (tmp_path / "stopped" / "DONE").exists()
+    monkeypatch.setattr(cls, "fit", lambda self: pytest.fail("fitted again"))
+    result = run(method, "stopped")
+    assert (tmp_path / "stopped" / "DONE").exists()
+    assert result["accuracy"] == whole["accuracy"]
+    for one, other in zip(built[0].model.learner.state_dict().values(), built[-1].model.learner.state_dict().values()):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("method", FEW_SHOT)
 @pytest.mark.parametrize("precision", ["fp16", "amp", "bf16"])
 def test_every_precision_runs(method, precision, run, built):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
+import train
 from trainers.base import PromptedCLIP
 from trainers.plot_pp import PLOTPP, PREFIXES, TwoSidedModes, prefixes_for
 
@@ -218,3 +219,42 @@ def test_bad_options_are_refused(tiny_clip, names):
     resnet = SimpleNamespace(visual=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="need a vision transformer, but the image tower is a Linear"):
         TwoSidedModes(resnet, names, PHRASES, vision_modes=1, n_vision=1, learn_text=True)
+
+
+@pytest.mark.slow
+def test_both_stages_from_the_command_line(tiny_clip, tmp_path, monkeypatch):
+    clip.save_model(tiny_clip, tmp_path / "tiny.safetensors")
+    settings = {
+        "DATASET.NAME": "EmojiGroups",
+        "DATASET.NUM_SHOTS": 1,
+        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
+        "DATASET.TARGET_DOMAINS": "('openmoji',)",
+        "DATASET.CACHE_DIR": str(tmp_path / "cache"),
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.SIZE": "(32, 32)",
+        "INPUT.TRANSFORMS": "('normalize',)",
+        "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
+        "OPTIM.LR": 0.1,
+        "OPTIM.MAX_EPOCH": 1,
+        "TEST.NO_TEST": True,
+    }
+    pairs = [str(item) for pair in settings.items() for item in pair]
+    flags = ["--root", str(tmp_path / "data"), "--trainer", "PLOTPP", "--seed", "1"]
+    built, build_trainer = [], train.build_trainer
+    monkeypatch.setattr(train, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[-1])
+    one, two = tmp_path / "one", tmp_path / "two"
+    train.main([*flags, "--output-dir", str(one), *pairs, "TRAINER.PLOTPP.MODEL_UPD", "vision"])
+    start = {}
+    monkeypatch.setattr(PLOTPP, "before_epoch", lambda self: start.update(clone(self)))
+
+    def clone(trainer):
+        return {name: value.clone() for name, value in trainer.model.learner.state_dict().items()}
+
+    stage_2 = ["TRAINER.PLOTPP.PRETRAIN_DIR", str(one)]
+    result = train.main([*flags, "--output-dir", str(two), *pairs, *stage_2])
+    first, second = (trainer.model.learner for trainer in built)
+    assert torch.equal(start["ctx_vision"], first.ctx_vision)
+    assert torch.equal(start["ctx"], first.ctx)
+    assert not torch.equal(second.ctx_vision, first.ctx_vision)
+    assert not torch.equal(second.ctx, first.ctx)
+    assert result["trainable_parameters"] == 4 * 4 * 48 + 4 * 2 * 64
