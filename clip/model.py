@@ -139,7 +139,7 @@ class VisionTransformer(nn.Module):
                 raise ValueError("vision prompts are appended to the patches; their slots must be None")
             count = check_prompts(prompts, rows, width, self.transformer.layers, "vision prompts")
             prompts = Prompts(prompts.layers, torch.arange(length, length + count, device=x.device))
-            x = torch.cat([x, prompts.layers[0].to(x.dtype).expand(rows, -1, -1)], dim=1)  # (rows, L + n, d)
+            x = torch.cat([x, prompts.first.to(x.dtype).expand(rows, -1, -1)], dim=1)  # (rows, L + n, d)
         x = self.transformer(self.ln_pre(x), prompts=prompts)
         x = self.ln_post(x)
         proj = self.proj.to(x.dtype)
@@ -283,11 +283,11 @@ class CLIP(nn.Module):
             count = check_prompts(prompts, rows, self.transformer.width, self.transformer.layers, "text prompts")
             slots = check_slots(prompts.slots, rows, count, stop, "text prompts")
             prompts = Prompts(prompts.layers, slots)
-            x = overwrite(x, slots, prompts.layers[0])
+            x = overwrite(x, slots, prompts.first)
         if labels is not None:
             count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
             inside = torch.full_like(stop, length)
-            x = overwrite(x, check_slots(labels.slots, rows, count, inside, "label tokens"), labels.layers[0])
+            x = overwrite(x, check_slots(labels.slots, rows, count, inside, "label tokens"), labels.first)
         x = x + self.positional_embedding[:length].to(x.dtype)
         groups = length_groups(ends, GROUP_COST[x.device.type == "cpu"])
         if len(groups) == 1:

@@ -26,6 +26,18 @@ class Prompts(NamedTuple):
     layers: tuple[Tensor | None, ...]
     slots: Tensor | None
 
+    @property
+    def first(self) -> Tensor:
+        """The layer that enters with the tokens.
+
+        Raises:
+            ValueError: it is None.
+        """
+        layer = self.layers[0]
+        if layer is None:
+            raise ValueError("layer 0 of prompts is None; expected a tensor, only deeper layers may be left out")
+        return layer
+
     def rows(self, index: Tensor) -> Prompts:
         """The prompts of the rows (k,) of a batch; what all rows share stays as it is."""
         layers = tuple(layer[index] if layer is not None and layer.dim() == 3 else layer for layer in self.layers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,7 @@ class LabelTokens(Learner):
     """
 
     class_bound = True
+    vectors: nn.Parameter
     start: Tensor
     label: Tensor
     column: Tensor
@@ -96,16 +98,17 @@ class LabelTokens(Learner):
             raise ValueError(f"label tokens {tokens!r} at {place!r}: expected {TOKENS} at {PLACES}")
         if inner.conditional or not hasattr(inner, "name_start"):
             raise ValueError(f"label tokens need fixed sentences with class names, {type(inner).__name__} has none")
-        self.inner, self.random = inner, random
+        self.inner = inner
         self.text_modes, self.vision_modes = inner.text_modes, inner.vision_modes
         self.half_prompts = inner.half_prompts
         words = [word_tokens(model, readable(name)) for name in classnames]
         ids, prompts = inner.text_prompts()
-        self.begin = inner.name_start.cpu()  # (R,)
+        names = cast(Tensor, inner.name_start).cpu()  # (R,)
+        self.begin = names
         if place == "prefix" and prompts is not None and prompts.slots is not None:
             self.begin = prompts.slots.cpu().expand(len(ids), -1).amax(dim=1) + 1
         self.end = ids.cpu().argmax(dim=1)
-        self._check(ids.cpu(), words, inner.name_start.cpu())
+        self._check(ids.cpu(), words, names)
         most = {"all": max(map(len, words)), "shortest": min(map(len, words)), "one": 1}[tokens]
         with torch.no_grad():
             table = model.token_embedding.weight
@@ -198,7 +201,7 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
 
         @staticmethod
         def defaults() -> CfgNode:
-            return CfgNode({**method.defaults(), "LAMM": DEFAULTS})
+            return CfgNode({**method.defaults(), "LAMM": DEFAULTS})  # type: ignore[attr-defined]
 
         @property
         def label_options(self) -> CfgNode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ class LinearProbe(PromptTrainer):
         chosen = fit(strength)
         if not chosen.converged:
             logger.warning("L-BFGS did not converge in %d iterations at C = %g", self.options.MAX_ITER, strength)
-        learner = self.model.learner
+        learner: Any = self.model.learner
         with torch.no_grad():
             learner.weight.copy_(torch.from_numpy(chosen.weight))
             learner.bias.copy_(torch.from_numpy(chosen.bias))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class TwoSidedModes(ModeContext):
             raise ValueError(
                 f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
             )
-        size = {"context_length": model.context_length, "vocab_size": model.vocab_size}
+        size: dict[str, Any] = {"context_length": model.context_length, "vocab_size": model.vocab_size}
         n = len(word_tokens(model, phrases[0]))
         device = model.token_embedding.weight.device
         ids, starts = [], []

@@ -246,7 +246,7 @@ class TipAdapter(PromptTrainer):
             seed=max(0, self.cfg.SEED),
         )
         feature, label = self.frozen_features(loader)
-        learner = self.model.learner
+        learner: Any = self.model.learner
         learner.keys.copy_(normalise(feature.unflatten(0, (views, len(items))).mean(dim=0)))
         learner.labels.copy_(label[: len(items)])
         logger.info("Cache of %d keys from %d views each", len(items), views)
@@ -260,7 +260,8 @@ class TipAdapter(PromptTrainer):
 
     def search(self) -> dict[str, float]:
         """Set alpha and beta to the first pair with the most hits, beta in the outer loop (released code)."""
-        learner, split = self.model.learner, self.search_split()
+        learner: Any = self.model.learner
+        split = self.search_split()
         if split is None:
             if self.options.SELECT != "none":
                 logger.warning("there are no validation images of their own: alpha and beta are not searched")
@@ -313,13 +314,15 @@ class TipAdapter(PromptTrainer):
         feature, label = self.split_features("test")
         pair = (torch.as_tensor(value, device=self.device).reshape(1) for value in (alpha, beta))
         scale = self.scale(self.model.clip.logit_scale.exp())
-        return int(self.model.learner.correct(feature, label, scale, *pair)) / len(label)
+        learner: Any = self.model.learner
+        return int(learner.correct(feature, label, scale, *pair)) / len(label)
 
     @torch.no_grad()
     def keep_best_on_test(self, last: bool) -> None:
         """Remember the keys of the first best epoch on the test images; after the last epoch, go back to them."""
-        keys = self.model.learner.keys
-        accuracy = self.test_accuracy(*self.model.learner.start)
+        learner: Any = self.model.learner
+        keys = learner.keys
+        accuracy = self.test_accuracy(*learner.start)
         if self.best is None or accuracy > self.best[0]:
             self.best = (accuracy, keys.detach().clone())
         if last:
@@ -327,7 +330,7 @@ class TipAdapter(PromptTrainer):
 
     def keep_better_on_test(self) -> None:
         """Undo a search that has made the test accuracy lower."""
-        learner = self.model.learner
+        learner: Any = self.model.learner
         if self.test_accuracy(learner.alpha, learner.beta) < self.test_accuracy(*learner.start):
             for value, start in zip((learner.alpha, learner.beta), learner.start):
                 value.fill_(start)
@@ -342,7 +345,8 @@ class TipAdapter(PromptTrainer):
     def adapt_state_dict(self, name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The file says how many keys there are: an evaluation need not read the training set of the cache."""
         if "keys" in state_dict and state_dict["keys"].dim() == 2:
-            self.model.learner.resize(len(state_dict["keys"]))
+            learner: Any = self.model.learner
+            learner.resize(len(state_dict["keys"]))
         return state_dict
 
     def fingerprint_extra(self) -> dict[str, str]:

@@ -293,7 +293,8 @@ class _TokenDistance(torch.autograd.Function):
         for some, many, length in parts:
             cols = mass[many, :, :length].flatten(0, 1).unsqueeze(-1)  # (u N, L, 1)
             cost = _similarity(images[some], texts[many, :, :length]).neg_().add_(1)  # (u N, L, b M, J)
-            plan, log_rows, log_cols, steps, _ = solve(cost, rows, cols, rule, cost.shape[::2] if together else (n, m))
+            group = (cost.shape[0], cost.shape[2]) if together else (n, m)
+            plan, log_rows, log_cols, steps, _ = solve(cost, rows, cols, rule, group)
             value = plan.mul_(cost).sum((1, 3))  # (u N, b M)
             distance[some, many] = value.view(-1, n, some.stop - some.start, m).permute(2, 0, 3, 1)
             # entropy = -<T, log T>, and <T, log_rows> = its mean under the row masses
