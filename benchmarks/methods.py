@@ -82,7 +82,7 @@ def work(arguments: argparse.Namespace) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as output:
         trainer = build(arguments, output)
         figures: dict[str, float | None] = {"parameters": count_num_param(trainer.model.learner), "step_s": None}
-        trains = trainer.max_epoch > 0
+        trains = trainer.by_steps and trainer.max_epoch > 0
         if trains:
             batch = next(iter(trainer.train_loader_x))
             trainer.set_model_mode("train")
