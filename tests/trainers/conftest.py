@@ -51,3 +51,9 @@ def wide_clip() -> CLIP:
         transformer_layers=12,
         transformer_mlp_width=8,
     ).requires_grad_(False)
+
+
+@pytest.fixture
+def images(rng):
+    """Three random images of the size of `tiny_clip`."""
+    return torch.randn(3, 3, 32, 32, generator=rng)

@@ -20,11 +20,6 @@ def options(**changed):
     return node
 
 
-@pytest.fixture
-def images(rng):
-    return torch.randn(3, 3, 32, 32, generator=rng)
-
-
 def build(model, names, modes=2, **changed):
     torch.manual_seed(1)
     node = (

@@ -18,11 +18,6 @@ VOCAB, HEADS, LAYERS = 2048, 2, 4
 LABEL = torch.tensor([0, 3, 2])
 
 
-@pytest.fixture
-def images(rng):
-    return torch.randn(3, 3, 32, 32, generator=rng)
-
-
 def build(model, names, chunk_rows=512, n_ctx=3, init=""):
     torch.manual_seed(1)
     learner = ConditionalContext(model, names, n_ctx, init, chunk_rows)

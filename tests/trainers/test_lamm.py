@@ -24,11 +24,6 @@ LABELS = torch.tensor([0, 3, 1])
 SHOTS = 4  # of trainer_of
 
 
-@pytest.fixture
-def images(rng):
-    return torch.randn(3, 3, 32, 32, generator=rng)
-
-
 def build(method, model, names, label_options=(), **options):
     """A bare trainer whose label tokens and prompts have moved away from where they started."""
     torch.manual_seed(1)

@@ -18,11 +18,6 @@ from trainers.prompts import MultiModeLearner, init_context
 LABELS = torch.tensor([0, 3, 1])
 
 
-@pytest.fixture
-def images(rng):
-    return torch.randn(3, 3, 32, 32, generator=rng)
-
-
 def build(model, names, **options):
     torch.manual_seed(1)
     return trainer_of(MaPLe, model, names, **{"PROMPT_DEPTH": 3, **options})

@@ -24,11 +24,6 @@ LABELS = torch.tensor([0, 3, 1])
 TEMPLATE = "a drawing of a {}, in ink."
 
 
-@pytest.fixture
-def images(rng):
-    return torch.randn(3, 3, 32, 32, generator=rng)
-
-
 def build(model, names, **options):
     torch.manual_seed(1)
     return trainer_of(ProGrad, model, names, **{"template": TEMPLATE, "N_CTX": 3, **options})

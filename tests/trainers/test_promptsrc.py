@@ -23,11 +23,6 @@ from trainers.templates import IMAGENET_TEMPLATES
 LABELS = torch.tensor([0, 3, 1])
 
 
-@pytest.fixture
-def images(rng):
-    return torch.randn(3, 3, 32, 32, generator=rng)
-
-
 def build(model, names, **options):
     torch.manual_seed(1)
     short = {"N_CTX_TEXT": 2, "N_CTX_VISION": 3, "PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 4}
