@@ -193,15 +193,16 @@ class CLIPTrainer(TrainerX):
         if prec not in PRECISIONS:
             raise ValueError(f"TRAINER.{self.node}.PREC is {prec!r}, expected one of {', '.join(PRECISIONS)}")
 
-    def check_options(self, cfg, rules: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
-        """Check options of the method's node: {key: (what must hold, the same in words)}.
+    def check_options(self, cfg, rules: Mapping[str, tuple[Callable[[Any], bool], str]], node: str = "") -> None:
+        """Check options of the method's node, or of another one: {key: (what must hold, the same in words)}.
 
         Raises:
             ValueError: names every option at fault, its value and what was expected.
         """
-        options = cfg.TRAINER[self.node]
+        node = node or self.node
+        options = cfg.TRAINER[node]
         faults = [
-            f"TRAINER.{self.node}.{key} is {options[key]!r}, expected {expected}"
+            f"TRAINER.{node}.{key} is {options[key]!r}, expected {expected}"
             for key, (holds, expected) in rules.items()
             if not holds(options[key])
         ]

@@ -209,21 +209,18 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
 
         def check_cfg(self, cfg) -> None:
             super().check_cfg(cfg)
-            options, faults = cfg.TRAINER.LAMM, []
+            options = cfg.TRAINER.LAMM
             choices = {"TOKENS": TOKENS, "PLACE": PLACES, "LOGIT_TARGET": TARGETS}
             choices |= {"REFERENCE": REFERENCES, "UNSEEN": UNSEEN}
-            for key, known in choices.items():
-                if options[key] not in known:
-                    faults.append(f"TRAINER.LAMM.{key} is {options[key]!r}, expected one of {', '.join(known)}")
-            for key in ("W_PARAM", "W_FEATURE", "W_LOGIT"):
-                if options[key] is not None and not options[key] >= 0:
-                    faults.append(f"TRAINER.LAMM.{key} is {options[key]}, expected 0 or more")
-            if not options.TEMPERATURE > 0:
-                faults.append(f"TRAINER.LAMM.TEMPERATURE is {options.TEMPERATURE}, expected a number above 0")
+            weight = (lambda value: value is None or value >= 0, "0 or more")
+            rules: dict = {key: (known.__contains__, f"one of {', '.join(known)}") for key, known in choices.items()}
+            rules |= dict.fromkeys(("W_PARAM", "W_FEATURE", "W_LOGIT"), weight)
+            rules["TEMPERATURE"] = (lambda value: value > 0, "a number above 0")
+            self.check_options(cfg, rules, "LAMM")
             if options.HIERARCHICAL and options.W_PARAM is None and cfg.DATASET.NUM_SHOTS < 1:
-                faults.append("TRAINER.LAMM.W_PARAM None is 1 / shots: set DATASET.NUM_SHOTS, or W_PARAM to a number")
-            if faults:
-                raise ValueError("; ".join(faults))
+                raise ValueError(
+                    "TRAINER.LAMM.W_PARAM None is 1 / shots: set DATASET.NUM_SHOTS, or W_PARAM to a number"
+                )
 
         def build_learner(self, model, classnames) -> Learner:
             options = self.label_options
