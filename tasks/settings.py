@@ -4,8 +4,8 @@
 |---------|------------|--------------|
 | few_shot | K images of every class | all classes of the same data set |
 | base2new | K images of every base class | the base classes ("base"), the other half ("new") |
-| cross_dataset | K images of every class of the source | the source, other data sets ("target") |
-| domain_generalization | as cross_dataset, or one style of the source | the source, its other domains ("target") |
+| cross_dataset | K images of every class of the source, or one style of it | the source, other data sets ("target") |
+| domain_generalization | as cross_dataset | the source, its other domains ("target") |
 | incremental | K images per class of set 1, then set 2, ... | its own set, each earlier one, all so far jointly |
 
 Every step of incremental learning starts with what the step before has learned; its parts are those of `step_parts`.
@@ -166,7 +166,7 @@ SETTINGS = {
     "few_shot": Setting("few-shot classification", ("all",), ("datasets",), (), _datasets, _few_shot),
     "base2new": Setting("base-to-new generalisation", ("base", "new"), ("datasets",), (), _datasets, _base2new),
     "cross_dataset": Setting(
-        "cross-dataset transfer", ("source", "target"), ("source", "targets"), (), _sources, _cross_dataset
+        "cross-dataset transfer", ("source", "target"), ("source", "targets"), ("domain",), _sources, _cross_dataset
     ),
     "domain_generalization": Setting(
         "domain generalisation",
