@@ -1,7 +1,7 @@
 """Cost of every method: learned parameters, training step, evaluation speed and peak memory, against the plain way.
 
-Each method runs in a process of its own, on the embedded data (EmojiAnimals, 109 classes), with the embedded model or
-with random weights of ViT-B/16's shape. `plain` is the same method with all 77 text positions, and with the text
+Each method runs in a process of its own, on an embedded data set, with the embedded model or with random weights of
+ViT-B/16's shape. `plain` is the same method with all 77 text positions, and with the text
 encoded again for every batch of an evaluation, as the released codes do. Seconds are processor seconds of all threads;
 memory is the process's peak during training. Methods without training steps have no step figures.
 """
@@ -35,6 +35,9 @@ COLUMNS = ("parameters", "step_s", "plain / step", "images_s", "images_s / plain
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="trainers (default: every registered one)")
     parser.add_argument("--backbone", choices=("emoji", "vit_b16"), default="emoji", help="default %(default)s")
+    parser.add_argument(
+        "--dataset", default="emoji_animals", metavar="NAME", help="config file (default %(default)s: 109 classes)"
+    )
     parser.add_argument("--batch", type=int, default=4, help="images of a training step (default %(default)s)")
     parser.add_argument("--test-batch", type=int, default=20, help="images of a test batch (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measured steps and test batches (default %(default)s)")
@@ -64,7 +67,7 @@ def build(arguments: argparse.Namespace, output: str):
     if arguments.weights:
         options |= {"MODEL.BACKBONE.NAME": arguments.weights, "INPUT.SIZE": "(224, 224)"}
     flags = ["--root", arguments.root, "--trainer", arguments.worker, "--seed", "1", "--output-dir", output]
-    flags += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / "emoji_animals.yaml")]
+    flags += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{arguments.dataset}.yaml")]
     flags += ["--config-file", str(config_file(arguments.worker, arguments.backbone))]
     args = train.build_parser().parse_args([*flags, *[str(item) for pair in options.items() for item in pair]])
     return build_trainer(train.build_config(args))
@@ -114,7 +117,7 @@ def evaluation_speed(trainer, arguments: argparse.Namespace) -> float:
 
 def measure(method: str, arguments: argparse.Namespace, weights: str | None, plain: bool) -> dict[str, float | None]:
     command = [sys.executable, "-m", "benchmarks", "methods", "--worker", method, "--backbone", arguments.backbone]
-    for key in ("batch", "test_batch", "rounds", "threads", "root"):
+    for key in ("dataset", "batch", "test_batch", "rounds", "threads", "root"):
         command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
     command += ["--weights", weights] if weights else []
     child = subprocess.run([*command, *(["--plain"] if plain else [])], capture_output=True, text=True)
@@ -149,7 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
     unknown = sorted(set(chosen) - set(methods()))
     if unknown:
         raise SystemExit(f"error: no method {', '.join(unknown)}; known: {', '.join(methods())}")
-    settings = {key: getattr(arguments, key) for key in ("backbone", "batch", "test_batch", "rounds", "threads")}
+    keys = ("backbone", "dataset", "batch", "test_batch", "rounds", "threads")
+    settings = {key: getattr(arguments, key) for key in keys}
     table = []
     with tempfile.TemporaryDirectory() as folder:
         weights = None
