@@ -108,7 +108,7 @@ def _model() -> CN:
 
 def _optim() -> CN:
     node = CN()
-    node.NAME = "adam"  # adam | amsgrad | sgd | rmsprop | radam | adamw
+    node.NAME = "adam"  # adam | amsgrad | sgd | rmsprop | radam | adamw | lamb (+)
     node.LR = 0.0003
     node.WEIGHT_DECAY = 5e-4
     node.MOMENTUM = 0.9
@@ -117,7 +117,8 @@ def _optim() -> CN:
     node.RMSPROP_ALPHA = 0.99
     node.ADAM_BETA1 = 0.9
     node.ADAM_BETA2 = 0.999
-    node.ADAM_EPS = 1e-8  # + added to the denominator by adam, amsgrad, adamw and radam
+    node.ADAM_EPS = 1e-8  # + added to the denominator by adam, amsgrad, adamw, radam and lamb
+    node.LAMB_MAX_NORM = 1.0  # + lamb: longer gradients of the whole model are scaled down to this norm; 0: never
     node.STAGED_LR = False  # other rates for old and new layers
     node.NEW_LAYERS = ()  # layers that get LR; the others get LR * BASE_LR_MULT
     node.BASE_LR_MULT = 0.1

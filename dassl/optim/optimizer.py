@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from .lamb import Lamb
 from .radam import RAdam
 
 __all__ = ["AVAI_OPTIMS", "build_optimizer"]
 
 logger = logging.getLogger(__name__)
 
-AVAI_OPTIMS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
+AVAI_OPTIMS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw", "lamb")
 
 
 def build_optimizer(
@@ -60,6 +61,8 @@ def build_optimizer(
         return RAdam(params, **adam, **common)
     if name == "adamw":
         return torch.optim.AdamW(params, **adam, **common)
+    if name == "lamb":
+        return Lamb(params, **adam, **common, max_norm=optim_cfg.LAMB_MAX_NORM)
     return torch.optim.Adam(params, **adam, amsgrad=name == "amsgrad", **common)
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from dassl.config import get_cfg_default
 from dassl.optim import build_optimizer
+from dassl.optim.lamb import Lamb
 from dassl.optim.radam import RAdam
 
 
@@ -123,3 +124,54 @@ def test_unknown_name(cfg, model):
     cfg.NAME = "sdg"
     with pytest.raises(ValueError, match="'sdg', expected one of adam, amsgrad, sgd, rmsprop, radam, adamw"):
         build_optimizer(model, cfg)
+
+
+def lamb_steps(cls, options, steps=5, scale=1.0):
+    """Parameters after some steps on fixed gradients: a group with and one without weight decay."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, 3, generator=generator), torch.randn(5, generator=generator), torch.zeros(2, 2)]
+    gradients = [[scale * torch.randn(p.shape, generator=generator) for p in start] for _ in range(steps)]
+    parameters = [nn.Parameter(p.clone()) for p in start]
+    groups = [{"params": [parameters[0], parameters[2]], "weight_decay": 0.05, "lr": 0.02}]
+    optimizer = cls([*groups, {"params": [parameters[1]], "weight_decay": 0.0}], lr=0.1, betas=(0.8, 0.95), **options)
+    for row in gradients:
+        for parameter, gradient in zip(parameters, row):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ({}, {}),
+        ({"max_norm": 0}, {"max_grad_norm": None}),
+        ({"max_norm": 0.3, "adapt_all": True}, {"max_grad_norm": 0.3, "always_adapt": True}),
+        ({"eps": 1e-2}, {"eps": 1e-2}),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.01, 3.0])
+def test_lamb_equals_that_of_timm(own, other, scale):
+    timm = pytest.importorskip("timm.optim")
+    for found, expected in zip(lamb_steps(Lamb, own, scale=scale), lamb_steps(timm.Lamb, other, scale=scale)):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_first_step_of_lamb_in_closed_form():
+    """Before any average Adam's direction is the sign of the gradient, so the step is lr * |x| along sign + wd * x."""
+    x = torch.tensor([3.0, -4.0], dtype=torch.double)
+    parameter = nn.Parameter(x.clone())
+    parameter.grad = torch.tensor([0.2, 0.5], dtype=torch.double)
+    optimizer = Lamb([parameter], lr=0.1, eps=0.0, weight_decay=0.01)
+    optimizer.step()
+    direction = torch.tensor([1 + 0.03, 1 - 0.04], dtype=torch.double)
+    torch.testing.assert_close(parameter.detach(), x - 0.1 * 5 * direction / direction.norm())
+
+
+def test_lamb_from_the_config_and_its_faults(cfg, model):
+    cfg.NAME, cfg.LAMB_MAX_NORM = "lamb", 0.5
+    optimizer = build_optimizer(model, cfg)
+    assert type(optimizer) is Lamb
+    assert optimizer.max_norm == 0.5
+    with pytest.raises(ValueError, match="eps of LAMB is -1"):
+        Lamb(model.parameters(), eps=-1)
