@@ -13,7 +13,7 @@ number SHOTS "$SHOTS"
 number SEED "$SEED"
 number SETS "$SETS"
 [ "$SETS" -ge 2 ] || fail "SETS is '$SETS', expected a number from 2"
-CFG=$(config_for "$METHOD" few_shot "$DATASET")
+CFG=$(config_for "$METHOD" base2new "$DATASET") # one whose prompts fit any class list
 PLACE=shots_$SHOTS/$METHOD/$(name_of "$CFG")/seed$SEED
 
 # trained STEP: folder of its training
