@@ -32,7 +32,8 @@ def test_a_method_takes_its_config(file):
 def test_a_config_says_what_it_is_and_how_it_is_run(file):
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     scripts = [match for line in head for match in re.findall(r"^# Run: .*?bash (scripts/\S+)", line)]
-    assert len(head) >= 2 and len(scripts) == 1
+    assert len(head) >= 2
+    assert len(scripts) == 1
     assert (CONFIGS.parent / scripts[0]).is_file()
 
 
