@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,9 @@ from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch,
 from dassl.engine.precision import PRECISIONS, Steering
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
+from dassl.utils.tools import user_cache
 
+from .feature_cache import FeatureBatches, FeatureFile, description, structure_hash, why_not
 from .losses import cosine_logits, normalise
 from .prompts import Learner, TemplateText, through_half
 from .templates import template_for
@@ -127,10 +130,13 @@ class PromptedCLIP(nn.Module):
 
         `text` may be given when the classes were encoded before, `tokens` (B, 1 + P, d) when the patches were embedded.
         """
-        encoded = self.encode_image(image, tokens)
+        return self.compare(self.encode_image(image, tokens), text)
+
+    def compare(self, image: Encoded, text: Encoded | None = None) -> Output:
+        """Logits of encoded images against all classes."""
         if text is None:
-            text = self.encode_text(encoded)
-        return Output(self.score(encoded, text, self.clip.logit_scale.exp()), encoded, text)
+            text = self.encode_text(image)
+        return Output(self.score(image, text, self.clip.logit_scale.exp()), image, text)
 
 
 @torch.no_grad()
@@ -239,7 +245,7 @@ class CLIPTrainer(TrainerX):
     def register_learned(self, name: str, learned: nn.Module, params=None) -> None:
         """Optimiser and schedule over a module's parameters, registered under `name` for stepping and checkpoints."""
         self.optim = build_optimizer(learned if params is None else params, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM, len(self.train_loader_x))
         self.register_model(name, learned, self.optim, self.sched)
 
     def losses(self, batch) -> dict[str, Tensor]:
@@ -259,7 +265,7 @@ class CLIPTrainer(TrainerX):
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.model_backward_and_update(loss, terms=terms, steering=self.steering())
-        if (self.batch_idx + 1) == self.num_batches:
+        if (self.batch_idx + 1) == self.num_batches or getattr(self.sched, "by_batch", False):
             self.update_lr()
         shown = {"loss": loss, **terms, **self.extra_metrics()}
         return dict(zip(shown, torch.stack(list(shown.values())).detach().float().tolist()))
@@ -275,8 +281,10 @@ class CLIPTrainer(TrainerX):
         self.text = None
         return result
 
-    def model_inference(self, image: Tensor) -> Tensor:
+    def model_inference(self, image: Tensor | Encoded) -> Tensor:
         with self.precision.autocast():
+            if isinstance(image, Encoded):
+                return self.model.compare(image, self.text).logits
             return self.model(image, self.text).logits
 
     def fingerprint_extra(self) -> dict[str, str]:
@@ -288,6 +296,8 @@ class PromptTrainer(CLIPTrainer):
 
     model_name = "prompt_learner"
     by_steps = True  # False: what is learned is made in one go by `fit`, without epochs of gradient steps
+    local_features = False  # the score reads the tokens of encoded images, not only their pooled features
+    tower_mark: tuple[tuple[int, ...], str] | None = None  # state of the image tower's weights, and its hash
 
     def build_learner(self, model: CLIP, classnames: list[str]) -> Learner:
         raise NotImplementedError(f"{type(self).__name__} must say what it learns")
@@ -372,16 +382,68 @@ class PromptTrainer(CLIPTrainer):
             (K, E) pooled, not normalised, fp32, and (K,) labels, on the device.
         """
         parts = []
-        for batch in loader:
-            image, label = self.parse_batch_test(batch)
-            with self.precision.autocast():
-                feature = self.model.clip.encode_image(image).pooled
-            parts.append((batch["index"], feature.float().cpu(), label.cpu()))
+        for batch in self.feature_batches(loader, self.model.clip.encode_image):
+            parts.append((batch["index"], batch["img"].pooled.float().cpu(), batch["label"]))
         mine = tuple(torch.cat(column) for column in zip(*parts)) if parts else None
         shares = [share for share in distributed.all_gather_object(mine) if share is not None]
         index, feature, label = (torch.cat(column) for column in zip(*shares))
         order = index.argsort()
         return feature[order].to(self.device), label[order].to(self.device)
+
+    def evaluation_batches(self, loader: Any) -> Any:
+        """With TEST.FEATURE_CACHE, encoded images in the place of images, if the method leaves the image tower alone."""
+        if not self.cfg.TEST.FEATURE_CACHE:
+            return loader
+        if reason := self.changes_images() or why_not(loader, self.dm.tfm_test):
+            logger.info("Image features of this evaluation are not cached: %s", reason)
+            return loader
+        return self.feature_batches(loader, self.model.encode_image, self.local_features)
+
+    def changes_images(self) -> str:
+        """Why the image tower, as the method uses it, is not that of plain CLIP; "" if it is."""
+        if self.model.learner.vision_prompts() is not None:
+            return "the method prompts the image tower"
+        if any(parameter.requires_grad for parameter in self.model.clip.visual.parameters()):
+            return "the method trains the image tower"
+        own = [
+            f"{owner.__name__}.{name}"
+            for owner, base, names in (
+                (type(self), PromptTrainer, ("parse_batch_test", "model_inference")),
+                (type(self.model), PromptedCLIP, ("forward", "encode_image", "compare")),
+            )
+            for name in names
+            if getattr(owner, name) is not getattr(base, name)
+        ]
+        return f"the method has its own {', '.join(own)}" if own else ""
+
+    def feature_batches(self, loader: Any, encode: Callable[[Tensor], Encoded], tokens: bool = False) -> FeatureBatches:
+        """Batches of an evaluation loader with `encode`d images, kept in a file with TEST.FEATURE_CACHE.
+
+        Args:
+            encode: computes what plain CLIP computes.
+            tokens: the local features are wanted too.
+        """
+
+        def encoded(image: Tensor) -> Encoded:
+            with self.precision.autocast():
+                return encode(image)
+
+        file = None
+        if self.cfg.TEST.FEATURE_CACHE and not why_not(loader, self.dm.tfm_test):
+            chosen = self.cfg.DATASET.CACHE_DIR
+            folder = Path(chosen).expanduser().absolute() if chosen else user_cache()
+            root = getattr(self.dm.dataset, "items_root", "")
+            tower = {"tower": self.tower_hash(), "precision": self.precision.name, "device": self.device.type}
+            file = FeatureFile(folder / "features", description(loader, root, tokens, **tower))
+        return FeatureBatches(loader, encoded, file, self.device, tokens)
+
+    def tower_hash(self) -> str:
+        """Hash of the image tower as it is now; made again only when a weight has changed."""
+        visual = self.model.clip.visual
+        state = tuple(number for value in visual.state_dict().values() for number in (value.data_ptr(), value._version))
+        if self.tower_mark is None or self.tower_mark[0] != state:
+            self.tower_mark = (state, f"{state_hash(visual)}-{structure_hash(visual)}")
+        return self.tower_mark[1]
 
     def losses(self, batch) -> dict[str, Tensor]:
         image, label = self.parse_batch_train(batch)
@@ -390,3 +452,9 @@ class PromptTrainer(CLIPTrainer):
 
     def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def parse_batch_test(self, batch) -> tuple[Any, Tensor]:
+        """Images, or what they were encoded to, and labels."""
+        if isinstance(batch["img"], Encoded):
+            return batch["img"], batch["label"].to(self.device)
+        return super().parse_batch_test(batch)

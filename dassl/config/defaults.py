@@ -65,13 +65,16 @@ def _dataset() -> CN:
     node.VAL_PERCENT = 0.1
     node.ALL_AS_UNLABELED = False
     node.SUBSAMPLE_CLASSES = "all"  # + all | base | new half of the classes | sets K/N or K-L/N
-    node.CACHE_DIR = ""  # + where few-shot picks are kept; "" is the user's cache folder
+    node.CACHE_DIR = ""  # + where few-shot picks and image features are kept; "" is the user's cache folder
     return node
 
 
 def _dataloader() -> CN:
     node = CN()
     node.NUM_WORKERS = 4
+    node.PERSISTENT_WORKERS = True  # + workers live as long as their loader, not one epoch each
+    node.CACHE = "none"  # + none | ram | disk: images decoded, and where possible resized, once; the same pixels
+    node.CACHE_RAM_GIB = 4.0  # + most memory of CACHE ram per loader; images beyond it are read every time
     node.K_TRANSFORMS = 1  # views per training image
     node.RETURN_IMG0 = False  # also give the image without augmentation
     node.TRAIN_X = CN()
@@ -122,7 +125,8 @@ def _optim() -> CN:
     node.STAGED_LR = False  # other rates for old and new layers
     node.NEW_LAYERS = ()  # layers that get LR; the others get LR * BASE_LR_MULT
     node.BASE_LR_MULT = 0.1
-    node.LR_SCHEDULER = "single_step"  # single_step | multi_step | cosine
+    node.LR_SCHEDULER = "single_step"  # single_step | multi_step | cosine | batch_cosine (+, stepped by batch)
+    node.FINAL_LR = 0.0  # + where batch_cosine ends
     node.STEPSIZE = (-1,)  # epochs of the steps; -1 means MAX_EPOCH
     node.GAMMA = 0.1  # factor at each step
     node.MAX_EPOCH = 10
@@ -153,4 +157,7 @@ def _test() -> CN:
     node.NO_TEST = False  # no evaluation at the end
     node.SPLIT = "test"  # test | val
     node.FINAL_MODEL = "last_step"  # last_step | best_val
+    # + keep the image features of methods that leave the image tower as it is, below DATASET.CACHE_DIR, and evaluate
+    # from them the next time (docs/performance.md)
+    node.FEATURE_CACHE = False
     return node

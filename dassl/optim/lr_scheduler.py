@@ -1,4 +1,4 @@
-"""Learning rates by epoch: step and cosine schedules, optionally after a warm-up.
+"""Learning rates by epoch: step and cosine schedules, optionally after a warm-up; a cosine schedule by batch.
 
 With a constant warm-up of W epochs, RECOUNT and the cosine schedule over T = MAX_EPOCH epochs, epoch e = 1, 2, ...
 learns with CONS_LR while e <= W, then with LR * (1 + cos(pi * (e - W - 1) / T)) / 2.
@@ -6,14 +6,15 @@ learns with CONS_LR while e <= W, then with LR * (1 + cos(pi * (e - W - 1) / T))
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
-__all__ = ["AVAI_SCHEDS", "ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
+__all__ = ["AVAI_SCHEDS", "BatchCosine", "ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
 
-AVAI_SCHEDS = ("single_step", "multi_step", "cosine")
+AVAI_SCHEDS = ("single_step", "multi_step", "cosine", "batch_cosine")
 
 
 class _BaseWarmupScheduler(LRScheduler):
@@ -113,19 +114,64 @@ class LinearWarmupScheduler(_BaseWarmupScheduler):
         return [rate * self.last_epoch / self.warmup_epoch for rate in self.base_lrs]
 
 
-def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any) -> Any:
+class BatchCosine(LRScheduler):
+    """Stepped after every batch: linear from `start` to the base rate in `warmup` steps, then half a cosine to `end`.
+
+    Batch t = 0, 1, ... of `total` learns with start + (lr - start) * t / warmup while t < warmup, then with
+    end + (lr - end) * (1 + cos(pi * (t - warmup) / (total - warmup))) / 2. A group whose base rate is a share of `lr`
+    has that share of these rates at every step.
+
+    Raises:
+        ValueError: the warm-up is as long as the training, or longer.
+    """
+
+    by_batch = True
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, total: int, warmup: int, start: float, end: float):
+        if not 0 <= warmup < total:
+            raise ValueError(f"a warm-up of {warmup} batches (OPTIM.WARMUP_EPOCH) does not fit into {total} batches")
+        self.lr, self.total, self.warmup, self.start, self.end = lr, total, warmup, start, end
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """Rates of the batch `last_epoch` (counted from 0), one per parameter group."""
+        batch = min(self.last_epoch, self.total)
+        if batch < self.warmup:
+            rate = self.start + (self.lr - self.start) * batch / self.warmup
+        else:
+            turn = math.pi * (batch - self.warmup) / (self.total - self.warmup)
+            rate = self.end + (self.lr - self.end) * (1 + math.cos(turn)) / 2
+        return [base / self.lr * rate for base in self.base_lrs]
+
+
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any, batches: int | None = None) -> Any:
     """The schedule OPTIM.LR_SCHEDULER, stepped once per epoch, after a warm-up if OPTIM.WARMUP_EPOCH > 0.
 
     single_step multiplies by GAMMA every STEPSIZE[-1] epochs (MAX_EPOCH if that is below 1), multi_step at each epoch
     of STEPSIZE, cosine goes to 0 over MAX_EPOCH epochs. With WARMUP_RECOUNT the schedule starts after the warm-up,
-    without it the epochs of the warm-up count.
+    without it the epochs of the warm-up count. batch_cosine is stepped after every batch (`BatchCosine`), with a linear
+    warm-up from WARMUP_MIN_LR whose epochs count, and ends at FINAL_LR.
+
+    Args:
+        optimizer: its rates are set.
+        optim_cfg: cfg.OPTIM.
+        batches: batches per epoch, which batch_cosine needs.
 
     Raises:
-        ValueError: unknown schedule or warm-up type, or a STEPSIZE that is no list of integers.
+        ValueError: unknown schedule or warm-up type, a STEPSIZE that is no list of integers, or a trainer that does not
+            step its schedule by batch.
     """
     name, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.STEPSIZE
     if name not in AVAI_SCHEDS:
         raise ValueError(f"OPTIM.LR_SCHEDULER is {name!r}, expected one of {', '.join(AVAI_SCHEDS)}")
+    if name == "batch_cosine":
+        if batches is None:
+            raise ValueError("OPTIM.LR_SCHEDULER is 'batch_cosine', but this trainer steps its schedule by epoch")
+        warmup = max(0, optim_cfg.WARMUP_EPOCH)
+        if warmup and optim_cfg.WARMUP_TYPE != "linear":
+            raise ValueError(f"OPTIM.WARMUP_TYPE is {optim_cfg.WARMUP_TYPE!r}, batch_cosine has a linear warm-up only")
+        ends = {"start": optim_cfg.WARMUP_MIN_LR, "end": optim_cfg.FINAL_LR}
+        return BatchCosine(optimizer, optim_cfg.LR, optim_cfg.MAX_EPOCH * batches, warmup * batches, **ends)
     steps = [stepsize] if isinstance(stepsize, int) else list(stepsize)
     if name != "cosine" and (not steps or not all(type(step) is int for step in steps)):
         raise ValueError(f"OPTIM.STEPSIZE is {stepsize!r}, expected at least one integer")

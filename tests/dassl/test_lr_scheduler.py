@@ -168,3 +168,40 @@ def test_faults():
             build_lr_scheduler(optimizer, cfg)
     with pytest.raises(ValueError, match="expected at least one integer"):
         build_lr_scheduler(optimizer, config({"LR_SCHEDULER": "multi_step", "STEPSIZE": ()}))
+
+
+def test_cosine_by_batch():
+    """Against the closed form: three batches per epoch, one epoch of warm-up, a group with half the rate."""
+    cfg = get_cfg_default().OPTIM
+    cfg.merge_from_list(["LR_SCHEDULER", "batch_cosine", "LR", 0.4, "MAX_EPOCH", 4, "WARMUP_EPOCH", 1])
+    cfg.merge_from_list(["WARMUP_MIN_LR", 0.1, "FINAL_LR", 0.02])
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.2}], lr=0.4)
+    scheduler = build_lr_scheduler(optimizer, cfg, batches=3)
+    rates = []
+    for _ in range(12):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    expected = [0.1, 0.2, 0.3] + [0.02 + 0.38 * math.cos(math.pi * t / 18) ** 2 for t in range(9)]
+    assert [whole for whole, _ in rates] == pytest.approx(expected)
+    assert [half for _, half in rates] == pytest.approx([rate / 2 for rate in expected])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+    fresh = build_lr_scheduler(torch.optim.SGD(parameters, lr=0.4), cfg, batches=3)
+    fresh.load_state_dict(scheduler.state_dict())
+    assert fresh.last_epoch == 12
+
+
+@pytest.mark.parametrize(
+    ("option", "batches", "message"),
+    [
+        (["WARMUP_TYPE", "constant"], 3, "linear warm-up only"),
+        (["WARMUP_EPOCH", 10], 3, "a warm-up of 30 batches"),
+        ([], None, "by epoch"),
+    ],
+)
+def test_cosine_by_batch_refuses(option, batches, message):
+    cfg = get_cfg_default().OPTIM
+    cfg.merge_from_list(["LR_SCHEDULER", "batch_cosine", "WARMUP_EPOCH", 1, *option])
+    with pytest.raises(ValueError, match=message):
+        build_lr_scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), cfg, batches)
