@@ -24,7 +24,7 @@ THIRD_PARTY = {
         "pyarrow",
         "gdown",
     },
-    "trainers": {"torch", "yacs", "numpy", "sklearn"},
+    "trainers": {"torch", "yacs", "numpy", "sklearn", "safetensors", "filelock"},
 }
 ALLOWED = {"clip": set(), "dassl": set(), "datasets": {"dassl"}, "trainers": {"clip", "dassl"}}
 # What a module of trainers/ may import from trainers/.
@@ -34,9 +34,10 @@ INSIDE_TRAINERS = {
     "transport": {"sinkhorn"},
     "templates": set(),
     "prompts": set(),
-    "base": {"prompts", "losses", "templates"},
+    "feature_cache": set(),
+    "base": {"prompts", "losses", "templates", "feature_cache"},
 }
-SHARED = {"base", "prompts", "losses", "sinkhorn", "transport", "templates"}
+SHARED = {"base", "feature_cache", "prompts", "losses", "sinkhorn", "transport", "templates"}
 BUILD_ONLY = {"datasets/embedded/render.py", "datasets/embedded/build.py", "datasets/embedded/match.py"}
 
 

@@ -6,11 +6,9 @@ an image is scored against the classes (`build_score`) and which loss terms it a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +23,8 @@ from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch,
 from dassl.engine.precision import PRECISIONS, Steering
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
-from dassl.utils.tools import user_cache
 
-from .feature_cache import FeatureBatches, FeatureFile, description, structure_hash, why_not
+from .feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from .losses import cosine_logits, normalise
 from .prompts import Learner, TemplateText, through_half
 from .templates import template_for
@@ -153,15 +150,6 @@ def ensemble_features(model: CLIP, classnames: Sequence[str], templates: Sequenc
     CLIP, Section 3.1.4.
     """
     return normalise(normalise(template_features(model, classnames, templates)).mean(dim=0))
-
-
-def state_hash(module: nn.Module) -> str:
-    """First 16 hex digits of the sha256 over names and values of a module's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def freeze_all_but(model: nn.Module, learned: Iterable[nn.Module]) -> None:
@@ -297,7 +285,6 @@ class PromptTrainer(CLIPTrainer):
     model_name = "prompt_learner"
     by_steps = True  # False: what is learned is made in one go by `fit`, without epochs of gradient steps
     local_features = False  # the score reads the tokens of encoded images, not only their pooled features
-    tower_mark: tuple[tuple[int, ...], str] | None = None  # state of the image tower's weights, and its hash
 
     def build_learner(self, model: CLIP, classnames: list[str]) -> Learner:
         raise NotImplementedError(f"{type(self).__name__} must say what it learns")
@@ -391,7 +378,7 @@ class PromptTrainer(CLIPTrainer):
         return feature[order].to(self.device), label[order].to(self.device)
 
     def evaluation_batches(self, loader: Any) -> Any:
-        """With TEST.FEATURE_CACHE, encoded images in the place of images, if the method leaves the image tower alone."""
+        """With TEST.FEATURE_CACHE encoded images in the place of images, if the method leaves the tower as it is."""
         if not self.cfg.TEST.FEATURE_CACHE:
             return loader
         if reason := self.changes_images() or why_not(loader, self.dm.tfm_test):
@@ -430,20 +417,11 @@ class PromptTrainer(CLIPTrainer):
 
         file = None
         if self.cfg.TEST.FEATURE_CACHE and not why_not(loader, self.dm.tfm_test):
-            chosen = self.cfg.DATASET.CACHE_DIR
-            folder = Path(chosen).expanduser().absolute() if chosen else user_cache()
             root = getattr(self.dm.dataset, "items_root", "")
-            tower = {"tower": self.tower_hash(), "precision": self.precision.name, "device": self.device.type}
-            file = FeatureFile(folder / "features", description(loader, root, tokens, **tower))
+            how = f"{self.precision.name} {self.device.type}"
+            key = description(loader, root, tokens, self.model.clip.visual, how)
+            file = FeatureFile(self.cfg.DATASET.CACHE_DIR, key)
         return FeatureBatches(loader, encoded, file, self.device, tokens)
-
-    def tower_hash(self) -> str:
-        """Hash of the image tower as it is now; made again only when a weight has changed."""
-        visual = self.model.clip.visual
-        state = tuple(number for value in visual.state_dict().values() for number in (value.data_ptr(), value._version))
-        if self.tower_mark is None or self.tower_mark[0] != state:
-            self.tower_mark = (state, f"{state_hash(visual)}-{structure_hash(visual)}")
-        return self.tower_mark[1]
 
     def losses(self, batch) -> dict[str, Tensor]:
         image, label = self.parse_batch_train(batch)

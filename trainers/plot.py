@@ -28,6 +28,7 @@ class PLOT(PromptTrainer):
     """
 
     node = "PLOT"
+    local_features = True
 
     @staticmethod
     def defaults() -> CfgNode:

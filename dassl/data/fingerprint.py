@@ -10,7 +10,7 @@ from typing import Any
 
 from .datasets.base_dataset import Datum
 
-__all__ = ["classnames_hash", "relative_paths", "split_hash", "transform_repr"]
+__all__ = ["classnames_hash", "files_hash", "relative_paths", "split_hash", "transform_repr"]
 
 
 def split_hash(items: Iterable[Datum], root: str | os.PathLike[str] = "") -> str:
@@ -24,6 +24,19 @@ def split_hash(items: Iterable[Datum], root: str | os.PathLike[str] = "") -> str
     digest = hashlib.sha256()
     for path, item in relative_paths(items, root):
         digest.update(f"{path}\t{item.label}\n".encode())
+    return digest.hexdigest()
+
+
+def files_hash(items: Iterable[Datum], root: str | os.PathLike[str] = "") -> str:
+    """sha256 of the items' files in order: path relative to `root` as in `split_hash`, size, time of the last change.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    digest = hashlib.sha256()
+    for path, item in relative_paths(items, root):
+        about = os.stat(item.impath)
+        digest.update(f"{path}\t{about.st_size}\t{about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

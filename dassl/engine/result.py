@@ -114,7 +114,8 @@ def _counts(trainer: SimpleTrainer) -> dict[str, Any]:
 def _cost(trainer: SimpleTrainer, mode: str) -> dict[str, Any]:
     evaluation = trainer.evaluation
     trained = mode == "train" and trainer.train_seconds > 0
-    evaluated = evaluation is not None and evaluation.seconds > 0
+    # The speed of an evaluation from stored features would say nothing about the method.
+    evaluated = evaluation is not None and evaluation.seconds > 0 and not evaluation.stored
     return {
         "train_seconds": round(trainer.train_seconds, 3) if mode == "train" else None,
         "eval_seconds": round(evaluation.seconds, 3) if evaluation else None,

@@ -35,12 +35,16 @@ VERSION = 1
 # Keys that may change between two starts of a run: they move files, threads and messages, never the result.
 FREE_KEYS = frozenset(
     {
+        "DATALOADER.CACHE",
+        "DATALOADER.CACHE_RAM_GIB",
         "DATALOADER.NUM_WORKERS",
+        "DATALOADER.PERSISTENT_WORKERS",
         "DATASET.CACHE_DIR",
         "DATASET.ROOT",
         "IMPORTS",
         "OUTPUT_DIR",
         "RESUME",
+        "TEST.FEATURE_CACHE",
         "TRAIN.CHECKPOINT_FREQ",
         "TRAIN.PRINT_FREQ",
         "TRAIN.PROGRESS",

@@ -31,12 +31,16 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: split "val" or "test", the evaluator's figures, images seen by all processes, wall seconds."""
+    """One evaluation: split "val" or "test", the evaluator's figures, images seen by all processes, wall seconds.
+
+    `stored`: what the model computes from images was read from a file.
+    """
 
     split: str
     results: dict[str, Any]
     images: int
     seconds: float
+    stored: bool = False
 
 
 class SimpleTrainer(TrainerBase):
@@ -263,6 +267,7 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         logger.info("Evaluate on the *%s* set", split)
         images, start = 0, time.perf_counter()
+        loader = self.evaluation_batches(loader)
         with unchanged_random_state(), contextlib.closing(progress(self.cfg, loader, f"evaluate {split}")) as batches:
             for batch in batches:
                 image, label = self.parse_batch_test(batch)
@@ -273,7 +278,8 @@ class SimpleTrainer(TrainerBase):
         results = self.evaluator.evaluate()
         seconds = time.perf_counter() - start
         figures = {**results, **self.evaluator.summary()} if hasattr(self.evaluator, "summary") else dict(results)
-        evaluation = Evaluation(split, figures, sum(distributed.all_gather_object(images)), seconds)
+        total, stored = sum(distributed.all_gather_object(images)), getattr(loader, "stored", False)
+        evaluation = Evaluation(split, figures, total, seconds, stored)
         numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
         for name, value in numbers.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
@@ -282,6 +288,10 @@ class SimpleTrainer(TrainerBase):
             self.metrics.write({"kind": split, "epoch": self.epoch + 1, **record})
         self.evaluation = evaluation
         return float(next(iter(results.values())))
+
+    def evaluation_batches(self, loader: Any) -> Any:
+        """What an evaluation goes through, with a length: the loader, or something that knows more about its images."""
+        return loader
 
     def _test_loader(self, split: str) -> tuple[str, Any]:
         if split not in ("val", "test"):

@@ -35,6 +35,7 @@ __all__ = [
     "read_json",
     "set_random_seed",
     "tolist_if_not",
+    "user_cache",
     "write_json",
 ]
 
@@ -44,6 +45,11 @@ logger = logging.getLogger(__name__)
 def mkdir_if_missing(dirname: str | os.PathLike[str]) -> None:
     """Create a folder and its parents."""
     os.makedirs(dirname, exist_ok=True)
+
+
+def user_cache() -> Path:
+    """The project's folder in the user's cache folder; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")) / "align-prompt"
 
 
 def check_isfile(fpath: str | os.PathLike[str]) -> bool:
