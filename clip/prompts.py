@@ -21,10 +21,13 @@ class Prompts(NamedTuple):
             is also what block J and later ones see.
         slots: text tower: (n,) or (rows, n) integer positions in the sequence. Vision tower: None, prompts are
             appended.
+        owner: text tower: (rows,) which of K prompts a row has, of layers (K, n, d). The same result as layers
+            (rows, n, d), but what rows of one prompt have in common is computed once. None: as given.
     """
 
     layers: tuple[Tensor | None, ...]
     slots: Tensor | None
+    owner: Tensor | None = None
 
     @property
     def first(self) -> Tensor:
@@ -39,8 +42,11 @@ class Prompts(NamedTuple):
         return layer
 
     def rows(self, index: Tensor) -> Prompts:
-        """The prompts of the rows (k,) of a batch; what all rows share stays as it is."""
-        layers = tuple(layer[index] if layer is not None and layer.dim() == 3 else layer for layer in self.layers)
+        """The prompts of the rows (k,) of a batch, (k, n, d) and without owner; what all rows share stays as it is."""
+        own = index if self.owner is None else self.owner[index]
+        layers = tuple(
+            layer.index_select(0, own) if layer is not None and layer.dim() == 3 else layer for layer in self.layers
+        )
         slots = self.slots[index] if self.slots is not None and self.slots.dim() == 2 else self.slots
         return Prompts(layers, slots)
 
@@ -97,7 +103,7 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
         n, the number of prompt vectors per row.
 
     Raises:
-        ValueError: no first layer, more layers than blocks, or a layer of another shape.
+        ValueError: no first layer, more layers than blocks, a layer of another shape, or owners that do not fit.
     """
     layers = prompts.layers
     if isinstance(layers, Tensor):
@@ -114,6 +120,16 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
                 f"{what}: a layer has shape {tuple(layer.shape)}; expected (n, {width}) or ({rows}, n, {width})"
             )
     count = layers[0].shape[-2]
+    if prompts.owner is not None:
+        if tuple(prompts.owner.shape) != (rows,) or prompts.owner.dtype != torch.int64:
+            raise ValueError(
+                f"owner of {what} has shape {tuple(prompts.owner.shape)} and type {prompts.owner.dtype}; expected "
+                f"int64 ({rows},)"
+            )
+        rows = next((len(layer) for layer in layers if layer is not None and layer.dim() == 3), 1)
+        low, high = torch.stack(prompts.owner.aminmax()).tolist()
+        if low < 0 or high >= rows:
+            raise ValueError(f"owner of {what} spans {low}..{high}; expected 0 to {rows - 1} for {rows} prompts")
     for i, layer in enumerate(layers):
         if layer is not None:
             _check_shape(f"{what}: layer {i}", layer, rows, count, width)
