@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip.convert import CONVERSIONS, architecture, check_equal, layout, unwrap
+from clip.convert import CONVERSIONS, EVA_MARK, architecture, check_equal, layout, unwrap
+from clip.eva import ROPE_GRID
 from clip.model import CLIP, HEAD_WIDTH
 
 logger = logging.getLogger(__name__)
@@ -24,17 +25,19 @@ def build_model(
     quick_gelu: bool = True,
     vision_heads: int | None = None,
     transformer_heads: int | None = None,
+    rope_grid: int = ROPE_GRID,
 ) -> CLIP:
     """A CLIP in evaluation mode, fp32, with its own copy of the weights. Draws no random numbers.
 
     Args:
-        state_dict: weights under OpenAI's, open_clip's or Hugging Face's names; their shapes tell the numbers of the
-            architecture.
+        state_dict: weights under OpenAI's, open_clip's, the UTA release's or Hugging Face's names; their shapes tell
+            the numbers of the architecture.
         design_details: accepted for code that passes ``{"trainer": "CoOp", ...}``. The model is the same for every
             trainer, because prompts are arguments of its forward.
         quick_gelu: QuickGELU (OpenAI's weights) when true, GELU when false.
         vision_heads: heads of the image tower; width // 64 when None.
         transformer_heads: heads of the text tower; width // 64 when None.
+        rope_grid: of an EVA-style image tower, which its weights do not tell; others have none.
 
     Returns:
         The model, strictly loaded.
@@ -48,6 +51,8 @@ def build_model(
     numbers = architecture(weights)
     if transformer_heads is None:
         transformer_heads = max(1, numbers["transformer_width"] // HEAD_WIDTH)
+    if EVA_MARK in weights:
+        numbers["rope_grid"] = rope_grid
     with torch.device("meta"):  # no memory and no random draws for weights that are replaced at once
         model = CLIP(**numbers, transformer_heads=transformer_heads, vision_heads=vision_heads, quick_gelu=quick_gelu)
     check_equal(model.state_dict(), weights)

@@ -5,8 +5,9 @@ What the weights cannot tell is read from what lies with them. The activation is
 1. the argument ``quick_gelu``, if it is given;
 2. the file's own metadata, if :func:`save_model` wrote it;
 3. for Hugging Face names: ``hidden_act`` of ``config.json`` beside the file;
-4. for open_clip files: ``quick_gelu`` of ``open_clip_config.json`` beside the file (absent there means GELU);
-5. QuickGELU for TorchScript archives and for pickles under OpenAI's names, which is what OpenAI publishes. Where such a
+4. for files of the UTA release (an EVA-style image tower beside a text tower under ``text.``): GELU, as EVA-CLIP has;
+5. for open_clip files: ``quick_gelu`` of ``open_clip_config.json`` beside the file (absent there means GELU);
+6. QuickGELU for TorchScript archives and for pickles under OpenAI's names, which is what OpenAI publishes. Where such a
    pickle carries none of OpenAI's marks (fp16 weights, ``input_resolution`` beside them) a warning says so.
 
 A file that open_clip or transformers certainly wrote, without its configuration, is an error: the two activations give
@@ -27,9 +28,9 @@ from safetensors.torch import save_file
 
 from clip.archive import CheckpointError, RawFile, read_file
 from clip.build import build_model
-from clip.convert import OPENAI_NUMBERS, StateDict, layout, unwrap
+from clip.convert import OPENAI_NUMBERS, StateDict, layout, released_heads, unwrap
+from clip.eva import ROPE_GRID, EvaVisionTransformer
 from clip.model import CLIP, HEAD_WIDTH
-from clip.resnet import ModifiedResNet
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Facts(NamedTuple):
         transformer_heads: heads of the text tower; None for width // 64.
         mean: pixel mean per channel of the preprocessing, for pixels in [0, 1].
         std: pixel standard deviation per channel.
+        rope_grid: of an EVA-style image tower (:class:`clip.eva.EvaVisionTransformer`), others have none.
     """
 
     quick_gelu: bool | None = None
@@ -88,6 +90,7 @@ class Facts(NamedTuple):
     transformer_heads: int | None = None
     mean: tuple[float, ...] = PIXEL_MEAN
     std: tuple[float, ...] = PIXEL_STD
+    rope_grid: int = ROPE_GRID
 
 
 def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, Facts]:
@@ -117,7 +120,7 @@ def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, F
                 "quick_gelu=True (OpenAI's weights, open_clip models named *-quickgelu) or quick_gelu=False (other "
                 "open_clip models), or put its config.json (transformers) or open_clip_config.json there"
             )
-        return build_model(weights, None, facts.quick_gelu, facts.vision_heads, facts.transformer_heads), facts
+        return build_model(weights, None, *facts[:3], rope_grid=facts.rope_grid), facts
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -142,9 +145,11 @@ def save_model(
     facts: dict[str, Any] = {
         "format": "pt",
         "quick_gelu": model.quick_gelu,
-        "vision_heads": _vision_heads(model),
+        "vision_heads": model.visual.heads,
         "transformer_heads": model.transformer.heads,
     }
+    if isinstance(model.visual, EvaVisionTransformer):
+        facts["rope_grid"] = model.visual.rope_grid
     for key, value in (metadata or {}).items():
         if key in facts and _text(value) != _text(facts[key]):
             raise ValueError(f"metadata say {key} = {value!r}, the model has {facts[key]!r}")
@@ -168,6 +173,8 @@ def _facts(path: Path, raw: RawFile, weights: StateDict) -> Facts:
     if "quick_gelu" in raw.metadata:
         return _facts_of_metadata(raw.metadata)
     names = layout(weights)
+    if names == "uta":
+        return Facts(quick_gelu=False, vision_heads=released_heads(weights))
     if names == "huggingface":
         return _facts_of_huggingface(path.parent)
     certain = names == "open_clip" or raw.kind == "safetensors" or path.name.startswith("open_clip")
@@ -256,11 +263,6 @@ def _file_in(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(f"the folder {path} has none of {', '.join(FILES_OF_A_FOLDER)}")
-
-
-def _vision_heads(model: CLIP) -> int:
-    visual = model.visual
-    return visual.attnpool.heads if isinstance(visual, ModifiedResNet) else visual.transformer.heads
 
 
 def _text(value: Any) -> str:

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from clip.archive import CheckpointError
+from clip.eva import SIZES, rotary_angles
 from clip.resnet import REDUCTION
 
 StateDict = dict[str, Tensor]
 
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Numbers OpenAI's archives keep beside the weights."""
+EVA_MARK = "visual.patch_embed.proj.weight"
+"""Only an EVA-style image tower has it."""
 SHOWN = 5
 """Names shown in an error message."""
 
@@ -60,7 +63,10 @@ def unwrap(content: dict[str, Any]) -> StateDict:
 
 
 def layout(weights: StateDict) -> str:
-    """Whose parameter names these are: "openai", "open_clip" (text tower under ``text.``) or "huggingface".
+    """Whose parameter names these are: "openai", "open_clip" (text tower under ``text.``), "uta" or "huggingface".
+
+    "uta" is open_clip's text tower beside an EVA-style image tower. A file that :func:`clip.save_model` wrote has the
+    names "openai", whatever its image tower.
 
     Raises:
         CheckpointError: none of them.
@@ -68,7 +74,7 @@ def layout(weights: StateDict) -> str:
     if "token_embedding.weight" in weights:
         return "openai"
     if "text.token_embedding.weight" in weights:
-        return "open_clip"
+        return "uta" if EVA_MARK in weights else "open_clip"
     if "text_model.embeddings.token_embedding.weight" in weights:
         return "huggingface"
     raise CheckpointError(
@@ -123,7 +129,53 @@ def from_huggingface(weights: StateDict) -> StateDict:
     return out
 
 
-CONVERSIONS = {"openai": from_openai, "open_clip": from_open_clip, "huggingface": from_huggingface}
+def from_uta(weights: StateDict) -> StateDict:
+    """The UTA release's names: open_clip's text tower; tables of rotary positions are compared and left out.
+
+    Raises:
+        CheckpointError: a table of the file differs from what the tower computes itself.
+    """
+    out = {}
+    for key, value in from_open_clip(weights).items():
+        table = re.fullmatch(r"visual\.(?:blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)", key)
+        if table is None:
+            out[key] = value
+        else:
+            _check_table(key, value, table.group(1))
+    return out
+
+
+def released_heads(weights: StateDict) -> int | None:
+    """Heads of a released EVA-style image tower: from its table of rotary positions, else from its known widths.
+
+    Returns:
+        The number of heads; None where neither tells it.
+    """
+    width = weights["visual.cls_token"].shape[-1]
+    table = weights.get("visual.rope.freqs_cos")
+    if table is not None and table.dim() == 2:
+        return width // table.shape[1]
+    return {size.width: size.heads for size in SIZES.values()}.get(width)
+
+
+def _check_table(key: str, value: Tensor, kind: str) -> None:
+    """Each angle stands twice in a row of a released table, for both members of its pair."""
+    positions, width = value.shape if value.dim() == 2 else (0, 0)
+    side = math.isqrt(positions)
+    if positions and side * side == positions and width % 4 == 0:
+        angles = rotary_angles(side, width).repeat_interleave(2, dim=1)
+        own = angles.cos() if kind == "cos" else angles.sin()
+        if torch.allclose(value.float().cpu(), own, atol=1e-2):  # tables of half precision are rounded
+            return
+    raise CheckpointError(f"{key}, shape {tuple(value.shape)}, is not the table of rotary positions of this tower")
+
+
+CONVERSIONS = {
+    "openai": from_openai,
+    "open_clip": from_open_clip,
+    "uta": from_uta,
+    "huggingface": from_huggingface,
+}
 
 
 def architecture(weights: StateDict) -> dict[str, Any]:
@@ -133,7 +185,7 @@ def architecture(weights: StateDict) -> dict[str, Any]:
         weights: OpenAI's names.
 
     Returns:
-        Arguments; ``transformer_heads`` and ``vision_heads`` are left out.
+        Arguments; ``transformer_heads``, ``vision_heads`` and the value of ``rope_grid`` are left out.
 
     Raises:
         CheckpointError: a weight that tells a number is missing or has another number of dimensions.
@@ -155,6 +207,15 @@ def architecture(weights: StateDict) -> dict[str, Any]:
             "vision_width": shapes.of("visual.layer1.0.conv1.weight", 4)[0],
             "vision_patch_size": None,
             "image_resolution": REDUCTION * side,
+        }
+    if EVA_MARK in weights:
+        width, _, patch, _ = shapes.of(EVA_MARK, 4)
+        return numbers | {
+            "vision_layers": _count(weights, r"visual\.blocks\.(\d+)\."),
+            "vision_width": width,
+            "vision_patch_size": patch,
+            "vision_mlp_width": shapes.of("visual.blocks.0.mlp.w1.weight", 2)[0],
+            "image_resolution": patch * _side(shapes.of("visual.pos_embed", 3)[1]),
         }
     width, _, patch, _ = shapes.of("visual.conv1.weight", 4)
     return numbers | {

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clip.prompts import Prompts, check_prompts, overwrite
 
@@ -13,8 +18,9 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
     """softmax(q k^T / sqrt(d) + mask) v, written out.
 
     Args:
-        q, k, v: (rows, heads, L, d).
-        mask: (L, L), added to the scores; None for none.
+        q: (rows, heads, L, d).
+        k, v: (rows, heads, P + L, d).
+        mask: (L, P + L), added to the scores; None for none.
 
     Returns:
         (rows, heads, L, d). Holds rows * heads * L * L scores: meant for CLIP's sequences of at most about 260.
@@ -33,8 +39,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     makes the step 1.3 to 2.0 times as fast; in fp32 both are equal within 8 %, and the fused one keeps no scores.
 
     Args:
-        q, k, v: (rows, heads, L, d).
-        mask: (L, L), added to the scores; None for none.
+        q: (rows, heads, L, d).
+        k, v: (rows, heads, P + L, d), P = 0 unless positions before those of q are attended to.
+        mask: (L, P + L), added to the scores; None for none.
 
     Returns:
         (rows, heads, L, d).
@@ -43,6 +50,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if needs_grad and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         return explicit_attention(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+
+
+class Past(NamedTuple):
+    """Keys and values (rows, heads, P, d / heads) of one block."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class LayerNorm(nn.LayerNorm):
@@ -84,10 +98,26 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: (rows, L, d); mask: (L, L), added to the scores. Returns (rows, L, d)."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, past: Past | None = None, kept: list[Past] | None = None
+    ) -> Tensor:
+        """Attention of every position to itself and, where the mask lets it, to others.
+
+        Args:
+            x: (rows, L, d).
+            mask: (L, P + L), added to the scores.
+            past: keys and values of P positions before those of x, which they attend to as well.
+            kept: gets the keys and values of x.
+
+        Returns:
+            (rows, L, d).
+        """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (rows, L, 3 d)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 times (rows, heads, L, d / heads)
+        if kept is not None:
+            kept.append(Past(k, v))
+        if past is not None:
+            k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
         out = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # (rows, L, d)
         return self.out_proj(out)
 
@@ -106,8 +136,98 @@ class Perceptron(nn.Module):
         return self.c_proj(self.gelu(self.c_fc(x)))
 
 
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Sets a residual branch of whole rows to zero with probability `rate` and divides the others by 1 - rate.
+
+    Stochastic depth (Huang et al. 2016), row by row.
+
+    Args:
+        branch: (rows, L, d).
+        rate: in [0, 1); 0 changes nothing and draws nothing.
+
+    Returns:
+        (rows, L, d).
+    """
+    if rate == 0:
+        return branch
+    kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= rate
+    return branch * (kept / (1 - rate)).to(branch.dtype)
+
+
+def set_drop_path(blocks: nn.Module, rate: float) -> None:
+    """Gives block i of n the drop-path rate ``rate * i / (n - 1)``: none in the first block, `rate` in the last.
+
+    Raises:
+        ValueError: a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path is {rate}; expected a rate in [0, 1)")
+    members: list[Any] = list(blocks.children())
+    for i, block in enumerate(members):
+        block.drop_path = rate * i / max(1, len(members) - 1)
+
+
+def append_prompts(x: Tensor, prompts: Prompts | None, depth: int) -> tuple[Tensor, Prompts | None]:
+    """Puts vision prompts behind the image tokens.
+
+    Args:
+        x: (rows, L, d) class token and patches.
+        prompts: n vectors per layer, without slots; None for none.
+        depth: number of blocks.
+
+    Returns:
+        (rows, L + n, d), and the prompts with their slots L..L+n-1 for the deeper layers.
+
+    Raises:
+        ValueError: prompts of another shape, deeper than the tower, or with slots.
+    """
+    if prompts is None:
+        return x, None
+    rows, length, width = x.shape
+    if prompts.slots is not None:
+        raise ValueError("vision prompts are appended to the patches; their slots must be None")
+    count = check_prompts(prompts, rows, width, depth, "vision prompts")
+    x = torch.cat([x, prompts.first.to(x.dtype).expand(rows, -1, -1)], dim=1)
+    return x, Prompts(prompts.layers, torch.arange(length, length + count, device=x.device))
+
+
+def run_blocks(
+    blocks: Iterable[Callable[..., Tensor]],
+    x: Tensor,
+    extra: tuple[Any, ...],
+    prompts: Prompts | None,
+    recompute: bool = False,
+) -> Tensor:
+    """Runs blocks with deep prompts: the only place these exist, for every tower.
+
+    Args:
+        blocks: called as ``block(x, *extra)``.
+        x: (rows, L, d), with ``prompts.layers[0]`` already in it.
+        extra: further arguments of every block.
+        prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None.
+        recompute: keep only the inputs of the blocks and compute them again in the backward pass.
+
+    Returns:
+        (rows, L, d).
+
+    Raises:
+        ValueError: deep prompts without slots.
+    """
+    for i, block in enumerate(blocks):
+        deep = prompts.layers[i] if prompts is not None and 0 < i < len(prompts.layers) else None
+        if prompts is not None and deep is not None:
+            if prompts.slots is None:
+                raise ValueError("deep prompts need slots inside a transformer")
+            x = overwrite(x, prompts.slots, deep)
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, *extra, use_reentrant=False)
+        else:
+            x = block(x, *extra)
+    return x
+
+
 class Block(nn.Module):
-    """One pre-norm residual block: attention, then a two-layer perceptron."""
+    """One pre-norm residual block: attention, then a two-layer perceptron. `drop_path` is its rate in training."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, mlp_width: int) -> None:
         super().__init__()
@@ -115,15 +235,19 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ln_2 = LayerNorm(width)
         self.mlp = Perceptron(width, mlp_width, quick_gelu)
+        self.drop_path = 0.0
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: (rows, L, d); mask: (L, L), added to the scores. Returns (rows, L, d)."""
-        x = x + self.attn(self.ln_1(x), mask)
-        return x + self.mlp(self.ln_2(x))
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, past: Past | None = None, kept: list[Past] | None = None
+    ) -> Tensor:
+        """As :meth:`Attention.forward`; returns (rows, L, d)."""
+        rate = self.drop_path if self.training else 0.0
+        x = x + drop_path(self.attn(self.ln_1(x), mask, past, kept), rate)
+        return x + drop_path(self.mlp(self.ln_2(x)), rate)
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and the only place deep prompts exist, for both towers.
+    """A stack of blocks that takes deep prompts. With `checkpoint` set, training computes blocks twice to save memory.
 
     Args:
         width: d.
@@ -140,33 +264,42 @@ class Transformer(nn.Module):
         self.width = width
         self.layers = layers
         self.heads = heads
+        self.checkpoint = False
         hidden = 4 * width if mlp_width is None else mlp_width
         self.resblocks = nn.Sequential(*(Block(width, heads, quick_gelu, hidden) for _ in range(layers)))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, prompts: Prompts | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        prompts: Prompts | None = None,
+        past: Sequence[Past] | None = None,
+        kept: list[Past] | None = None,
+    ) -> Tensor:
         """Runs all blocks.
 
         Args:
             x: (rows, L, d), with ``prompts.layers[0]`` already in it.
-            mask: (L, L), added to the attention scores.
+            mask: (L, P + L), added to the attention scores.
             prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None.
+            past: for every block the keys and values of P positions before those of x; None = there are none.
+            kept: gets the keys and values of every block, for the `past` of another call.
 
         Returns:
             (rows, L, d).
 
         Raises:
-            ValueError: prompts without slots, deeper than the stack or of another shape.
+            ValueError: prompts without slots, with owner, deeper than the stack or of another shape.
         """
         if prompts is not None:
+            if prompts.owner is not None:
+                raise ValueError("prompts inside a transformer are given by row; their owner must be None")
             check_prompts(prompts, x.shape[0], self.width, self.layers, "prompts")
-        for i, block in enumerate(self.resblocks):
-            deep = prompts.layers[i] if prompts is not None and 0 < i < len(prompts.layers) else None
-            if prompts is not None and deep is not None:
-                if prompts.slots is None:
-                    raise ValueError("deep prompts need slots inside a transformer")
-                x = overwrite(x, prompts.slots, deep)
-            x = block(x, mask)
-        return x
+        blocks = [
+            partial(block, past=None if past is None else past[i], kept=kept) for i, block in enumerate(self.resblocks)
+        ]
+        again = self.checkpoint and self.training and kept is None
+        return run_blocks(blocks, x, (mask,), prompts, again)
 
 
 def check_image(image: Tensor, resolution: int) -> None:

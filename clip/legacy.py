@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip.build import build_model
 from clip.checkpoints import load_checkpoint
+from clip.eva import EvaVisionTransformer
 from clip.layers import Block, Transformer
 from clip.model import CLIP, VisionTransformer
 from clip.resnet import ModifiedResNet
 
-FACTS = ("quick_gelu", "vision_heads", "transformer_heads")
+FACTS = ("quick_gelu", "vision_heads", "transformer_heads", "rope_grid")
 """Entries that :func:`plain_copy` stores beside the weights: what their shapes do not tell."""
 
 
@@ -69,6 +70,19 @@ class LegacyResNet(ModifiedResNet):
         return super().forward(image).pooled
 
 
+class LegacyEva(EvaVisionTransformer):
+    """The EVA-style tower, returning pooled features."""
+
+    @property
+    def conv1(self) -> nn.Conv2d:
+        """The patch embedding, whose type old code asks for."""
+        return self.patch_embed.proj
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """image: (B, 3, side, side). Returns (B, E), not normalised."""
+        return super().forward(image).pooled
+
+
 class LegacyCLIP(CLIP):
     """A CLIP whose methods and parts return tensors, as OpenAI's do; made by :func:`as_legacy`."""
 
@@ -94,6 +108,7 @@ class LegacyCLIP(CLIP):
 LEGACY = {
     CLIP: LegacyCLIP,
     VisionTransformer: LegacyVisionTransformer,
+    EvaVisionTransformer: LegacyEva,
     ModifiedResNet: LegacyResNet,
     Transformer: LegacyTransformer,
     Block: LegacyBlock,
@@ -138,9 +153,9 @@ def plain_copy(path: Path, folder: Path) -> Path:
     target = folder / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
     if not target.is_file():
         model, _ = load_checkpoint(path)
-        visual = model.visual
-        heads = visual.attnpool.heads if isinstance(visual, ModifiedResNet) else visual.transformer.heads
-        numbers = zip(FACTS, (model.quick_gelu, heads, model.transformer.heads))
+        numbers = list(zip(FACTS, (model.quick_gelu, model.visual.heads, model.transformer.heads)))
+        if isinstance(model.visual, EvaVisionTransformer):
+            numbers.append(("rope_grid", model.visual.rope_grid))
         folder.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save({**model.state_dict(), **{name: torch.tensor(int(value)) for name, value in numbers}}, temporary)

@@ -6,56 +6,25 @@ Parameter names are those of OpenAI's release, so its checkpoints load strictly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.layers import Block, LayerNorm, Transformer, check_image
+from clip.chunks import Chunks, in_chunks, split_rows
+from clip.eva import EvaVisionTransformer
+from clip.layers import Block, LayerNorm, Past, Transformer, append_prompts, check_image, set_drop_path
 from clip.prompts import Encoded, Prompts, check_prompts, check_slots, overwrite
 from clip.resnet import ModifiedResNet
+from clip.text_layout import GROUP_COST, Layout, text_layout
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; other models say theirs when they are built."""
 
 
-# What one more group of sentences costs, in token positions: matrices that are smaller are less efficient.
-GROUP_COST = {True: 256, False: 8192}  # on the CPU, on other devices
-
-
-def length_groups(ends: Sequence[int], group_cost: int) -> list[tuple[list[int], int]]:
-    """Splits sentences into groups of similar length so that the number of computed positions is smallest.
-
-    Every group computes (its longest end + 1) positions per sentence and `group_cost` positions once. The best split of
-    the sorted lengths is found by dynamic programming over the distinct ones.
-
-    Args:
-        ends: position of the end-of-text token of each sentence.
-        group_cost: positions one more group costs.
-
-    Returns:
-        (indices of the sentences, longest end) per group, short sentences first; every sentence is in one group.
-    """
-    members: dict[int, list[int]] = {}
-    for row, end in enumerate(ends):
-        members.setdefault(end, []).append(row)
-    lengths = sorted(members)
-    best, first = [0], []  # cost of the i shortest lengths; where the last of their groups starts
-    for stop, end in enumerate(lengths):
-        rows, choices = 0, []
-        for start in range(stop, -1, -1):
-            rows += len(members[lengths[start]])
-            choices.append((best[start] + rows * (end + 1) + group_cost, start))
-        cost, start = min(choices)
-        best.append(cost)
-        first.append(start)
-    groups, stop = [], len(lengths)
-    while stop > 0:
-        start = first[stop - 1]
-        groups.append(([row for end in lengths[start:stop] for row in members[end]], lengths[stop - 1]))
-        stop = start
-    return groups[::-1]
+def causal_mask(before: int, x: Tensor) -> Tensor:
+    """(L, before + L) for x (rows, L, d): every position attends to those before it and to itself."""
+    return torch.full((x.shape[1], before + x.shape[1]), -torch.inf, device=x.device).triu_(before + 1)
 
 
 class VisionTransformer(nn.Module):
@@ -98,6 +67,39 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
+    def set_training_options(self, drop_path: float = 0.0, checkpoint: bool = False) -> None:
+        """Options of training, none of which changes an evaluation.
+
+        Args:
+            drop_path: rate of stochastic depth of the last block; it grows linearly from 0 in the first.
+            checkpoint: compute blocks again in the backward pass instead of keeping their activations.
+
+        Raises:
+            ValueError: a rate outside [0, 1).
+        """
+        set_drop_path(self.transformer.resblocks, drop_path)
+        self.transformer.checkpoint = checkpoint
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The residual blocks, first to last."""
+        return self.transformer.resblocks
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a block."""
+        return self.transformer.heads
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations: that of the patch embedding."""
+        return self.conv1.weight.dtype
+
+    @property
+    def positions(self) -> Tensor:
+        """(1 + P, d), the learned positions :meth:`embed` has added, row 0 the class token's."""
+        return self.positional_embedding
+
     def embed(self, image: Tensor) -> Tensor:
         """Class token and patches with their positions; the convolution runs once, whatever follows.
 
@@ -116,13 +118,15 @@ class VisionTransformer(nn.Module):
         first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + self.positional_embedding.to(x.dtype)
 
-    def encode(self, tokens: Tensor, prompts: Prompts | None = None) -> Encoded:
+    def encode(self, tokens: Tensor, prompts: Prompts | None = None, keep: Tensor | None = None) -> Encoded:
         """Appends the prompts, normalises, runs the blocks and projects.
 
         Args:
             tokens: (rows, L, d) from :meth:`embed`, class token first; patches may be left out and rows repeated.
             prompts: n vectors appended after the last token (positions L..L+n-1, without positional embedding, before
                 ``ln_pre``); deeper layers overwrite them at the input of their block. ``slots`` must be None.
+            keep: numbers of the patches in `tokens`, where some were left out. Not needed here, because the tokens
+                carry their positions; every tower takes it, because others do need it.
 
         Returns:
             pooled (rows, E) from the class token, tokens (rows, L + n, E).
@@ -132,14 +136,7 @@ class VisionTransformer(nn.Module):
         """
         if tokens.dim() != 3 or tokens.shape[-1] != self.width:
             raise ValueError(f"image tokens have shape {tuple(tokens.shape)}; expected (rows, L, {self.width})")
-        x = tokens
-        if prompts is not None:
-            rows, length, width = x.shape
-            if prompts.slots is not None:
-                raise ValueError("vision prompts are appended to the patches; their slots must be None")
-            count = check_prompts(prompts, rows, width, self.transformer.layers, "vision prompts")
-            prompts = Prompts(prompts.layers, torch.arange(length, length + count, device=x.device))
-            x = torch.cat([x, prompts.first.to(x.dtype).expand(rows, -1, -1)], dim=1)  # (rows, L + n, d)
+        x, prompts = append_prompts(tokens, prompts, self.transformer.layers)
         x = self.transformer(self.ln_pre(x), prompts=prompts)
         x = self.ln_post(x)
         proj = self.proj.to(x.dtype)
@@ -167,8 +164,10 @@ class CLIP(nn.Module):
         transformer_layers: blocks of the text tower.
         quick_gelu: QuickGELU (OpenAI) when true, GELU when false.
         vision_heads: heads of the ViT, or of the ResNet's attention pool; ``width // 64`` when None.
-        vision_mlp_width: hidden width of the ViT's perceptrons; 4 d when None.
+        vision_mlp_width: hidden width of the ViT's perceptrons; 4 d when None (8 d / 3 for an EVA-style tower).
         transformer_mlp_width: hidden width of the text tower's perceptrons; 4 d when None.
+        rope_grid: None for OpenAI's towers; a number makes the image tower an :class:`clip.eva.EvaVisionTransformer`
+            and is its `rope_grid`.
     """
 
     def __init__(
@@ -187,26 +186,23 @@ class CLIP(nn.Module):
         vision_heads: int | None = None,
         vision_mlp_width: int | None = None,
         transformer_mlp_width: int | None = None,
+        rope_grid: int | None = None,
     ) -> None:
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.quick_gelu = quick_gelu
-        self.visual: VisionTransformer | ModifiedResNet
+        self.visual: VisionTransformer | EvaVisionTransformer | ModifiedResNet
         if isinstance(vision_layers, int):
             if vision_patch_size is None:
                 raise ValueError("a vision transformer needs vision_patch_size; got None")
             heads = max(1, vision_width // HEAD_WIDTH) if vision_heads is None else vision_heads
-            self.visual = VisionTransformer(
-                image_resolution,
-                vision_patch_size,
-                vision_width,
-                vision_layers,
-                heads,
-                embed_dim,
-                quick_gelu,
-                vision_mlp_width,
-            )
+            numbers = (image_resolution, vision_patch_size, vision_width, vision_layers, heads)
+            if rope_grid is None:
+                self.visual = VisionTransformer(*numbers, embed_dim, quick_gelu, vision_mlp_width)
+            else:
+                hidden = vision_width * 8 // 3 if vision_mlp_width is None else vision_mlp_width
+                self.visual = EvaVisionTransformer(*numbers, hidden, embed_dim, rope_grid)
         else:
             heads = max(1, vision_width * 32 // HEAD_WIDTH) if vision_heads is None else vision_heads
             self.visual = ModifiedResNet(tuple(vision_layers), embed_dim, heads, image_resolution, vision_width)
@@ -239,7 +235,7 @@ class CLIP(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the activations: that of the first convolution."""
-        return self.visual.conv1.weight.dtype
+        return self.visual.dtype
 
     def encode_image(self, image: Tensor, prompts: Prompts | None = None) -> Encoded:
         """Encodes images.
@@ -256,8 +252,15 @@ class CLIP(nn.Module):
         """
         return self.visual(image, prompts)
 
-    def encode_text(self, ids: Tensor, prompts: Prompts | None = None, labels: Prompts | None = None) -> Encoded:
-        """Encodes token ids; sentences of similar length are computed together, cut after their end-of-text tokens.
+    def encode_text(
+        self,
+        ids: Tensor,
+        prompts: Prompts | None = None,
+        labels: Prompts | None = None,
+        chunks: Chunks | None = None,
+        tokens: bool = True,
+    ) -> Encoded:
+        """Encodes token ids; what sentences have in common at their beginning is computed once (`clip.text_layout`).
 
         The text tower is causal, so nothing after an end-of-text token reaches it: cutting is exact.
 
@@ -268,46 +271,93 @@ class CLIP(nn.Module):
                 layers overwrite the same slots at the input of their block, without positions.
             labels: one layer that overwrites token embeddings at the class name's slots, after the prompts. Slots
                 behind a row's end-of-text token have no effect: the filling of names that are shorter than others.
+            chunks: sentences computed at a time; the same result with less memory.
+            tokens: false leaves the features of the positions out.
 
         Returns:
             pooled (rows, E) from the end-of-text token, tokens (rows, Lcut, E), Lcut = the batch's longest
-            end-of-text position + 1. What a shorter row holds after its end-of-text token has no meaning.
+            end-of-text position + 1, or (rows, 0, E). What a shorter row holds after its end-of-text token has no
+            meaning.
 
         Raises:
             ValueError: ids beyond the vocabulary, text longer than the context, or prompts that do not fit.
         """
         ids, stop, ends = self._cut(ids)
         rows, length = ids.shape
-        x = self.token_embedding(ids).to(self.dtype)  # (rows, Lcut, d)
+        owner: Tensor | None = stop.new_zeros(rows)  # without vectors by row, all sentences have the same prompt
         if prompts is not None:
             count = check_prompts(prompts, rows, self.transformer.width, self.transformer.layers, "text prompts")
             slots = check_slots(prompts.slots, rows, count, stop, "text prompts")
-            prompts = Prompts(prompts.layers, slots)
-            x = overwrite(x, slots, prompts.first)
+            prompts = prompts._replace(slots=slots)
+            if any(layer is not None and layer.dim() == 3 for layer in prompts.layers):
+                owner = prompts.owner
         if labels is not None:
             count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
             inside = torch.full_like(stop, length)
-            x = overwrite(x, check_slots(labels.slots, rows, count, inside, "label tokens"), labels.first)
-        x = x + self.positional_embedding[:length].to(x.dtype)
-        groups = length_groups(ends, GROUP_COST[x.device.type == "cpu"])
-        if len(groups) == 1:
-            return self._encode_text_rows(x, stop, prompts)
-        parts = []
-        for members, end in groups:
-            row = torch.tensor(members, device=x.device)
-            part = self._encode_text_rows(x[row, : end + 1], stop[row], None if prompts is None else prompts.rows(row))
-            parts.append(Encoded(part.pooled, F.pad(part.tokens, (0, 0, 0, length - end - 1))))
-        place = torch.tensor([r for members, _ in groups for r in members], device=x.device).argsort()
-        return Encoded(torch.cat([p.pooled for p in parts])[place], torch.cat([p.tokens for p in parts])[place])
+            labels = labels._replace(slots=check_slots(labels.slots, rows, count, inside, "label tokens"))
+        known = (owner, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
+        on_host = (None if x is None else x.cpu() for x in known)
+        layout = text_layout(ids.cpu(), ends, *on_host, GROUP_COST[ids.device.type == "cpu"])
+        return self._encode_layout(layout, ids, stop, prompts, labels, chunks, tokens)
 
-    def _encode_text_rows(self, x: Tensor, stop: Tensor, prompts: Prompts | None) -> Encoded:
-        """Blocks, norm and projection of sentences x (rows, L, d) that end at `stop` (rows,)."""
-        length = x.shape[1]
-        mask = torch.full((length, length), -torch.inf, device=x.device).triu_(1)
-        x = self.ln_final(self.transformer(x, mask, prompts))
-        proj = self.text_projection.to(x.dtype)
-        pooled = x[torch.arange(len(x), device=x.device), stop]
-        return Encoded(pooled @ proj, x @ proj)
+    def _encode_layout(
+        self,
+        layout: Layout,
+        ids: Tensor,
+        stop: Tensor,
+        prompts: Prompts | None,
+        labels: Prompts | None,
+        chunks: Chunks | None,
+        tokens: bool,
+    ) -> Encoded:
+        """Sentences that end at `stop` (rows,), computed as `layout` says; see :meth:`encode_text`."""
+        past: list[Past] = []
+        shared = []
+        leader = layout.leader.to(ids.device)
+        if layout.prefix:
+            first = layout.leaders.to(ids.device)
+            x = self._embed(ids[first, : layout.prefix], None if prompts is None else prompts.rows(first), None)
+            x = self.transformer(x, causal_mask(0, x), None if prompts is None else prompts.rows(first), kept=past)
+            if tokens:
+                shared = [self._project(x).flatten(0, 1)]
+
+        def encode(rows: Tensor, prefix: int, end: int) -> tuple[Tensor, Tensor]:
+            own = None if prompts is None or prefix else prompts.rows(rows)
+            label = None if labels is None else labels.rows(rows)
+            x = ids[rows] if labels is not None else ids[rows, : end + 1]  # label slots may lie behind the end
+            x = self._embed(x, own, label)[:, prefix : end + 1]
+            before = [Past(*(side[:, :, :prefix].index_select(0, leader[rows]) for side in block)) for block in past]
+            x = self.transformer(x, causal_mask(prefix, x), own, before if prefix else None)
+            pooled = self._project(x[torch.arange(len(x), device=x.device), stop[rows] - prefix])
+            return pooled, self._project(x).flatten(0, 1) if tokens else pooled[:0]
+
+        calls, order = [], []
+        for part in layout.parts:
+            order += part.rows
+            rows = torch.tensor(part.rows, device=ids.device)
+            calls += [(chunk, part.prefix, part.end) for chunk in split_rows(rows, chunks)]
+        found = in_chunks(encode, calls, chunks)
+        place = torch.empty(len(ids), dtype=torch.int64)
+        place[torch.tensor(order)] = torch.arange(len(order))
+        pooled = torch.cat([one for one, _ in found]).index_select(0, place[layout.twin].to(ids.device))
+        if not tokens:
+            return Encoded(pooled, pooled.new_empty(len(pooled), 0, pooled.shape[-1]))
+        flat = torch.cat([*shared, *(x for _, x in found), pooled.new_zeros(1, pooled.shape[-1])])
+        places = layout.places(ids.shape[1]).to(ids.device)
+        return Encoded(pooled, flat.index_select(0, places.flatten()).view(*places.shape, -1))
+
+    def _embed(self, ids: Tensor, prompts: Prompts | None, labels: Prompts | None) -> Tensor:
+        """Input (rows, L, d) of the first block."""
+        x = self.token_embedding(ids).to(self.dtype)
+        for values in (prompts, labels):
+            if values is not None and values.slots is not None:
+                x = overwrite(x, values.slots, values.first)
+        return x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Norm and projection of (..., d): (..., E)."""
+        x = self.ln_final(x)
+        return x @ self.text_projection.to(x.dtype)
 
     def _cut(self, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Ids up to the longest end-of-text position, that position per row (rows,), and the same as numbers.

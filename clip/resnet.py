@@ -128,6 +128,16 @@ class ModifiedResNet(nn.Module):
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations: that of the first convolution."""
+        return self.conv1.weight.dtype
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention pool."""
+        return self.attnpool.heads
+
     def embed(self, image: Tensor) -> Tensor:
         """The last map and its mean, with positions: what the attention pool reads.
 
@@ -149,12 +159,13 @@ class ModifiedResNet(nn.Module):
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         return x + self.attnpool.positional_embedding.to(x.dtype)
 
-    def encode(self, tokens: Tensor, prompts: Prompts | None = None) -> Encoded:
+    def encode(self, tokens: Tensor, prompts: Prompts | None = None, keep: Tensor | None = None) -> Encoded:
         """Attention pooling.
 
         Args:
             tokens: (rows, L, d) from :meth:`embed`, the mean first; map positions may be left out and rows repeated.
             prompts: must be None.
+            keep: numbers of the map positions in `tokens`; not needed, because the tokens carry their positions.
 
         Returns:
             pooled (rows, E) from the mean, tokens (rows, L, E), row 0 the pooled one.

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip import CLIP, Encoded, Prompts
-from clip.model import VisionTransformer
+from clip.resnet import ModifiedResNet
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import last_epoch
 from dassl.utils.torchtools import BEST_MODEL
@@ -106,7 +106,7 @@ class TwoSidedModes(ModeContext):
         learn_text: bool,
         overwrite_names: bool = False,
     ):
-        if not isinstance(model.visual, VisionTransformer):
+        if isinstance(model.visual, ModifiedResNet):
             raise ValueError(
                 f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
             )

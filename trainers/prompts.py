@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import clip
 from clip import CLIP, Encoded, Prompts
-from clip.model import VisionTransformer
+from clip.resnet import ModifiedResNet
 
 PLACEHOLDER = "X"
 PROMPT_STD = 0.02
@@ -133,6 +133,11 @@ def through_half(value: Tensor) -> Tensor:
     Released codes of the MaPLe family inject their fp32 prompts like this even in fp32 runs.
     """
     return value.half().to(value.dtype)
+
+
+def modes_of_rows(ids: Tensor, modes: int) -> Tensor:
+    """(C * N,) mode of every sentence of class-major `ids` (C * N, L)."""
+    return torch.arange(len(ids), device=ids.device) % modes
 
 
 class Learner(nn.Module):
@@ -263,11 +268,11 @@ def vision_blocks(model: CLIP) -> int:
     Raises:
         ValueError: it is no vision transformer.
     """
-    if not isinstance(model.visual, VisionTransformer):
+    if isinstance(model.visual, ModifiedResNet):
         raise ValueError(
             f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
         )
-    return len(model.visual.transformer.resblocks)
+    return len(model.visual.blocks)
 
 
 def check_tower_prompts(tower: str, n_ctx: int, depth: int, blocks: int) -> None:
@@ -308,9 +313,9 @@ class ModeContext(Learner):
         self.register_buffer("slots", slots.flatten(0, 1), persistent=False)
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
-        classes = len(self.ids) // self.text_modes
-        rows = self.ctx.flatten(0, 1) if self.class_bound else self.ctx.repeat(classes, 1, 1)  # (C * N, n, d)
-        return self.ids, Prompts((rows,), self.slots)
+        if self.class_bound:
+            return self.ids, Prompts((self.ctx.flatten(0, 1),), self.slots)  # (C * N, n, d)
+        return self.ids, Prompts((self.ctx,), self.slots, modes_of_rows(self.ids, self.text_modes))
 
 
 class MultiModeLearner(Learner):
@@ -429,11 +434,11 @@ class MultiModeLearner(Learner):
         return build_sentences(model, classnames, n_ctx, rest=rest)
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
-        classes = len(self.ids) // self.text_modes
-        first, *deep = (layer.repeat(classes, 1, 1) for layer in (self.ctx, *self.deep))  # (C * N, n, d)
-        if self.half_prompts:
-            deep = [through_half(layer) for layer in deep]
-        return self.ids, Prompts((first, *deep), self.slots)
+        layers = (self.ctx, *self.deep)  # (N, n, d)
+        if not self.half_prompts:
+            return self.ids, Prompts(layers, self.slots, modes_of_rows(self.ids, self.text_modes))
+        first, *deep = (layer.repeat(len(self.ids) // self.text_modes, 1, 1) for layer in layers)  # (C * N, n, d)
+        return self.ids, Prompts((first, *(through_half(layer) for layer in deep)), self.slots)
 
     def vision_prompts(self) -> Prompts | None:
         if self.coupled:
