@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import distributed
 
 from .embedded import SEEN_STYLES, concepts, load_style
 from .embedded.augment import Artist, Strength, contours
@@ -103,7 +104,7 @@ class CaptionLoader:
         self.drawn = artwork.count.nonzero()[:, 0]  # concepts that have a drawing
 
     def __len__(self) -> int:
-        return self.artwork.emoji // self.batch_size
+        return max(1, self.artwork.emoji // (self.batch_size * distributed.get_world_size()))
 
     def set_epoch(self, epoch: int, max_epoch: int) -> None:
         """Say which epoch (from 0) of how many comes next; sets the random numbers and the place in the curriculum."""
@@ -115,7 +116,8 @@ class CaptionLoader:
         return min(1.0, self.epoch / max(1.0, RAMP * self.max_epoch))
 
     def __iter__(self) -> Iterator[dict]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        process = distributed.get_rank() * 7_919_000_003  # processes show pictures of their own
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch + process) % 2**63)
         amount, art = self.amount, self.artwork
         self.epoch += 1
         wanted = self.batch_size - self.icons

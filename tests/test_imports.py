@@ -33,11 +33,12 @@ INSIDE_TRAINERS = {
     "sinkhorn": set(),
     "transport": {"sinkhorn"},
     "templates": set(),
+    "parameter_groups": set(),
     "prompts": set(),
     "feature_cache": set(),
     "base": {"prompts", "losses", "templates", "feature_cache"},
 }
-SHARED = {"base", "feature_cache", "prompts", "losses", "sinkhorn", "transport", "templates"}
+SHARED = {"base", "feature_cache", "parameter_groups", "prompts", "losses", "sinkhorn", "transport", "templates"}
 BUILD_ONLY = {"datasets/embedded/render.py", "datasets/embedded/build.py", "datasets/embedded/match.py"}
 
 

@@ -1,8 +1,10 @@
-"""Contrastive image-text pre-training of a CLIP of any size from scratch (CLIP, Section 2.3).
+"""Contrastive image-text training of a CLIP: from scratch (CLIP, Section 2.3), or of one that was pre-trained.
 
-Two additions make it affordable: patches are dropped for most of the training, as FLIP (Li et al., CVPR 2023) does, and
-both projections start from whitened features of the random towers, without which the loss rests at the logarithm of
-the batch size for a long time.
+Two additions make a start from scratch affordable: patches are dropped for most of the training, as FLIP (Li et al.,
+CVPR 2023) does, and both projections start from whitened features of the random towers, without which the loss rests at
+the logarithm of the batch size for a long time. Fine-tuning after Unmasked Token Alignment (and EVA-CLIP, Sun et al.,
+2023) needs others: a fixed temperature, learning rates that fall from layer to layer, and batches of tens of thousands
+of pairs, which are spread over processes and computed in chunks, with the loss and gradients of the whole batch.
 """
 
 from __future__ import annotations
@@ -13,42 +15,69 @@ import os
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
 import clip
 from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import distributed
 
 from .base import CLIPTrainer, PromptedCLIP, cosine_score, state_hash
-from .losses import contrastive_loss, normalise
-from .prompts import TemplateText
+from .losses import global_contrastive_loss, normalise
+from .parameter_groups import layer_decay_groups
+from .prompts import FixedText, Learner, TemplateText
 
 logger = logging.getLogger(__name__)
 
 
-def keep_random_patches(tokens: Tensor, keep: int, generator: torch.Generator | None = None) -> Tensor:
-    """Class token and `keep` random patches of every image, (B, 1 + P, d) -> (B, 1 + keep, d), in patch order."""
+def keep_random_patches(tokens: Tensor, keep: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Class token and `keep` random patches of every image, (B, 1 + P, d) -> (B, 1 + keep, d), in patch order.
+
+    Also the numbers of the patches, (B, keep).
+    """
     rows, length, width = tokens.shape
     chosen = torch.rand(rows, length - 1, generator=generator, device=tokens.device).topk(keep, dim=1).indices
-    index = torch.cat([chosen.new_zeros(rows, 1), chosen.sort(dim=1).values + 1], dim=1)
-    return tokens.gather(1, index[:, :, None].expand(-1, -1, width))
+    chosen = chosen.sort(dim=1).values
+    index = torch.cat([chosen.new_zeros(rows, 1), chosen + 1], dim=1)
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, width)), chosen
 
 
 class TwoTowers(nn.Module):
-    """Both normalised features of a batch of pairs, with part of the patches of each image."""
+    """Both normalised features of a batch of pairs, with part of the patches of each image.
 
-    def __init__(self, model: CLIP):
+    Args:
+        model: the CLIP.
+        chunk: pairs whose activations are in memory at a time, 0 for all. With more than one chunk every chunk is
+            computed again in the backward pass; loss and gradients are those of the whole batch.
+    """
+
+    def __init__(self, model: CLIP, chunk: int = 0):
         super().__init__()
-        self.clip = model
+        self.clip, self.chunk = model, chunk
 
     def forward(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W), captions (B, L), share of the patches kept -> (B, E), (B, E) and the scalar scale."""
-        tokens = self.clip.visual.embed(image)
-        if share < 1:
-            tokens = keep_random_patches(tokens, max(1, round(share * (tokens.shape[1] - 1))))
-        image_feature = normalise(self.clip.visual.encode(tokens).pooled)
-        text_feature = normalise(self.clip.encode_text(ids).pooled)
+        if self.chunk and self.chunk < len(image):
+            parts = [
+                checkpoint(self.features, *pair, share, use_reentrant=False)
+                for pair in zip(image.split(self.chunk), ids.split(self.chunk))
+            ]
+            image_feature, text_feature = (torch.cat(column) for column in zip(*parts))
+        else:
+            image_feature, text_feature = self.features(image, ids, share)
         return image_feature, text_feature, self.clip.logit_scale.exp()
+
+    def features(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Normalised features (B, E) of images and captions."""
+        visual = self.clip.visual
+        if share < 1:
+            tokens = visual.embed(image)
+            tokens, keep = keep_random_patches(tokens, max(1, round(share * (tokens.shape[1] - 1))))
+            encoded = visual.encode(tokens, keep=keep)
+        else:
+            encoded = visual(image)
+        return normalise(encoded.pooled), normalise(self.clip.encode_text(ids).pooled)
 
 
 def whitening(feature: Tensor, out: int, floor: float = 1e-2) -> Tensor:
@@ -82,20 +111,15 @@ def whiten_projections(model: CLIP, image: Tensor, ids: Tensor) -> None:
         setattr(tower, name, nn.Parameter(whitening(feature, out).to(old)))
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups of AdamW: matrices decay, vectors and scalars (biases, norms, temperature) do not."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
 @TRAINER_REGISTRY.register()
 class ContrastiveCLIP(CLIPTrainer):
     """Trains all of CLIP on batches of images and captions.
 
-    The data set brings its own loader (see `datasets.image_text`) with batches {img, text, positive}, where `positive`
-    says which caption is true of which image; its classes and test images serve for zero-shot accuracy during
-    training. With several processes every process contrasts its own batch.
+    The data set brings its own loader (see `datasets.image_text`, `datasets.pairs`) with batches {img, text} and maybe
+    `positive`, which says which caption is true of which image; without it caption b is true of image b alone. The
+    classes and test images of the data set, if it has any, serve for zero-shot accuracy during training.
+    MODEL.BACKBONE.NAME is the CLIP to go on from; without it the weights are random. With several processes every image
+    is compared with the captions of all (GATHER).
     The trained model is written to OUTPUT_DIR/clip.safetensors, loadable by `clip.load`.
     """
 
@@ -107,6 +131,12 @@ class ContrastiveCLIP(CLIPTrainer):
             {
                 "CONTRASTIVE": {
                     "PREC": "fp32",  # fp32, amp or bf16
+                    "TEMPERATURE": None,  # fixed, such as 0.01; None = learned, from that of the backbone on
+                    "IMAGE_LAYER_DECAY": 1.0,  # factor on the learning rate from layer to layer of the image tower
+                    "TEXT_LAYER_DECAY": 1.0,  # the same for the text tower
+                    "GATHER": True,  # contrast over all processes, not within each
+                    "CHUNK": 0,  # pairs of a process whose activations are in memory at a time; 0 = all
+                    # The next ones are for random weights; a backbone has its own.
                     "EMBED_DIM": 192,
                     "VISION_LAYERS": 6,
                     "VISION_WIDTH": 192,
@@ -128,12 +158,21 @@ class ContrastiveCLIP(CLIPTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.CONTRASTIVE
+        share = (lambda value: 0 < value <= 1, "a number in (0, 1]")
+        self.check_options(
+            cfg,
+            {
+                "TEMPERATURE": (lambda value: value is None or value > 0, "a number above 0, or None"),
+                "IMAGE_LAYER_DECAY": share,
+                "TEXT_LAYER_DECAY": share,
+                "CHUNK": (lambda value: value >= 0, "0 or a number of pairs"),
+                "KEEP_PATCHES": (share[0], "a share in (0, 1]"),
+            },
+        )
         if options.PREC == "fp16":
             raise ValueError(
                 "TRAINER.CONTRASTIVE.PREC is 'fp16', but weights that learn stay fp32: use fp32, amp or bf16"
             )
-        if not 0 < options.KEEP_PATCHES <= 1:
-            raise ValueError(f"TRAINER.CONTRASTIVE.KEEP_PATCHES is {options.KEEP_PATCHES}, expected a share in (0, 1]")
 
     def build_clip(self) -> CLIP:
         options = self.options
@@ -156,15 +195,27 @@ class ContrastiveCLIP(CLIPTrainer):
         )
 
     def build_model(self) -> None:
+        options, optim = self.options, self.cfg.OPTIM
         # MODEL.BACKBONE.NAME continues from a checkpoint; without it the weights are random.
         backbone = (self.load_clip() if self.cfg.MODEL.BACKBONE.NAME else self.build_clip()).to(self.device)
-        if self.options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME:
+        self.context_length, self.vocab_size = backbone.context_length, backbone.vocab_size
+        if options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME:
             self.whiten(backbone)
         self.backbone_hash = state_hash(backbone)
-        classes = TemplateText(backbone, self.dm.dataset.classnames, self.template)
+        if options.TEMPERATURE is not None:
+            with torch.no_grad():
+                backbone.logit_scale.fill_(-math.log(options.TEMPERATURE))
+            backbone.logit_scale.requires_grad_(False)
+        if self.dm.dataset.classnames:
+            classes: Learner = TemplateText(backbone, self.dm.dataset.classnames, self.template)
+        else:
+            classes = FixedText(backbone.text_projection.new_zeros(0, backbone.text_projection.shape[1]))
         self.model = PromptedCLIP(backbone, classes, cosine_score).to(self.device)
-        self.towers = self.parallel(TwoTowers(backbone))
-        self.register_learned("clip", backbone, decay_groups(backbone, self.cfg.OPTIM.WEIGHT_DECAY))
+        self.towers = self.parallel(TwoTowers(backbone, options.CHUNK))
+        groups = layer_decay_groups(
+            backbone, optim.LR, optim.WEIGHT_DECAY, options.IMAGE_LAYER_DECAY, options.TEXT_LAYER_DECAY
+        )
+        self.register_learned("clip", backbone, groups)
 
     def whiten(self, model: CLIP, images: int = 1024) -> None:
         """Whitens the projections of a random model on the first batches of the training data."""
@@ -176,24 +227,31 @@ class ContrastiveCLIP(CLIPTrainer):
                 break
         whiten_projections(model, *(torch.cat(tensors) for tensors in zip(*parts)))
 
-    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor, Tensor]:
-        options = self.options
+    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor, Tensor | None]:
         ids = clip.tokenize(
-            batch["text"], context_length=options.CONTEXT_LENGTH, truncate=True, vocab_size=options.VOCAB_SIZE
+            batch["text"], context_length=self.context_length, truncate=True, vocab_size=self.vocab_size
         )
-        return batch["img"].to(self.device), ids.to(self.device), batch["positive"].to(self.device)
+        positive = batch.get("positive")
+        positive = None if positive is None else positive.to(self.device)
+        return batch["img"].to(self.device), ids.to(self.device), positive
 
     def losses(self, batch) -> dict[str, Tensor]:
         image, ids, positive = self.parse_batch_train(batch)
         full = self.epoch >= self.max_epoch - self.options.FULL_EPOCHS
         share = 1.0 if full else self.options.KEEP_PATCHES
         image_feature, text_feature, scale = self.towers(image, ids, share)
-        return {"contrastive": contrastive_loss(image_feature, text_feature, scale, positive)}
+        keys, start = (image_feature, text_feature), 0
+        if self.options.GATHER:
+            keys, start = (distributed.gather(image_feature), distributed.gather(text_feature)), distributed.get_rank()
+        loss = global_contrastive_loss(image_feature, text_feature, *keys, scale, positive, start)
+        # The value of the whole batch with the gradient of this process's part, which the parallel model averages.
+        return {"contrastive": loss + (distributed.mean(loss.detach()) - loss.detach())}
 
     def forward_backward(self, batch) -> dict[str, float]:
         shown = super().forward_backward(batch)
-        with torch.no_grad():
-            self.model.clip.logit_scale.clamp_(0, math.log(self.options.MAX_SCALE))
+        if self.options.TEMPERATURE is None:
+            with torch.no_grad():
+                self.model.clip.logit_scale.clamp_(0, math.log(self.options.MAX_SCALE))
         return shown
 
     def after_epoch(self) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "all_gather_object",
     "barrier",
     "broadcast_object",
+    "gather",
     "get_local_rank",
     "get_rank",
     "get_world_size",
@@ -123,3 +124,31 @@ def mean(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / get_world_size()
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over processes; the gradient of a process's part is summed over the losses of all."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(value) for _ in range(get_world_size())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(get_world_size())[get_rank()]
+
+
+def gather(value: Tensor) -> Tensor:
+    """Rows (B, ...) of all processes in order of rank, (B * world size, ...), with gradients.
+
+    Every process must call it with the same shape. In the backward pass the gradients that the losses of all processes
+    have at a row are summed. If the loss to minimise is the mean of the processes' losses, DistributedDataParallel,
+    which averages parameter gradients, gives exactly its gradient.
+    """
+    if get_world_size() == 1:
+        return value
+    return _Gather.apply(value)
