@@ -16,7 +16,7 @@ from typing import Any
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.base_dataset import check_images
 from dassl.data.fingerprint import relative_paths, split_hash
-from dassl.utils import distributed, read_json, write_json
+from dassl.utils import distributed, read_json, user_cache, write_json
 
 __all__ = [
     "MAX_VAL_SHOTS",
@@ -261,8 +261,7 @@ def cache_folder(cfg: Any) -> Path:
     """Where picks are kept: DATASET.CACHE_DIR, else align-prompt in the user's cache folder."""
     if cfg.DATASET.CACHE_DIR:
         return Path(os.path.abspath(os.path.expanduser(cfg.DATASET.CACHE_DIR)))
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "align-prompt" / "few_shot"
+    return user_cache() / "few_shot"
 
 
 def _read_cache(

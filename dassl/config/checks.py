@@ -10,15 +10,18 @@ from .node import CfgNode, ConfigError
 __all__ = ["check_values"]
 
 _CHOICES = {
+    "DATALOADER.CACHE": ("none", "ram", "disk"),
     "INPUT.INTERPOLATION": ("bilinear", "bicubic", "nearest"),
-    "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
-    "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine"),
+    "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw", "lamb"),
+    "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine", "batch_cosine"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
+    "DATASET.PAIRS.TEST_SPLIT": ("test", "val"),
     "TEST.SPLIT": ("test", "val"),
     "TEST.FINAL_MODEL": ("last_step", "best_val"),
 }
 _AT_LEAST = {
+    "DATALOADER.CACHE_RAM_GIB": 0,
     "DATALOADER.NUM_WORKERS": 0,
     "DATALOADER.K_TRANSFORMS": 1,
     "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
@@ -26,6 +29,11 @@ _AT_LEAST = {
     "DATALOADER.TEST.BATCH_SIZE": 1,
     "OPTIM.LR": 0,
     "OPTIM.WEIGHT_DECAY": 0,
+    "OPTIM.LAMB_MAX_NORM": 0,
+    "OPTIM.FINAL_LR": 0,
+    "DATASET.PAIRS.EPOCH_PAIRS": 0,
+    "DATASET.PAIRS.BUFFER": 1,
+    "DATASET.PAIRS.MAX_DAMAGED": 0,
     "OPTIM.MAX_EPOCH": 1,
     "TRAIN.CHECKPOINT_FREQ": 0,
     "TRAIN.RESUME_FREQ": 0,

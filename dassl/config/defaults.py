@@ -65,7 +65,23 @@ def _dataset() -> CN:
     node.VAL_PERCENT = 0.1
     node.ALL_AS_UNLABELED = False
     node.SUBSAMPLE_CLASSES = "all"  # + all | base | new half of the classes | sets K/N or K-L/N
-    node.CACHE_DIR = ""  # + where few-shot picks and image features are kept; "" is the user's cache folder
+    node.CACHE_DIR = ""  # + where few-shot picks, image features and images are kept; "" is the user's cache folder
+    node.PAIRS = _pairs()
+    return node
+
+
+def _pairs() -> CN:
+    """+ images with captions: DATASET.NAME image_text, and data sets for retrieval."""
+    node = CN()
+    node.SOURCE = ""  # folder with .txt files, table (.csv, .tsv), or shards (.tar) such as "cc3m/{00000..00331}.tar"
+    node.IMAGE_COLUMN = ""  # column of a table with the paths of the images; "" = one of the usual names
+    node.TEXT_COLUMN = ""  # column with the captions
+    node.SEPARATOR = ""  # between the columns; "" = what the header shows
+    node.EPOCH_PAIRS = 0  # shards: pairs of an epoch over all processes; 0 = all there are, which are counted first
+    node.BUFFER = 2000  # shards: pairs of a worker among which the next is drawn
+    node.MAX_DAMAGED = 100  # shards: members of a process that may be skipped in an epoch before the run stops
+    node.EVALUATE = ""  # image_text: data set that measures the model, such as ImageNet or Flickr30k
+    node.TEST_SPLIT = "test"  # retrieval: test | val, the split that is searched
     return node
 
 

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from dassl.utils import distributed
-from dassl.utils.tools import read_image
 
 from .datasets import Datum, build_dataset
+from .image_cache import Images, open_images, shared_start
 from .loader import SeededLoader
 from .samplers import RandomSampler, SequentialSampler, build_sampler
 from .seeding import loader_seed
@@ -62,6 +62,7 @@ def build_data_loader(
         generator=torch.Generator().manual_seed(loader_seed(cfg.SEED, stream)) if is_train else None,
         drop_last=is_train and len(sampler) // world >= batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        persistent_workers=cfg.DATALOADER.PERSISTENT_WORKERS,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         seed=seed,
     )
@@ -121,6 +122,10 @@ class DataManager:
             val_loader = loader(parts.TEST, dataset.val, tfm_test, is_train=False)
         if dataset.test:
             test_loader = loader(parts.TEST, dataset.test, tfm_test, is_train=False)
+        if val_loader is not None and test_loader is not None and dataset.val == dataset.test:
+            test_loader.seeded_items.dataset = (
+                val_loader.seeded_items.dataset
+            )  # the same, so that a cache has them once
 
         self.dataset = dataset
         self.tfm_train = tfm_train
@@ -168,7 +173,8 @@ class DatasetWrapper(Dataset):
     """Items as dictionaries with images read and transformed.
 
     An item has img (one more, img2, ..., per further transform), label, domain, impath, index, and img0 (resized and
-    normalised but not augmented) if DATALOADER.RETURN_IMG0.
+    normalised but not augmented) if DATALOADER.RETURN_IMG0. Whatever is made of it, an image is opened and decoded once
+    per item; with DATALOADER.CACHE once in all, as long as the cache has room.
 
     Args:
         data_source: the items.
@@ -196,6 +202,23 @@ class DatasetWrapper(Dataset):
         if "normalize" in cfg.INPUT.TRANSFORMS:
             steps.append(T.Normalize(mean=cfg.INPUT.PIXEL_MEAN, std=cfg.INPUT.PIXEL_STD))
         self.to_tensor = T.Compose(steps)
+        self._open_cache()
+
+    def _open_cache(self) -> None:
+        """Divide the transforms into what is cached and what is done for every item; without a cache nothing is."""
+        self.images: Images = Images()
+        self._rest: list[Any] | None = None
+        self._divided = self.transform
+        if self.cfg.DATALOADER.CACHE == "none" or self.transform is None:
+            return
+        chains = list(self.transform) if isinstance(self.transform, (list, tuple)) else [self.transform]
+        chains += [self.to_tensor] if self.return_img0 else []
+        divided = shared_start(chains)
+        if divided is None or type(self)._transform_image is not DatasetWrapper._transform_image:
+            logger.warning("No cache of images for transforms that are not the engine's or torchvision's own")
+            return
+        start, self._rest = divided
+        self.images = open_images(self.cfg, (item.impath for item in self.data_source), start)
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -208,16 +231,23 @@ class DatasetWrapper(Dataset):
             "impath": item.impath,
             "index": idx,
         }
-        img0 = read_image(item.impath)
-        if self.transform is None:
+        chains, to_tensor, images = self.transform, self.to_tensor, self.images
+        if self._rest is not None and chains is self._divided:
+            many = isinstance(chains, (list, tuple))
+            chains = self._rest[: len(chains)] if many else self._rest[0]
+            to_tensor = self._rest[-1]
+        elif self._rest is not None:  # another transform was set since
+            images = Images()
+        img0 = images(item.impath)
+        if chains is None:
             output["img"] = img0
-        elif isinstance(self.transform, (list, tuple)):
-            for number, transform in enumerate(self.transform, start=1):
+        elif isinstance(chains, (list, tuple)):
+            for number, transform in enumerate(chains, start=1):
                 output["img" if number == 1 else f"img{number}"] = self._transform_image(transform, img0)
         else:
-            output["img"] = self._transform_image(self.transform, img0)
+            output["img"] = self._transform_image(chains, img0)
         if self.return_img0:
-            output["img0"] = self.to_tensor(img0)
+            output["img0"] = to_tensor(img0)
         return output
 
     def _transform_image(self, transform: Any, img0: Any) -> Any:

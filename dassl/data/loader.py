@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,9 @@ class SeededLoader(DataLoader):
     order equals that of a plain torch loader with workers and nothing else drawing; here it holds for every number of
     workers, nothing else can shift it, and a pass over any other loader draws nothing. Each item is transformed under
     a seed made from the base seed and its position in the epoch, so augmentation does not depend on the number of
-    workers either. In a run of several processes each takes every world-size-th item of the same order: training
-    orders are cut to equal lengths, evaluation orders are not padded.
+    workers either. Workers need no more than that seed, which comes with the index, so they may live on from pass to
+    pass. In a run of several processes each takes every world-size-th item of the same order: training orders are cut
+    to equal lengths, evaluation orders are not padded.
 
     Args:
         dataset: gives an item per index.
@@ -34,6 +36,8 @@ class SeededLoader(DataLoader):
         generator: private generator of a training loader; None for evaluation, which is the same at every pass.
         drop_last: leave out an incomplete last batch.
         seed: base of the items' seeds in evaluation, for a transform that is random there too.
+        persistent_workers: start the workers once, at the first pass. They keep the dataset as it was then. A pass that
+            starts while another one is under way has workers of its own.
 
     Raises:
         ValueError: no items, or in training fewer items than processes.
@@ -49,6 +53,7 @@ class SeededLoader(DataLoader):
         num_workers: int = 0,
         pin_memory: bool = False,
         seed: int = 0,
+        persistent_workers: bool = False,
     ):
         self.item_base = seed
         self.order_sampler = sampler
@@ -60,11 +65,15 @@ class SeededLoader(DataLoader):
             processes = distributed.get_world_size()
             raise ValueError(f"a loader over {len(sampler)} items is empty in a run of {processes} process(es)")
         batches = len(self._plan) // batch_size + (len(self._plan) % batch_size > 0 and not drop_last)
+        workers = min(num_workers, batches)  # more would only cost their start
+        self._holder: weakref.ref[_Pass] | None = None  # the last pass that has the persistent workers
+        self.seeded_items = _SeededItems(dataset)
         super().__init__(
-            _SeededItems(dataset),
+            self.seeded_items,
             batch_size=batch_size,
             sampler=self._plan,
-            num_workers=min(num_workers, batches),  # more would only cost their start
+            num_workers=workers,
+            persistent_workers=persistent_workers and workers > 0,
             collate_fn=_collate,
             pin_memory=pin_memory,
             drop_last=drop_last,
@@ -82,7 +91,12 @@ class SeededLoader(DataLoader):
         skipped, self._skip = self._skip * (self.batch_size or 1), 0
         self._plan.keys = [(order[position], item_seed(base_seed, position)) for position in positions[skipped:]]
         self.generator.manual_seed(base_seed & (2**63 - 1))
-        return _raise_faults(super().__iter__())
+        holder = None if self._holder is None else self._holder()
+        if self.persistent_workers and holder is not None and not holder.ended:
+            return _Pass(self, self._get_iterator())
+        current = _Pass(self, super().__iter__())
+        self._holder = weakref.ref(current)
+        return current
 
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
         """Where the loader stands, as a tensor and a number.
@@ -170,11 +184,30 @@ def _collate(items: list[Any]) -> Any:
     return items[0] if isinstance(items[0], _Fault) else default_collate(items)
 
 
-def _raise_faults(batches: Iterator[Any]) -> Iterator[Any]:
-    for batch in batches:
+class _Pass(Iterator[Any]):
+    """The batches of one pass over a loader."""
+
+    def __init__(self, loader: SeededLoader, batches: Iterator[Any]):
+        self.loader, self.keys, self.batches = loader, loader._plan.keys, batches
+        self.ended = self.begun = False
+
+    def __next__(self) -> Any:
+        if self.ended:
+            raise StopIteration
+        if not self.begun:
+            self.begun, self.loader._plan.keys = True, self.keys  # read now if there are no workers
+        try:
+            batch = next(self.batches)
+        except BaseException as fault:
+            self.ended = True
+            if self.loader._iterator is self.batches and not isinstance(fault, StopIteration):
+                self.loader._iterator = None  # its workers may be gone
+            self.batches = iter(())
+            raise
         if isinstance(batch, _Fault):
+            self.ended, self.batches = True, iter(())
             raise batch.fault
-        yield batch
+        return batch
 
 
 def _share(total: int, training: bool) -> int:

@@ -16,6 +16,7 @@ from .tools import (
     read_image,
     set_random_seed,
     tolist_if_not,
+    user_cache,
 )
 from .torchtools import (
     count_num_param,
@@ -55,6 +56,7 @@ __all__ = [
     "set_random_seed",
     "setup_logger",
     "tolist_if_not",
+    "user_cache",
     "write_json",
     "write_text",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 from pathlib import Path
 
@@ -32,16 +33,17 @@ class Noisy(Dataset):
         return {"index": index, "noise": (torch.rand(()).item(), random.random(), float(np.random.rand()))}
 
 
-def train_loader(length, batch_size, seed=1, num_workers=0, data=None):
+def train_loader(length, batch_size, seed=1, num_workers=0, data=None, persistent=True):
     data = Noisy(length) if data is None else data
     generator = torch.Generator().manual_seed(seed)
     drop_last = length >= batch_size
-    return SeededLoader(data, RandomSampler(data), batch_size, generator, drop_last, num_workers)
+    sampler = RandomSampler(data)
+    return SeededLoader(data, sampler, batch_size, generator, drop_last, num_workers, persistent_workers=persistent)
 
 
 def eval_loader(length, num_workers=0):
     data = Noisy(length)
-    return SeededLoader(data, SequentialSampler(data), 4, num_workers=num_workers)
+    return SeededLoader(data, SequentialSampler(data), 4, num_workers=num_workers, persistent_workers=True)
 
 
 def order(loader):
@@ -113,6 +115,67 @@ def test_augmentation_does_not_depend_on_workers():
     for _ in range(2):
         first, *others = [content(loader) for loader in loaders]
         assert all(other == first for other in others)
+
+
+class Worker(Noisy):
+    """The process that made an item, beside it."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "pid": os.getpid()}
+
+
+@pytest.mark.slow
+def test_workers_that_live_on_change_nothing():
+    loaders = [train_loader(13, 4, 5, workers, Worker(13), alive) for workers, alive in ((0, 0), (2, 1), (2, 0))]
+    plain, alive, fresh = (
+        [
+            [(batch["index"].tolist(), [noise.tolist() for noise in batch["noise"]]) for batch in loader]
+            for _ in range(3)
+        ]
+        for loader in loaders
+    )
+    assert alive == plain == fresh
+    pids = [{pid for _ in range(2) for batch in loader for pid in batch["pid"].tolist()} for loader in loaders]
+    assert [len(found) for found in pids] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_passes_that_begin_within_another_one(num_workers):
+    whole = train_loader(11, 2, seed=5)
+    first, second, third, fourth = (content(whole) for _ in range(4))
+    loader = train_loader(11, 2, seed=5, num_workers=num_workers)
+    one = iter(loader)
+    two = iter(loader)  # before the first batch of the other one
+    assert content([next(one)]) == first[:1]
+    assert content([next(two)]) == second[:1]
+    assert content(loader) == third
+    assert content(one) == first[1:]
+    assert content(two) == second[1:]
+    assert next(one, None) is None
+    assert content(loader) == fourth
+
+
+@pytest.mark.slow
+def test_a_pass_that_is_left():
+    whole = train_loader(12, 2, seed=5)
+    expected = [content(whole) for _ in range(2)]
+    loader = train_loader(12, 2, seed=5, num_workers=2)
+    next(iter(loader))  # four batches more are on their way
+    assert content(loader) == expected[1]
+
+
+@pytest.mark.slow
+def test_workers_that_live_on_after_a_fault():
+    class Broken(Noisy):
+        def __getitem__(self, index):
+            if index == 4:
+                raise ValueError("cannot decode the image x.jpg")
+            return super().__getitem__(index)
+
+    loader = SeededLoader(Broken(6), SequentialSampler(Broken(6)), 2, num_workers=2, persistent_workers=True)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"x\.jpg"):
+            list(loader)
 
 
 def test_augmentation_changes_with_item_epoch_and_seed():
