@@ -28,6 +28,7 @@ check: lint types fast
 bench: setup      ## benchmarks, one JSON line each
 	$(PYTHON) -m benchmarks align_step
 	$(PYTHON) -m benchmarks sinkhorn
+	$(PYTHON) -m benchmarks loader
 
 clean:            ## caches only; runs in output/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build

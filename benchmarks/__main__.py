@@ -2,9 +2,9 @@
 
 import argparse
 
-from . import align_step, methods, sinkhorn
+from . import align_step, loader, methods, sinkhorn
 
-BENCHMARKS = {"align_step": align_step, "methods": methods, "sinkhorn": sinkhorn}
+BENCHMARKS = {"align_step": align_step, "loader": loader, "methods": methods, "sinkhorn": sinkhorn}
 
 
 def main() -> None:

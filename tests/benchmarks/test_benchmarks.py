@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import methods, sinkhorn
+from benchmarks import loader, methods, sinkhorn
 from benchmarks.align_step import extend
 from benchmarks.report import show
 
@@ -69,3 +69,16 @@ def test_an_unknown_method_is_named():
     methods.add_arguments(parser)
     with pytest.raises(SystemExit, match="no method Nothing; known: ALIGN"):
         methods.run(parser.parse_args(["--methods", "Nothing"]))
+
+
+def test_loader_benchmark_on_few_pictures(capsys, monkeypatch):
+    monkeypatch.setattr(loader, "PICTURE", (50, 40))
+    parser = argparse.ArgumentParser()
+    loader.add_arguments(parser)
+    loader.run(parser.parse_args(["--data=jpeg", "--images=30", "--workers=0", "--rounds=1", "--batch=4"]))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {line["settings"]["loader"] for line in lines} == {"train", "test"}
+    figures = {line["figure"]: line["value"] for line in lines if line["settings"]["loader"] == "test"}
+    assert figures["ram / none"] == pytest.approx(figures["ram_images_s"] / figures["none_images_s"], rel=1e-2)
+    assert min(figures.values()) > 0
+    assert lines[0]["settings"]["images"] == 30
