@@ -2,9 +2,9 @@
 
 import argparse
 
-from . import align_step, loader, methods, sinkhorn
+from . import align_step, feature_cache, methods, sinkhorn
 
-BENCHMARKS = {"align_step": align_step, "loader": loader, "methods": methods, "sinkhorn": sinkhorn}
+BENCHMARKS = {"align_step": align_step, "feature_cache": feature_cache, "methods": methods, "sinkhorn": sinkhorn}
 
 
 def main() -> None:

@@ -1,0 +1,131 @@
+"""Evaluations of many CoOp checkpoints on one data set, from images and from cached image features.
+
+The checkpoints, of several shot counts and seeds, hold random contexts: an evaluation costs the same whatever they have
+learned. In one process a trainer is built once and every checkpoint is loaded and tested in turn; with the cache the
+first evaluation, which fills it, is counted too. In processes of their own every evaluation is a start of train.py.
+Seconds are processor seconds of all threads and, in the figures named so, by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import train
+from dassl.engine import build_trainer
+
+from .report import show
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dataset", default="emoji_groups", metavar="NAME", help="config file (default %(default)s: 2,896 test images)"
+    )
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="default 1 2 4 8 16")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default 1 2 3")
+    parser.add_argument("--processes", type=int, default=2, help="starts of train.py measured (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
+    parser.add_argument("--root", default=str(ROOT / "data"), help="folder of the data sets (default %(default)s)")
+
+
+def flags(arguments: argparse.Namespace, output: Path, cache: Path | None) -> list[str]:
+    """Arguments of train.py; without a folder for the cache there is none."""
+    options = {"DATASET.NUM_SHOTS": 1, "DATALOADER.NUM_WORKERS": 0, "VERBOSE": False, "OPTIM.MAX_EPOCH": 1}
+    if cache is not None:
+        options |= {"TEST.FEATURE_CACHE": True, "DATASET.CACHE_DIR": str(cache)}
+    chosen = ["--root", arguments.root, "--trainer", "CoOp", "--seed", "1", "--output-dir", str(output)]
+    chosen += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{arguments.dataset}.yaml")]
+    chosen += ["--config-file", str(ROOT / "configs" / "trainers" / "CoOp" / "emoji.yaml")]
+    return [*chosen, *[str(item) for pair in options.items() for item in pair]]
+
+
+def build(arguments: argparse.Namespace, output: Path, cache: Path | None):
+    return build_trainer(train.build_config(train.build_parser().parse_args(flags(arguments, output, cache))))
+
+
+def write_checkpoints(trainer, arguments: argparse.Namespace, folder: Path) -> list[Path]:
+    """A folder with a checkpoint for every shot count and seed."""
+    folders = [folder / f"shots_{shots}" / f"seed{seed}" for shots in arguments.shots for seed in arguments.seeds]
+    for number, path in enumerate(folders):
+        torch.manual_seed(number)
+        torch.nn.init.normal_(trainer.model.learner.ctx, std=0.02)
+        trainer.save_model(0, str(path))
+    return folders
+
+
+class Times(NamedTuple):
+    """Processor seconds, of this process or of its children, and seconds by the clock."""
+
+    processor: float
+    clock: float
+
+
+def evaluate_all(trainer, folders: list[Path]) -> tuple[list[float], Times]:
+    """Accuracy of every checkpoint, and the seconds of all."""
+    accuracies = []
+    processor, clock = time.process_time(), time.perf_counter()
+    for folder in folders:
+        trainer.load_model(str(folder), epoch=1)
+        accuracies.append(trainer.test())
+    return accuracies, Times(time.process_time() - processor, time.perf_counter() - clock)
+
+
+def start_seconds(arguments: argparse.Namespace, checkpoint: Path, output: Path, cache: Path | None) -> float:
+    """Processor seconds of a process that evaluates a checkpoint."""
+    command = [sys.executable, str(ROOT / "train.py"), "--eval-only", "--model-dir", str(checkpoint)]
+    before = os.times()
+    child = subprocess.run([*command, *flags(arguments, output, cache)], capture_output=True, text=True)
+    after = os.times()
+    if child.returncode:
+        raise RuntimeError(f"train.py ended with status {child.returncode}:\n{child.stderr[-2000:]}")
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def run(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cache = folder / "cache"
+        plain, cached = build(arguments, folder / "a", None), build(arguments, folder / "b", cache)
+        checkpoints = write_checkpoints(plain, arguments, folder / "checkpoints")
+        expected, without = evaluate_all(plain, checkpoints)
+        found, filled = evaluate_all(cached, checkpoints)
+        again, read = evaluate_all(cached, checkpoints)
+        if not expected == found == again:
+            raise RuntimeError(f"accuracies differ: {expected}, with the cache {found} and {again}")
+        starts = {
+            way: [
+                start_seconds(arguments, checkpoints[k % len(checkpoints)], folder / f"{way}{k}", place)
+                for k in range(arguments.processes)
+            ]
+            for way, place in (("plain", None), ("cached", cache))
+        }
+        size = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
+        images = len(plain.dm.dataset.test)
+    figures = {
+        "without_s": without.processor,
+        "first_time_s": filled.processor,
+        "again_s": read.processor,
+        "without / first_time": without.processor / filled.processor,
+        "without / again": without.processor / read.processor,
+        "without / first_time, clock": without.clock / filled.clock,
+        "without / again, clock": without.clock / read.clock,
+        "file_mib": size / 2**20,
+    }
+    if arguments.processes:
+        figures["process_without_s"] = sum(starts["plain"]) / arguments.processes
+        figures["process_with_s"] = sum(starts["cached"]) / arguments.processes
+        figures["process ratio"] = figures["process_without_s"] / figures["process_with_s"]
+    settings = {"dataset": arguments.dataset, "images": images, "checkpoints": len(checkpoints)}
+    settings |= {"threads": arguments.threads}
+    show("feature_cache", {key: float(f"{value:.4g}") for key, value in figures.items()}, settings)
