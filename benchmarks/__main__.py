@@ -2,9 +2,15 @@
 
 import argparse
 
-from . import align_step, feature_cache, methods, sinkhorn
+from . import align_step, feature_cache, loader, methods, sinkhorn
 
-BENCHMARKS = {"align_step": align_step, "feature_cache": feature_cache, "methods": methods, "sinkhorn": sinkhorn}
+BENCHMARKS = {
+    "align_step": align_step,
+    "feature_cache": feature_cache,
+    "loader": loader,
+    "methods": methods,
+    "sinkhorn": sinkhorn,
+}
 
 
 def main() -> None:
