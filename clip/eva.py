@@ -231,9 +231,9 @@ class EvaVisionTransformer(nn.Module):
         return self.blocks[0].mlp.w1.out_features
 
     @property
-    def positions(self) -> Tensor:
-        """(1 + P, d), the learned positions :meth:`embed` has added, row 0 the class token's."""
-        return self.pos_embed[0]
+    def positions(self) -> nn.Parameter:
+        """(1, 1 + P, d), the learned positions :meth:`embed` has added, row 0 the class token's."""
+        return self.pos_embed
 
     def embed(self, image: Tensor) -> Tensor:
         """Class token and patches with their learned positions; the convolution runs once, whatever follows.

@@ -96,7 +96,7 @@ class VisionTransformer(nn.Module):
         return self.conv1.weight.dtype
 
     @property
-    def positions(self) -> Tensor:
+    def positions(self) -> nn.Parameter:
         """(1 + P, d), the learned positions :meth:`embed` has added, row 0 the class token's."""
         return self.positional_embedding
 

@@ -34,11 +34,22 @@ INSIDE_TRAINERS = {
     "transport": {"sinkhorn"},
     "templates": set(),
     "parameter_groups": set(),
+    "masking": set(),
     "prompts": set(),
     "feature_cache": set(),
     "base": {"prompts", "losses", "templates", "feature_cache"},
 }
-SHARED = {"base", "feature_cache", "parameter_groups", "prompts", "losses", "sinkhorn", "transport", "templates"}
+SHARED = {
+    "base",
+    "feature_cache",
+    "masking",
+    "parameter_groups",
+    "prompts",
+    "losses",
+    "sinkhorn",
+    "transport",
+    "templates",
+}
 BUILD_ONLY = {"datasets/embedded/render.py", "datasets/embedded/build.py", "datasets/embedded/match.py"}
 
 

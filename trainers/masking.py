@@ -122,7 +122,7 @@ def mask_tokens(tokens: Tensor, keep: Tensor, mask: Tensor, positions: Tensor) -
         tokens: (B, 1 + P, d) class token and patches with their positions.
         keep: (B, K) numbers of the patches that stay.
         mask: (d,) the mask token.
-        positions: (1 + P, d).
+        positions: (1 + P, d), or with an axis of size 1 before them.
 
     Returns:
         (B, 1 + P, d).

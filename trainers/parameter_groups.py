@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -16,10 +16,17 @@ def decays(parameter: nn.Parameter) -> bool:
     return sum(size > 1 for size in parameter.shape) > 1
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two parameter groups of everything that learns: what decays, then what does not."""
+def decay_groups(model: nn.Module, weight_decay: float, without: Iterable[nn.Parameter] = ()) -> list[dict]:
+    """Two parameter groups of everything that learns: what decays, then what does not.
+
+    Args:
+        model: what learns is a part of it.
+        weight_decay: of matrices.
+        without: matrices that do not decay either, such as positions.
+    """
+    free = {id(p) for p in without}
     learned = [p for p in model.parameters() if p.requires_grad]
-    matrices, others = ([p for p in learned if decays(p) is kind] for kind in (True, False))
+    matrices, others = ([p for p in learned if (decays(p) and id(p) not in free) is kind] for kind in (True, False))
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
