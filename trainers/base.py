@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import clip
 from clip import CLIP, Encoded, Prompts
+from clip.chunks import Chunks
 from dassl.engine import TrainerX
 from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
 from dassl.engine.precision import PRECISIONS, Steering
@@ -32,6 +32,7 @@ from .templates import template_for
 logger = logging.getLogger(__name__)
 
 Score = Callable[[Encoded, Encoded, Tensor], Tensor]
+TEXT_ROWS = 2048  # sentences that are encoded at a time in an evaluation
 
 
 class Output(NamedTuple):
@@ -59,7 +60,7 @@ class PromptedCLIP(nn.Module):
         self.clip, self.learner, self.score = model, learner, score
 
     def encode_text(self, image: Encoded | None = None) -> Encoded:
-        """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major.
+        """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major; (C * N, 0, E) in an evaluation by cosine.
 
         The text of a conditional learner depends on `image`, B encoded images, which must then be given: pooled
         (B * C, E), image-major, and no tokens, (B * C, 0, E).
@@ -75,35 +76,23 @@ class PromptedCLIP(nn.Module):
         if known is not None:
             return known
         ids, prompts = self.learner.text_prompts()
-        return self.clip.encode_text(ids, prompts, self.learner.label_tokens())
+        if torch.is_grad_enabled():
+            return self.clip.encode_text(ids, prompts, self.learner.label_tokens())
+        # An evaluation may have tens of thousands of sentences, such as the captions of a retrieval set.
+        tokens = self.score is not cosine_score
+        return self.clip.encode_text(ids, prompts, self.learner.label_tokens(), Chunks(TEXT_ROWS), tokens)
 
     def _encode_conditional_text(self, image: Tensor) -> Encoded:
-        """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time.
-
-        With gradients every chunk is computed again in the backward pass, so that memory grows with a chunk and not
-        with B * C. A single chunk needs no second computation.
-        """
+        """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time."""
         ids, prompts = self.learner.conditional_prompts(image)
-        pairs = torch.arange(len(image) * len(ids), device=ids.device)  # b * C + c
-        chunks = pairs.split(self.learner.chunk_rows)
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            parts = [
-                checkpoint(self._encode_pairs, pair, ids, prompts, use_reentrant=False, preserve_rng_state=False)
-                for pair in chunks
-            ]
-        else:
-            parts = [self._encode_pairs(pair, ids, prompts) for pair in chunks]
-        pooled = torch.cat(parts)
-        return Encoded(pooled, pooled.new_empty(len(pooled), 0, pooled.shape[-1]))
-
-    def _encode_pairs(self, pair: Tensor, ids: Tensor, prompts: Prompts) -> Tensor:
-        """Pooled text (k, E) of the pairs b * C + c in `pair` (k,): sentence c with the prompts of image b."""
-        image, name = pair // len(ids), pair % len(ids)
-        layers = tuple(None if layer is None else layer[image] for layer in prompts.layers)  # (B, n, d) -> (k, n, d)
+        classes = len(ids)
+        owner = torch.arange(len(image), device=ids.device).repeat_interleave(classes)  # of row b * C + c
         slots = prompts.slots
         if slots is not None and slots.dim() == 2:
-            slots = slots[name]
-        return self.clip.encode_text(ids[name], Prompts(layers, slots)).pooled
+            slots = slots.repeat(len(image), 1)
+        prompts = Prompts(prompts.layers, slots, owner)
+        chunks = Chunks(self.learner.chunk_rows)
+        return self.clip.encode_text(ids.repeat(len(image), 1), prompts, chunks=chunks, tokens=False)
 
     def encode_image(self, image: Tensor, tokens: Tensor | None = None) -> Encoded:
         """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""

@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip import CLIP
+from clip.resnet import ModifiedResNet
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import distributed
 
@@ -135,6 +136,7 @@ class ContrastiveCLIP(CLIPTrainer):
                     "IMAGE_LAYER_DECAY": 1.0,  # factor on the learning rate from layer to layer of the image tower
                     "TEXT_LAYER_DECAY": 1.0,  # the same for the text tower
                     "GATHER": True,  # contrast over all processes, not within each
+                    "DROP_PATH": 0.0,  # rate of stochastic depth in the image tower's last block, linear from 0
                     "CHUNK": 0,  # pairs of a process whose activations are in memory at a time; 0 = all
                     # The next ones are for random weights; a backbone has its own.
                     "EMBED_DIM": 192,
@@ -165,6 +167,7 @@ class ContrastiveCLIP(CLIPTrainer):
                 "TEMPERATURE": (lambda value: value is None or value > 0, "a number above 0, or None"),
                 "IMAGE_LAYER_DECAY": share,
                 "TEXT_LAYER_DECAY": share,
+                "DROP_PATH": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
                 "CHUNK": (lambda value: value >= 0, "0 or a number of pairs"),
                 "KEEP_PATCHES": (share[0], "a share in (0, 1]"),
             },
@@ -206,8 +209,15 @@ class ContrastiveCLIP(CLIPTrainer):
             with torch.no_grad():
                 backbone.logit_scale.fill_(-math.log(options.TEMPERATURE))
             backbone.logit_scale.requires_grad_(False)
-        if self.dm.dataset.classnames:
-            classes: Learner = TemplateText(backbone, self.dm.dataset.classnames, self.template)
+        if options.DROP_PATH > 0:
+            if isinstance(backbone.visual, ModifiedResNet):
+                raise ValueError(
+                    "TRAINER.CONTRASTIVE.DROP_PATH drops blocks of a transformer, the image tower is a ResNet"
+                )
+            backbone.visual.set_training_options(options.DROP_PATH)
+        dataset = self.dm.dataset
+        if dataset.classnames:
+            classes: Learner = TemplateText(backbone, dataset.classnames, self.template, dataset.long_names)
         else:
             classes = FixedText(backbone.text_projection.new_zeros(0, backbone.text_projection.shape[1]))
         self.model = PromptedCLIP(backbone, classes, cosine_score).to(self.device)
@@ -262,6 +272,9 @@ class ContrastiveCLIP(CLIPTrainer):
 
     def after_train(self) -> None:
         path = os.path.join(self.output_dir, "clip.safetensors")
-        clip.save_model(self.model.clip, path, dtype=torch.float16)
-        logger.info("Trained CLIP written to %s", path)
+        if distributed.is_main_process():
+            pixels = {"mean": list(self.cfg.INPUT.PIXEL_MEAN), "std": list(self.cfg.INPUT.PIXEL_STD)}
+            known = pixels if "normalize" in self.cfg.INPUT.TRANSFORMS else None
+            clip.save_model(self.model.clip, path, known, torch.float16)
+            logger.info("Trained CLIP written to %s", path)
         super().after_train()

@@ -193,14 +193,14 @@ class FixedText(Learner):
 
 
 class TemplateText(Learner):
-    """Sentences from a fixed template; nothing is learned."""
+    """Sentences from a fixed template; nothing is learned. With `truncate` long ones are cut to the context length."""
 
     ids: Tensor
 
-    def __init__(self, model: CLIP, classnames: Sequence[str], template: str):
+    def __init__(self, model: CLIP, classnames: Sequence[str], template: str, truncate: bool = False):
         super().__init__()
         texts = [template.format(readable(name)) for name in classnames]
-        ids = clip.tokenize(texts, context_length=model.context_length, vocab_size=model.vocab_size)
+        ids = clip.tokenize(texts, model.context_length, truncate, model.vocab_size)
         self.register_buffer("ids", ids, persistent=False)
         words = word_tokens(model, template.split("{}")[0])
         self.register_buffer("name_start", torch.full((len(ids),), 1 + len(words)), persistent=False)

@@ -98,6 +98,7 @@ class DatasetBase:
     template: str = ""
     items_root: str = ""
     split_origin: str = ""
+    long_names: bool = False  # class names are captions, which may be cut to what a text tower reads
 
     def __init__(
         self,
