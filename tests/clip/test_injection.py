@@ -7,7 +7,7 @@ from clip_reference import HEADS, LAYERS, WIDTH
 
 import clip
 from clip import Prompts
-from clip.model import length_groups
+from clip.text_layout import length_groups
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
