@@ -296,8 +296,8 @@ class CLIP(nn.Module):
             inside = torch.full_like(stop, length)
             labels = labels._replace(slots=check_slots(labels.slots, rows, count, inside, "label tokens"))
         known = (owner, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
-        on_host = (None if x is None else x.cpu() for x in known)
-        layout = text_layout(ids.cpu(), ends, *on_host, GROUP_COST[ids.device.type == "cpu"])
+        of_prompt, at, of_label = (None if x is None else x.cpu() for x in known)
+        layout = text_layout(ids.cpu(), ends, of_prompt, at, of_label, GROUP_COST[ids.device.type == "cpu"])
         return self._encode_layout(layout, ids, stop, prompts, labels, chunks, tokens)
 
     def _encode_layout(

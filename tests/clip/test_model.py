@@ -10,6 +10,7 @@ from clip_reference import HEADS, LAYERS, VOCAB, WIDTH
 
 import clip
 from clip import layers
+from clip.layers import QuickGELU
 from clip.model import convert_weights
 
 
@@ -229,3 +230,17 @@ def test_wrong_architectures_are_named(make_clip):
         make_clip(vision_patch_size=None)
     with pytest.raises(ValueError, match="four stages"):
         make_clip(vision_layers=(1, 1), vision_patch_size=None)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_quick_gelu_and_its_derivatives(kind, rng):
+    x = (3 * torch.randn(50, generator=rng)).to(kind).requires_grad_()
+    plain = x.detach().clone().requires_grad_()
+    found, expected = QuickGELU()(x), plain * torch.sigmoid(1.702 * plain)
+    assert torch.equal(found, expected)
+    for value in (found, expected):
+        value.pow(2).sum().backward()
+    close = {"atol": 0.1, "rtol": 0.02} if kind == torch.bfloat16 else {"atol": 1e-6, "rtol": 1e-5}
+    torch.testing.assert_close(x.grad, plain.grad, **close)
+    if kind == torch.float64:
+        assert torch.autograd.gradcheck(QuickGELU(), x)
