@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from dassl.data.seeding import item_seed, kept_generators, loader_seed, seed_generators
@@ -156,7 +156,8 @@ def decode(member: Member, transform: Callable[[Any], Any]) -> dict[str, Any] | 
             picture = image.convert("RGB")
     # Pillow's decoders raise many kinds of errors for damaged files, decompression bombs among them.
     except Exception as fault:  # noqa: BLE001
-        return Damaged(member.where, f"it does not decode: {fault}")
+        why = "it is no image file" if isinstance(fault, UnidentifiedImageError) else f"it does not decode: {fault}"
+        return Damaged(member.where, why)
     if not text:
         return Damaged(member.where, "its caption is empty")
     return {"img": transform(picture), "text": text}
