@@ -192,20 +192,29 @@ def config_hash(cfg: str | CfgNode) -> str:
 def config_differences(stored: str, cfg: CfgNode) -> list[str]:
     """Keys whose values differ and matter, as "KEY: stored -> now".
 
-    A key that only one config has counts only among the options of the trainer in use: other trainers may have been
-    registered, or an option added to the engine, in between.
+    Options of other trainers do not matter if the trainer in use declares its own by `defaults()`. A key that only one
+    config has counts only among its own: an option may have been added to the engine in between.
     """
     before, now = config_values(stored), config_values(cfg)
     name = cfg.TRAINER.NAME
-    trainer: Any = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
-    own = tuple(f"TRAINER.{node}." for node in (trainer.defaults() if hasattr(trainer, "defaults") else {}))
+    own = _option_nodes(name)
+    others = {node for other in TRAINER_REGISTRY.registered_names() for node in _option_nodes(other)} - own
+    foreign = tuple(f"TRAINER.{node}." for node in others) if own else ()
+    mine = tuple(f"TRAINER.{node}." for node in own)
     differences = []
     for key in sorted({*before, *now}):
         both = key in before and key in now
-        if (both or key.startswith(own)) and before.get(key) != now.get(key):
+        matters = not key.startswith(foreign) and (both or key.startswith(mine))
+        if matters and before.get(key) != now.get(key):
             values = [str(values.get(key, "not set")) for values in (before, now)]
             differences.append(f"{key}: {values[0]} -> {values[1]}")
     return differences
+
+
+def _option_nodes(name: str) -> set[str]:
+    """Nodes below TRAINER that a registered trainer declares; none for one that is not known or declares none."""
+    trainer: Any = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
+    return set(trainer.defaults()) if hasattr(trainer, "defaults") else set()
 
 
 def check_same_config(stored: str, cfg: CfgNode, directory: str) -> None:

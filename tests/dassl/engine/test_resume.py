@@ -271,3 +271,17 @@ def test_config_hash_is_of_what_matters():
     assert config_hash(cfg) == config_hash(same) != config_hash(other)
     assert config_hash(cfg.dump()) == config_hash(cfg)
     assert config_differences(cfg.dump(), other) == ["OPTIM.LR: 0.0003 -> 0.1"]
+
+
+def test_options_of_other_methods_do_not_make_another_config():
+    def config(*options):
+        return train.build_config(train.build_parser().parse_args(["--root", "data", "--trainer", "CoOp", *options]))
+
+    stored = config().dump()
+    assert config_differences(stored, config("TRAINER.MAPLE.N_CTX", "5")) == []
+    assert config_differences(stored, config("TRAINER.COOP.N_CTX", "5")) == ["TRAINER.COOP.N_CTX: 16 -> 5"]
+    foreign = config("TRAINER.MAPLE.N_CTX", "5")
+    foreign.defrost()
+    foreign.TRAINER.NAME = "NoSuchTrainer"  # which options are its own is not known, so all count
+    found = config_differences(stored, foreign)
+    assert "TRAINER.MAPLE.N_CTX: 2 -> 5" in found
