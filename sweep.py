@@ -23,6 +23,7 @@ import torch
 from dassl.engine.run import error_line
 from sweeps import cluster
 from sweeps.board import Durations, board
+from sweeps.gate import Gate
 from sweeps.journal import Journal
 from sweeps.local import LocalSweep, Summary
 from sweeps.state import look
@@ -30,10 +31,11 @@ from tasks import Run, expand, load_recipe, with_needs
 from tasks.recipe import ROOT
 
 FILTERS = ("task", "method", "trainer", "config", "dataset", "shots", "seed", "part")
-FAILED, BAD_INPUT, NOT_FINISHED, INTERRUPTED = 1, 2, 3, 130
+FAILED, BAD_INPUT, NOT_FINISHED, OFF, INTERRUPTED = 1, 2, 3, 4, 130
 
 EPILOG = """\
-exit code: 0 all runs are done, 1 some failed, 2 bad input, 3 time was over before the end, 130 interrupted
+exit code: 0 all runs are done, 1 some failed, 2 bad input, 3 time was over before the end, 4 zero-shot CLIP is not as
+known on a data set, whose other runs were therefore left out (--no-gate does them), 130 interrupted
 
 A recipe is a yaml file, or the name of one in recipes/. What is done is decided by the files of the runs alone, so a
 sweep may be stopped at any moment, by Ctrl-C or by force, and started again; two sweeps may share a folder.
@@ -64,6 +66,9 @@ def build_parser(status: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="show the runs, their state and their commands")
     parser.add_argument("--shuffle", metavar="SEED", type=_number(0), help="random order")
     parser.add_argument("--retries", metavar="N", type=_number(0), default=1, help="of a run that fails (default 1)")
+    parser.add_argument(
+        "--no-gate", action="store_true", help="do not compare zero-shot CLIP with known figures first; it is noted"
+    )
     here = parser.add_argument_group("on this machine")
     here.add_argument(
         "--jobs", metavar="N", type=_number(1), help="runs at a time (default: one per GPU, or 1); of a cluster: jobs"
@@ -107,8 +112,8 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def gather(args: argparse.Namespace) -> tuple[list[Run], Path]:
-    """The runs of all recipes, each once, and the folder of all runs.
+def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
+    """The chosen runs of all recipes, each once; all runs of the recipes; and the folder of all runs.
 
     Raises:
         FileNotFoundError: there is no such recipe.
@@ -122,7 +127,7 @@ def gather(args: argparse.Namespace) -> tuple[list[Run], Path]:
             if earlier.argv != run.argv:
                 raise ValueError(f"the recipes want different runs in the folder {run.key}; use another --output")
     runs = list(found.values())
-    return choose(runs, args.only or []), output
+    return choose(runs, args.only or []), runs, output
 
 
 def choose(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
@@ -190,7 +195,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> Summary:
+def open_gate(args: argparse.Namespace, chosen: Sequence[Run], runs: Sequence[Run], output: Path) -> Gate | None:
+    """What compares zero-shot CLIP with known figures, after saying with which; None with --no-gate, which is noted."""
+    gate = Gate(runs)
+    if not args.no_gate:
+        print(gate.summary(chosen))
+        return gate
+    Journal(output).write("no-gate", "", error=" ".join(args.recipes))
+    print("gate: off (--no-gate)")
+    return None
+
+
+def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate: Gate | None) -> Summary:
     """Do the runs as processes of this machine."""
     devices = find_devices(args.gpus)
     jobs = args.jobs or max(len(devices), 1)
@@ -205,6 +221,7 @@ def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> Summ
         threads=threads,
         retries=args.retries,
         deadline=None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes,
+        gate=gate,
     )
     signal.signal(signal.SIGTERM, _terminate)
     return sweep.run()
@@ -214,8 +231,8 @@ def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> Summary | None:
-    """Do the runs as jobs; None if they were only submitted."""
+def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate: Gate | None) -> Summary | None:
+    """Do the runs as jobs, zero-shot runs that are compared first; None if they were only submitted."""
     if args.max_minutes is not None:
         raise ValueError("--max-minutes is of no use for jobs, which have --time")
     kind = "slurm" if args.slurm else "local"
@@ -231,7 +248,8 @@ def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> S
         parameters["slurm_additional_parameters"] = extra
     parameters = {key: value for key, value in parameters.items() if value is not None}
     groups = [group for group in cluster.chains(runs) if any(look(run).state != "done" for run in group)]
-    work = [cluster.Chain(group, output, args.threads, args.retries) for group in groups]
+    groups.sort(key=lambda group: gate is None or not any(run.key in gate.keys for run in group))
+    work = [cluster.Chain(group, output, args.threads, args.retries, gate) for group in groups]
     done = tuple(run.key for run in runs if not any(run in group for group in groups))
     print(f"{len(done)} of {len(runs)} runs are done already; {len(work)} jobs")
     if not work:
@@ -242,7 +260,7 @@ def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path) -> S
         print(f"submitted {identifiers[0]} to {identifiers[-1]}; python sweep.py status shows how far they are")
         return None
     summary = cluster.run_local(made, work, args.jobs or 1)
-    return Summary((*done, *summary.done), summary.errors, summary.left)
+    return summary._replace(done=(*done, *summary.done))
 
 
 def show_runs(runs: Sequence[Run], output: Path) -> None:
@@ -253,7 +271,7 @@ def show_runs(runs: Sequence[Run], output: Path) -> None:
         print(f"python {shlex.quote(str(ROOT / 'train.py'))} {shlex.join(run.argv)}")
 
 
-def show_status(runs: Sequence[Run], output: Path) -> None:
+def show_status(runs: Sequence[Run], output: Path, gate: Gate) -> None:
     """What `status` prints."""
     journal = Journal(output)
     events = journal.read()
@@ -262,15 +280,20 @@ def show_status(runs: Sequence[Run], output: Path) -> None:
     durations = Durations()
     durations.add_finished([run for run in runs if looks[run.key].state == "done"], events)
     print(board(runs, looks, durations))
+    for check in gate.checks():
+        print(check.line())
 
 
 def show_end(summary: Summary) -> int:
     """Say how it ended; returns the exit code."""
+    for fault in summary.off:
+        print(f"error: {fault}", file=sys.stderr)
     if summary.errors:
-        print(f"{len(summary.errors)} runs failed:")
+        print(f"{len(summary.errors)} runs failed{' or were left out' if summary.off else ''}:")
         for key, error in summary.errors.items():
             print(f"  {key}: {error}")
-        return FAILED
+    if summary.errors or summary.off:
+        return OFF if summary.off else FAILED
     if summary.left:
         print(f"{len(summary.left)} runs are left; the same command continues")
         return NOT_FINISHED
@@ -284,9 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = words[:1] == ["status"]
     args = build_parser(status).parse_args(words[1:] if status else words)
     try:
-        runs, output = gather(args)
+        runs, everything, output = gather(args)
         if status:
-            show_status(runs, output)
+            show_status(runs, output, Gate(everything))
             return 0
         if args.shuffle is not None:
             runs = shuffled(runs, args.shuffle)
@@ -294,7 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_runs(runs, output)
             return 0
         as_jobs = args.slurm or args.local_executor
-        summary = do_as_jobs(args, runs, output) if as_jobs else do_here(args, runs, output)
+        gate = open_gate(args, runs, everything, output)
+        summary = do_as_jobs(args, runs, output, gate) if as_jobs else do_here(args, runs, output, gate)
     except (ValueError, OSError, ImportError) as fault:
         print(f"error: {error_line(fault)}", file=sys.stderr)
         return BAD_INPUT

@@ -11,7 +11,7 @@ from .stats import harmonic
 
 FOLDER = Path(__file__).resolve().parent / "published"
 COLUMNS = ("task", "backbone", "shots", "method", "dataset", "metric", "value", "provenance", "source")
-PROVENANCES = ("published", "rerun", "digitised", "unverified")
+PROVENANCES = ("published", "measured", "rerun", "digitised", "unverified")
 METRICS = ("accuracy", "base", "new", "h", "recall1")
 AVERAGE = "average"
 # Rounding moves H, and papers that print the mean over seeds or data sets of H, not H of the means: by up to this much.

@@ -15,6 +15,7 @@ from typing import Any
 
 from tasks import Run
 
+from .gate import Gate
 from .local import ROOT, LocalSweep, Summary
 
 REQUEUES = 20  # times that one job may run out of its time
@@ -23,15 +24,25 @@ REQUEUES = 20  # times that one job may run out of its time
 class Chain:
     """The work of one job: runs in order, each after those it needs. Called by submitit in the job."""
 
-    def __init__(self, runs: Sequence[Run], output: Path, threads: int | None = None, retries: int = 1):
-        self.runs, self.output, self.threads, self.retries = tuple(runs), output, threads, retries
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        output: Path,
+        threads: int | None = None,
+        retries: int = 1,
+        gate: Gate | None = None,
+    ):
+        self.runs, self.output, self.threads, self.retries, self.gate = tuple(runs), output, threads, retries, gate
 
     def __call__(self) -> Summary:
-        return LocalSweep(self.runs, self.output, threads=self.threads, retries=self.retries, forks=True).run()
+        options = {"threads": self.threads, "retries": self.retries, "gate": self.gate}
+        return LocalSweep(self.runs, self.output, forks=True, **options).run()
 
     def checkpoint(self) -> Any:
         """What is put into the queue again when the job is preempted: the same chain, which skips what is done."""
-        return _submitit().helpers.DelayedSubmission(Chain(self.runs, self.output, self.threads, self.retries))
+        return _submitit().helpers.DelayedSubmission(
+            Chain(self.runs, self.output, self.threads, self.retries, self.gate)
+        )
 
 
 def chains(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
@@ -87,6 +98,7 @@ def run_local(
     done: list[str] = []
     errors: dict[str, str] = {}
     left: list[str] = []
+    off: dict[str, None] = {}
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
@@ -100,6 +112,7 @@ def run_local(
                     done += summary.done
                     errors.update(summary.errors)
                     left += summary.left
+                    off |= dict.fromkeys(summary.off)
                 else:
                     errors.update({run.key: f"job {job.job_id}: {_last(str(fault))}" for run in chain.runs})
                 say(f"job {job.job_id} has ended: {chain.runs[0].key}" + (", with errors" if fault else ""))
@@ -107,7 +120,7 @@ def run_local(
     finally:
         for _, job in active:
             job.cancel()
-    return Summary(tuple(done), errors, tuple(left))
+    return Summary(tuple(done), errors, tuple(left), tuple(off))
 
 
 def _last(text: str) -> str:

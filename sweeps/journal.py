@@ -17,7 +17,11 @@ FILE_NAME = "sweep.jsonl"
 
 @dataclass(frozen=True)
 class Event:
-    """`kind` is start, done, failed, stopped or blocked; `seconds` is wall time of the attempt, None if none ran."""
+    """`kind` is start, done, failed, stopped or blocked; `seconds` is wall time of the attempt, None if none ran.
+
+    Of the gate: `gate` is a zero-shot run that was compared, `error` what is wrong with its figure; `no-gate`, without
+    a key, is a sweep that was told to go on without.
+    """
 
     kind: str
     key: str

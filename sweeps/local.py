@@ -18,6 +18,7 @@ from dassl.engine.run import read_result, run_state
 from tasks import Run
 
 from .board import Durations, time_text
+from .gate import Gate
 from .journal import Journal
 from .state import in_use, other_config
 from .worker import STDERR, Limits, Outcome, last_line, work
@@ -42,6 +43,7 @@ class Summary(NamedTuple):
     done: tuple[str, ...]
     errors: dict[str, str]
     left: tuple[str, ...]  # neither, because the sweep was stopped
+    off: tuple[str, ...] = ()  # zero-shot figures that are not the known ones, see sweeps/gate.py
 
 
 class LocalSweep:
@@ -59,6 +61,7 @@ class LocalSweep:
         deadline: of time.monotonic(), after which everything is stopped; None: no limit.
         forks: start runs as forks of this very process, which saves the imports of another; only for a process that
             has no threads and has not touched CUDA.
+        gate: compares zero-shot runs with known figures before other runs of their data set start; None: nothing is.
         say: takes the lines about the progress.
     """
 
@@ -74,6 +77,7 @@ class LocalSweep:
         deadline: float | None = None,
         patience: float = 5.0,
         forks: bool = False,
+        gate: Gate | None = None,
         say: Callable[[str], None] = print,
     ):
         self.runs = {run.key: run for run in runs}
@@ -93,6 +97,8 @@ class LocalSweep:
         self.not_before: dict[str, float] = {}
         self.durations = Durations()
         self.context = _context(forks)
+        self.gate = gate
+        self.off: dict[str, str] = {}
 
     def run(self) -> Summary:
         """Do everything. Whatever ends this early, Ctrl-C too, first stops the processes of the runs."""
@@ -106,7 +112,8 @@ class LocalSweep:
                 self._collect(self._pause())
         finally:
             self._stop()
-        return Summary(tuple(self.done), dict(self.errors), tuple(run.key for run in self.waiting))
+        left = tuple(run.key for run in self.waiting)
+        return Summary(tuple(self.done), dict(self.errors), left, tuple(self.off.values()))
 
     def _skip_done(self) -> None:
         finished = [run for run in self.waiting if run_state(run.output_dir) == "done"]
@@ -121,6 +128,8 @@ class LocalSweep:
         self.durations.add_finished([run for run in finished if run.key in self.done], self.journal.read())
         if self.done:
             self.say(f"{len(self.done)} of {len(self.runs)} runs are done already")
+        for check in () if self.gate is None else self.gate.checks():
+            self._compare(check.run)
 
     # starting
 
@@ -131,6 +140,9 @@ class LocalSweep:
             if lost is not None:
                 self.waiting.remove(run)
                 self._give_up(run, f"needs {lost}, which failed", "blocked")
+            elif self._held_back(run):
+                self.waiting.remove(run)
+                self._give_up(run, f"zero-shot CLIP is off on {run.dataset}", "blocked")
             elif free and self._ready(run):
                 self.waiting.remove(run)
                 if run_state(run.output_dir) == "done":
@@ -138,7 +150,21 @@ class LocalSweep:
                 else:
                     self._start(run, free.pop(0))
 
+    def _held_back(self, run: Run) -> bool:
+        """Whether the zero-shot figure of the data set and backbone of a run is not the known one."""
+        if self.gate is None or run.key in self.gate.keys:
+            return False
+        check = self.gate.check(run)
+        return check is not None and bool(check.fault)
+
+    def _waits(self, run: Run) -> bool:
+        """Whether the zero-shot run that must come before a run is still to be done here."""
+        first = None if self.gate is None else self.gate.first(run)
+        return first is not None and first.key in self.runs and first.key not in self.done | set(self.errors)
+
     def _ready(self, run: Run) -> bool:
+        if self._waits(run):
+            return False
         if not self.done.issuperset(run.needs) or self.not_before.get(run.key, 0.0) > time.monotonic():
             return False
         if in_use(run.output_dir):
@@ -209,6 +235,20 @@ class LocalSweep:
         rest = f"; left: {len(left)}" if left else ""
         rest += f", about {time_text(seconds)}" if left and seconds is not None else ""
         self.say(f"[{len(self.done)}/{len(self.runs)}] {run.key}{shown} ({remark}{rest})")
+
+        self._compare(run)
+
+    def _compare(self, run: Run) -> None:
+        """Say and note what the gate finds on a zero-shot run that is done."""
+        if self.gate is None or run.key not in self.gate.keys:
+            return
+        check = self.gate.check(run)
+        if check is not None:
+            self.say(check.line())
+            if check.fault:
+                self.off[run.key] = check.fault
+                self.say(check.fault)
+            self.journal.write("gate", run.key, error=check.fault or check.remark)
 
     def _give_up(self, run: Run, error: str, kind: str = "failed") -> None:
         self.errors[run.key] = error
