@@ -35,8 +35,9 @@ class Chain:
         self.runs, self.output, self.threads, self.retries, self.gate = tuple(runs), output, threads, retries, gate
 
     def __call__(self) -> Summary:
-        options = {"threads": self.threads, "retries": self.retries, "gate": self.gate}
-        return LocalSweep(self.runs, self.output, forks=True, **options).run()
+        return LocalSweep(
+            self.runs, self.output, threads=self.threads, retries=self.retries, forks=True, gate=self.gate
+        ).run()
 
     def checkpoint(self) -> Any:
         """What is put into the queue again when the job is preempted: the same chain, which skips what is done."""

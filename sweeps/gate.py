@@ -126,12 +126,12 @@ def compare(run: Run, known: published.Number) -> Check:
     difference = accuracy - known.value
     if abs(difference) <= TOLERANCE + 1e-9:
         return Check(run, known, accuracy)
-    fault = (
+    text = (
         f"zero-shot CLIP has {accuracy:.2f} % on {run.dataset} with {known.backbone}, but {known.value:.2f} % is known "
         f"({known.source}): {difference:+.2f}, more than {TOLERANCE} points. {_causes(run, result, origin)} "
         f"--no-gate goes on nevertheless"
     )
-    return Check(run, known, accuracy, fault)
+    return Check(run, known, accuracy, text)
 
 
 def _causes(run: Run, result: dict[str, Any], origin: str | None) -> str:
