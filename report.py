@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dassl.engine.run import error_line
-from reports.cells import shots_text
 from reports.compare import compare
 from reports.document import Report, build_report
 from reports.forms import to_csv, to_latex, to_markdown
@@ -143,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     print(f"{report.recipe.title}: {report.done} of {report.asked} runs done")
     for entry in report.missing[:SHOWN]:
-        print(f"missing: {entry.method}, {entry.dataset}, {shots_text(entry.shots)} ({'; '.join(entry.what)})")
+        print(f"missing: {entry.text()}")
         print(f"  {entry.command}")
     if len(report.missing) > SHOWN:
         print(f"and {len(report.missing) - SHOWN} more, see the report; all of them: python sweep.py {report.path}")

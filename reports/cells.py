@@ -76,7 +76,8 @@ class Block:
     shots: int
     methods: tuple[str, ...]
     columns: tuple[str, ...]
-    """Data sets, or steps; then `average` (in the block of H: of averages), then in the block of H the mean of H."""
+    """Data sets, or steps; if there are several, then `average` (in the block of H: of averages), then in the block of
+    H the mean of H."""
     cells: Mapping[tuple[str, str], Cell]
     sources: tuple[str, ...] = ()
     """Columns that comparisons leave out: what a model was trained on, where the others are what it was carried to."""
@@ -172,7 +173,8 @@ class _Builder:
         cells = self.measured("accuracy", "source", source, shots)
         cells.update(self.measured("accuracy", "target", targets, shots))
         block = self.block(shots, "accuracy", source + targets, self.averaged(cells, "accuracy", targets, shots))
-        return [replace(block, sources=source, title=f"{block.title}; the average is of the targets")]
+        note = "; the average is of the targets" if AVERAGE in block.columns else ""
+        return [replace(block, sources=source, title=block.title + note)]
 
     def incremental(self, shots: int) -> list[Block]:
         """Tables of each data set, one per metric: steps across, and their average."""
@@ -215,12 +217,25 @@ class _Builder:
         return [
             self.block(shots, "base", columns, base),
             self.block(shots, "new", columns, new),
-            self.block(shots, "h", (*columns, AVERAGE, H_MEAN), h),
+            self.block(shots, "h", columns, h, (AVERAGE, H_MEAN)),
         ]
 
-    def block(self, shots: int, metric: str, columns: Sequence[str], cells: dict[tuple[str, str], Cell]) -> Block:
+    def block(
+        self,
+        shots: int,
+        metric: str,
+        columns: Sequence[str],
+        cells: dict[tuple[str, str], Cell],
+        averages: Sequence[str] = (AVERAGE,),
+    ) -> Block:
+        """A table; an average over a single column, which would repeat it, is left out (`cells` has it all the same).
+
+        Args:
+            columns: those that are averaged last, as many as there are.
+        """
         title = METRICS[metric] + (f", {shots_text(shots)}" if shots else "")
-        columns = tuple(columns) if AVERAGE in columns else (*columns, AVERAGE)
+        alone = len(columns) - len(self.columns.get("source", ())) == 1
+        columns = tuple(columns) if alone else (*columns, *averages)
         return Block(
             title=title[0].upper() + title[1:],
             metric=metric,

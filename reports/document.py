@@ -15,24 +15,34 @@ import numpy as np
 
 from tasks import Recipe, Run
 
-from .cells import Block, blocks
+from .cells import Block, blocks, shots_text, title_of
 from .compare import Comparison
 from .published import Book
 from .readings import Reading, check_protocols
+
+NAMED = 4  # data sets, or parts, that are named one by one in a line about missing runs
 
 # Parts that train; the others evaluate what such a part has trained.
 TRAINED = re.compile(r"all|base|source|step\d+")
 
 
 class Missing(NamedTuple):
-    """Runs of one method, data set and number of shots that are not done."""
+    """Runs of one method that are not done, the same ones for every one of the data sets and numbers of shots."""
 
     method: str
-    dataset: str
-    shots: int
+    datasets: tuple[str, ...]
+    shots: tuple[int, ...]
     what: tuple[str, ...]
-    """Part, seeds, and why they are missing."""
+    """Parts, seeds, and why they are missing."""
     command: str
+
+    def text(self) -> str:
+        """In words, without the command."""
+        several = ", ".join(map(title_of, self.datasets))
+        where = several if len(self.datasets) <= NAMED else f"{len(self.datasets)} data sets"
+        *some, last = map(str, self.shots)
+        shots = f"{', '.join(some)} and {last} shots" if some else shots_text(self.shots[0])
+        return f"{self.method}, {where}, {shots} ({'; '.join(self.what)})"
 
 
 class Cost(NamedTuple):
@@ -105,23 +115,45 @@ def build_report(
 
 def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> list[Missing]:
     groups = defaultdict(list)
+    parts = defaultdict(set)
     for reading in readings:
+        place = (reading.method, reading.dataset, reading.shots)
+        parts[place].add(reading.part)
         if reading.result is None:
-            groups[reading.method, reading.dataset, reading.shots].append(reading)
-    found = []
+            groups[place].append(reading)
+    # First the data sets of which the same is missing, then the numbers of shots of which the same data sets are.
+    by_dataset: dict[tuple[str, int, tuple[str, ...]], list[str]] = defaultdict(list)
     for (method, dataset, shots), group in groups.items():
-        alone = {reading.part for reading in group} == {"all"}
-        seeds = defaultdict(list)
-        for reading in group:
-            seeds[reading.part, reading.fault].append(reading.seed)
-        what = tuple(
-            ("" if alone else f"{part}, ") + f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {fault}"
-            for (part, fault), several in seeds.items()
-        )
-        choice = ",".join(f"{k}={_pattern(v)}" for k, v in (("method", method), ("dataset", dataset), ("shots", shots)))
+        by_dataset[method, shots, _what(group, parts[method, dataset, shots])].append(dataset)
+    by_shots: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
+    for (method, shots, what), datasets in by_dataset.items():
+        by_shots[method, tuple(datasets), what].append(shots)
+    found = []
+    for (method, names, what), numbers in by_shots.items():
+        chosen = (("method", (method,)), ("dataset", names), ("shots", numbers))
+        choice = ",".join(f"{key}={','.join(map(_pattern, values))}" for key, values in chosen)
         command = shlex.join(["python", "sweep.py", path, *flags, "--only", choice])
-        found.append(Missing(method, dataset, shots, what, command))
+        found.append(Missing(method, names, tuple(numbers), what, command))
     return found
+
+
+def _what(group: Sequence[Reading], parts: set[str]) -> tuple[str, ...]:
+    """What is missing of one place in the tables, whose runs have these parts."""
+    seeds = defaultdict(list)
+    for reading in group:
+        seeds[reading.part, reading.fault].append(reading.seed)
+    alike = defaultdict(list)
+    for (part, fault), several in seeds.items():
+        alike[tuple(several), fault].append(part)
+    what = []
+    for (several, fault), missing in alike.items():
+        named = ", ".join(missing if len(missing) <= NAMED else [*missing[:2], f"and {len(missing) - 2} more parts"])
+        if len(missing) == len(parts):
+            named = "" if len(parts) == 1 else f"all {len(parts)} parts"
+        what.append(
+            f"{named}, " * bool(named) + f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {fault}"
+        )
+    return tuple(what)
 
 
 def _pattern(value: object) -> str:

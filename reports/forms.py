@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cells import H_MEAN, Block, Cell, shots_text, title_of
+from .cells import H_MEAN, Block, Cell
 from .document import Report
 from .published import AVERAGE
 from .tables import csv_table, escape_latex, escape_markdown, latex_table, markdown_table
@@ -59,8 +59,7 @@ def to_markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str
     if report.missing:
         parts.append("## Missing\n")
         for entry in report.missing:
-            place = f"{entry.method}, {title_of(entry.dataset)}, {shots_text(entry.shots)} ({'; '.join(entry.what)})"
-            parts.append(f"- {escape_markdown(place)}: `{entry.command}`")
+            parts.append(f"- {escape_markdown(entry.text())}: `{entry.command}`")
         parts.append("")
     return "\n".join(parts)
 

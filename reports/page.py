@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .cells import Cell, shots_text, title_of
+from .cells import Cell, title_of
 from .document import Report, link
-from .plots import Plot, panel_svg
+from .plots import Plot, marker_svg, panel_svg
 from .readings import Reading
 from .words import (
     CELL_HEADER,
@@ -19,6 +19,7 @@ from .words import (
     comparison_note,
     comparison_rows,
     cost_rows,
+    has_published,
     legend,
     ours,
     signed,
@@ -64,8 +65,7 @@ td small.spread { display: inline; }
 .plots svg { display: block; width: 100%; height: auto; max-width: var(--w); }
 .plots.single svg { min-width: min(var(--w), 34rem); }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0 .8rem; padding: 0; list-style: none; }
-.key i { display: inline-block; width: 1.1em; height: .32em; border-radius: 2px; margin-right: .45em;
-  vertical-align: middle; }
+.key svg { width: .95em; height: .95em; margin-right: .4em; vertical-align: -.1em; }
 details > summary { cursor: pointer; margin: .6rem 0; }
 code { font: .86em/1.5 ui-monospace, Menlo, Consolas, monospace; }
 pre { margin: .2rem 0 .7rem; padding: .5rem .7rem; overflow-x: auto; background: var(--tint); border-radius: 6px; }
@@ -173,10 +173,9 @@ def _blocks(report: Report) -> str:
             rows.append(f'<tr><th scope="row">{escape(method)}</th>{"".join(cells)}</tr>')
         header = ["method", *(block.column_title(column) for column in block.columns)]
         parts.append(f"<h3>{escape(block.title)}</h3>\n{_table(header, rows)}")
-    note = (
-        "Best of a column bold on a tint, second underlined. Below: the published number and the difference of ours "
-        "to it; point at it for its source. A click on a head sorts."
-    )
+    note = "Best of a column bold on a tint, second underlined. A click on a head sorts."
+    if has_published(report):
+        note += " Below: the published number and the difference of ours to it; point at it for its source."
     return f'<p class="note">{note}</p>\n' + "".join(parts)
 
 
@@ -207,7 +206,7 @@ def _figures(figures: Sequence[Plot]) -> str:
             label = escape(f"{plot.title}: {panel.title}" if panel.title else plot.title, quote=True)
             pictures.append(panel_svg(panel, number).replace('role="img"', f'role="img" aria-label="{label}"', 1))
             number += 1
-        key = "".join(f'<li><i style="background:{color}"></i>{escape(name)}</li>' for name, color, _ in plot.key)
+        key = "".join(f"<li>{marker_svg(color, marker)}{escape(name)}</li>" for name, color, marker in plot.key)
         key = f'<ul class="key">{key}</ul>' if key else ""
         kind = "plots single" if len(plot.panels) == 1 else "plots"
         parts.append(
@@ -232,8 +231,7 @@ def _missing(report: Report) -> str:
     parts = [f"<p>All at once:</p><pre><code>python sweep.py {escape(report.path)}</code></pre>\n<details open>"]
     parts.append(f"<summary>{len(report.missing)} places in the tables</summary>\n")
     for entry in report.missing:
-        place = f"{entry.method}, {title_of(entry.dataset)}, {shots_text(entry.shots)} ({'; '.join(entry.what)})"
-        parts.append(f"<p>{escape(place)}</p><pre><code>{escape(entry.command)}</code></pre>\n")
+        parts.append(f"<p>{escape(entry.text())}</p><pre><code>{escape(entry.command)}</code></pre>\n")
     return "".join(parts) + "</details>\n"
 
 

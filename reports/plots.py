@@ -109,6 +109,11 @@ def _measured(block: Block, column: str) -> list[str]:
     return [method for method in block.methods if block.cells[method, column].summary is not None]
 
 
+def _panels(block: Block) -> tuple[str, ...]:
+    """The average, if the table has one, then the data sets."""
+    return (AVERAGE, *block.datasets) if AVERAGE in block.columns else block.datasets
+
+
 def _mean(block: Block, method: str, column: str) -> float:
     summary = block.cells[method, column].summary
     if summary is None:
@@ -148,7 +153,7 @@ def _curves(report: Report, look: Look) -> list[Plot]:
 
         return Panel(title_of(column), draw)
 
-    columns = [c for c in (AVERAGE, *first.datasets) if any(_measured(block, c) for block in by_shots.values())]
+    columns = [c for c in _panels(first) if any(_measured(block, c) for block in by_shots.values())]
     names = list(dict.fromkeys(name for block in by_shots.values() for c in columns for name in _measured(block, c)))
     note = "Means over seeds; bands are one standard deviation; the star is zero-shot, with its level dotted."
     return [Plot("curves", "Few-shot accuracy", note, tuple(map(panel, columns)), look.key(names))] if columns else []
@@ -159,7 +164,7 @@ def _bars(report: Report, look: Look) -> list[Plot]:
     drawn = []
     for h in (block for block in report.blocks if block.metric == "h"):
         three = [b for name in ("base", "new", "h") for b in report.blocks if (b.metric, b.shots) == (name, h.shots)]
-        columns = [column for column in (AVERAGE, *h.datasets) if _measured(h, column)]
+        columns = [column for column in _panels(h) if _measured(h, column)]
         panels = tuple(_bar_panel(three, column, _measured(h, column), look) for column in columns)
         if panels:
             note = "Per method from above: base (pale), new (middle) and H (full); lines are one standard deviation."
@@ -291,6 +296,8 @@ def _costs(report: Report, look: Look) -> list[Plot]:
     if len(names) < 2:
         return []
 
+    several = AVERAGE in block.columns
+
     def panel(title: str, cost_of: Callable[[str], float]) -> Panel:
         def draw(axes: Axes) -> None:
             for name in names:
@@ -299,7 +306,8 @@ def _costs(report: Report, look: Look) -> list[Plot]:
                           markersize=11 if star else 7)  # fmt: skip
             _scale(axes, [cost_of(name) for name in names])
             axes.set_xlabel(title)
-            axes.set_ylabel(f"{block.column_title(AVERAGE)}, %" if block.metric == "h" else "average accuracy, %")
+            what = {"h": block.column_title(AVERAGE) if several else "H"}.get(block.metric, "accuracy")
+            axes.set_ylabel(f"{'average ' if several and block.metric != 'h' else ''}{what}, %")
             axes.grid(True)
 
         return Panel(f"against {title}", draw, 3.6, 2.7)
@@ -324,6 +332,34 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 def _short(name: str, limit: int = 22) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+_OUTLINES = {
+    "o": (),
+    "s": ((-7, -7), (7, -7), (7, 7), (-7, 7)),
+    "D": ((0, -9), (9, 0), (0, 9), (-9, 0)),
+    "^": ((0, -8), (8, 7), (-8, 7)),
+    "v": ((0, 8), (8, -7), (-8, -7)),
+    "<": ((-8, 0), (7, 8), (7, -8)),
+    ">": ((8, 0), (-7, 8), (-7, -8)),
+    "d": ((0, -9), (5, 0), (0, 9), (-5, 0)),
+    "P": tuple(
+        (3 * x, 3 * y)
+        for x, y in zip((-1, 1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1), (-3, -3, -1, -1, 1, 1, 3, 3, 1, 1, -1, -1))
+    ),
+    "X": tuple(
+        (2.2 * (x - y), 2.2 * (x + y))
+        for x, y in zip((-1, 1, 1, 3, 3, 1, 1, -1, -1, -3, -3, -1), (-3, -3, -1, -1, 1, 1, 3, 3, 1, 1, -1, -1))
+    ),
+    "*": tuple((r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate((9.5, 3.8) * 5)),
+}
+
+
+def marker_svg(color: str, marker: str) -> str:
+    """A marker of the figures as a small picture for their key."""
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in _OUTLINES[marker])
+    shape = f'<polygon points="{points}"' if points else '<circle r="7.5"'
+    return f'<svg viewBox="-10 -10 20 20" aria-hidden="true">{shape} fill="{color}"/></svg>'
 
 
 def panel_svg(panel: Panel, number: int) -> str:

@@ -8,8 +8,9 @@ from .document import Report
 from .published import AVERAGE
 from .stats import Paired
 
-LEGEND = (
-    "Accuracies in percent: mean ± sample standard deviation over seeds. Difference: ours minus published, in points. "
+LEGEND = "Accuracies in percent: mean ± sample standard deviation over seeds."
+LEGEND_PUBLISHED = (
+    "Difference: ours minus published, in points. "
     "A published number without a word behind it was printed by its authors; (rerun): other authors ran the method "
     "again; (digitised): measured in a figure; (unverified): recalled, read in no source, a hint and no target."
 )
@@ -35,10 +36,16 @@ def summary(report: Report) -> str:
     return text + (f" Published numbers: {'; '.join(named)}." if named else "")
 
 
+def has_published(report: Report) -> bool:
+    """Whether a published number stands in some table."""
+    return any(cell.published is not None for block in report.blocks for cell in block.cells.values())
+
+
 def legend(report: Report) -> str:
     """How to read the tables."""
-    more = {"base2new": LEGEND_H, "incremental": LEGEND_STEPS}.get(report.recipe.task)
-    return LEGEND if more is None else f"{LEGEND} {more}"
+    parts = [LEGEND, LEGEND_PUBLISHED if has_published(report) else ""]
+    parts.append({"base2new": LEGEND_H, "incremental": LEGEND_STEPS}.get(report.recipe.task, ""))
+    return " ".join(filter(None, parts))
 
 
 def ours(cell: Cell) -> str:

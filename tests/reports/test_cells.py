@@ -5,6 +5,8 @@ import pytest
 from invented_runs import make_method, make_recipe
 
 from reports.compare import compare
+from reports.forms import to_markdown
+from reports.plots import plots
 from reports.published import AVERAGE, Number
 from reports.stats import harmonic
 
@@ -96,7 +98,20 @@ def test_a_style_as_domain_is_a_column(invented):
     places = {"source": "emoji_groups", "targets": ("streamline",), "domain": "openmoji"}
     recipe = make_recipe("domain_generalization", (make_method("CoOp"),), **places)
     (block,) = invented(recipe, lambda run: 40.0 + run.seed).report().blocks
-    assert block.columns == ("emoji_groups_openmoji", "emoji_groups_streamline", AVERAGE)
+    assert block.columns == ("emoji_groups_openmoji", "emoji_groups_streamline")  # an average of one repeats it
+    assert "average" not in block.title
+
+
+def test_an_average_of_one_data_set_is_left_out(invented):
+    methods = (make_method("CoOp", shots=(16,)), make_method("VPT", shots=(16,)))
+    recipe = make_recipe("base2new", methods, datasets=("dtd",))
+    report = invented(recipe, lambda run: 40.0 + run.seed + 9 * (run.part == "new")).report()
+    assert [block.columns for block in report.blocks] == [("dtd",)] * 3
+    h = report.blocks[2]
+    assert h.cells["CoOp", AVERAGE].summary.mean == pytest.approx(h.cells["CoOp", "dtd"].summary.mean)
+    assert "Average" not in to_markdown(report)
+    assert "of averages" not in to_markdown(report).split("## Accuracy")[1]
+    assert [[panel.title for panel in plot.panels] for plot in plots(report) if plot.name == "bars_16"] == [["DTD"]]
 
 
 def test_no_average_over_fewer_data_sets(invented):

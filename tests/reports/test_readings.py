@@ -90,6 +90,7 @@ def test_protocol_is_flat():
         ('{"accuracy": NaN}', "has no accuracy"),
         ('{"accuracy": true}', "has no accuracy"),
         ('{"accuracy": 101}', "expected a percentage"),
+        ('{"accuracy": null, "mean_recall": 101}', "has mean_recall 101"),
         ('{"accuracy": 50}', "has no fingerprint"),
         ('{"accuracy": 50, "fingerprint": {}, "method": "VPT"}', "method is 'VPT', expected 'CoOp'"),
         ('{"accuracy": 50, "fingerprint": {}, "method": "CoOp", "seed": 2}', "seed is 2, expected 1"),
@@ -128,8 +129,9 @@ def test_the_command_of_a_missing_cell_chooses_its_runs(invented):
     for missing in case.report().missing:
         choice = missing.command.split("--only ")[1].strip("'")
         chosen = sweep.choose(case.runs, [choice])
-        assert {(run.method, run.dataset) for run in chosen} == {(missing.method, missing.dataset)}
-        assert len(chosen) == 3
+        assert {(run.method, run.dataset) for run in chosen} == {(missing.method, name) for name in missing.datasets}
+        assert missing.datasets == ("dtd", "food101")  # the same is missing, so one line says it
+        assert len(chosen) == 6
 
 
 def test_escapes():

@@ -139,7 +139,7 @@ def test_figure(report):
 
 
 def test_two_data_sets_have_panels_and_tables_of_their_own(invented):
-    recipe = make_recipe("incremental", METHODS[1:], datasets=("dtd", "food101"), sets=2)
+    recipe = make_recipe("incremental", (make_method("CoOp"), make_method("LAMM")), datasets=("dtd", "food101"), sets=2)
     report = invented(recipe, lambda run: accuracy(run) + (10 if run.dataset == "food101" else 0)).report()
     assert [block.dataset for block in report.blocks] == ["dtd"] * 4 + ["food101"] * 4
     assert len({block.name for block in report.blocks}) == 8
@@ -162,6 +162,17 @@ def test_what_is_missing(invented):
     (missing,) = report.missing
     assert missing.what == ("step3_set2, seed 2: new",)
     assert "(2 of 3 seeds)" in to_markdown(report)
+
+
+def test_what_is_missing_is_grouped(invented):
+    """Runs that were never started, of all parts, seeds and data sets, are one line per method."""
+    recipe = make_recipe("incremental", (make_method("CoOp"), make_method("LAMM")), datasets=("dtd", "eurosat"), sets=3)
+    done = {("LAMM", seed, part) for seed in MORE for part in ("step1", "step2")}
+    report = invented(recipe, lambda run: 50.0 if (run.method, run.seed, run.part) in done else None).report()
+    coop, lamm = report.missing
+    assert coop.text() == "CoOp, DTD, EuroSAT, 1 shot (all 8 parts, seeds 1, 2, 3: new)"
+    assert lamm.what == ("step2_set1, step2_joint, and 4 more parts, seeds 1, 2, 3: new",)
+    assert lamm.command == "python sweep.py invented.yaml --only method=LAMM,dataset=dtd,eurosat,shots=1"
 
 
 def test_costs_are_those_of_the_steps(invented):
