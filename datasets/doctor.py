@@ -2,6 +2,7 @@
 
     python -m datasets.doctor --root DATA                 every data set that is there
     python -m datasets.doctor EuroSAT --root DATA --full  decode every image
+    python -m datasets.doctor folder --root MINE          images of your own: a folder, a table or a dataset.yaml
 
 Nothing is written but the reports that are asked for. Exit code 1 if anything is wrong.
 """
@@ -9,6 +10,7 @@ Nothing is written but the reports that are asked for. Exit code 1 if anything i
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from dassl.utils import write_json, write_text
 
 from .catalog import CATALOG
 from .health import SAMPLES, Report, examine
+from .own_health import NAME as OWN
+from .own_health import examine_own
 from .prepare import find_name
 
 __all__ = ["as_markdown", "main"]
@@ -62,8 +66,18 @@ def _print(report: Report) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m datasets.doctor", description="Look over data sets.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all that are there if none is named")
-    parser.add_argument("--root", metavar="DATA", required=True, help="the data root")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="data sets, or `folder` for images of your own; without a name all known ones that are there",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DATA",
+        required=True,
+        help="the data root; with `folder` your own folder, table or dataset.yaml",
+    )
     parser.add_argument("--full", action="store_true", help="decode all images; compare those of large data sets too")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"images to decode otherwise ({SAMPLES})")
     parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings as well")
@@ -75,16 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--samples is {args.samples}, expected at least 1")
     root = Path(args.root).expanduser()
     try:
-        names = [find_name(name) for name in args.names]
+        names = [OWN if name == OWN else find_name(name) for name in args.names]
     except ValueError as fault:
         parser.error(str(fault))
     names = names or [name for name, facts in CATALOG.items() if (root / facts.folder).is_dir()]
     if not names:
-        print(f"there is no known data set in {root}. To get one: python -m datasets.prepare --list")
+        print(
+            f"there is no known data set in {root}. To get one: python -m datasets.prepare --list\n"
+            f"If these are images of your own: python -m datasets.doctor {OWN} --root {shlex.quote(str(root))}"
+        )
         return 1
     reports = []
     for name in dict.fromkeys(names):
-        reports.append(examine(name, root, args.full, args.samples, args.quiet))
+        if name == OWN:
+            reports.append(examine_own(root, args.full, args.samples, args.quiet))
+        else:
+            reports.append(examine(name, root, args.full, args.samples, args.quiet))
         _print(reports[-1])
     if args.json:
         write_json([report.plain() for report in reports], args.json)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from .known import differences, picks_hash
 from .sources import SOURCES, checksums
 from .splits import Splits
 
-__all__ = ["Finding", "Report", "examine"]
+__all__ = ["SAMPLES", "Finding", "Report", "check_decoding", "check_duplicates", "check_files", "examine"]
 
 SAMPLES = 200
 LARGE = 200_000
@@ -115,9 +115,10 @@ def examine(
         _check_files(report, facts, folder)
         splits = _check_items(report, facts, home, folder)
         if splits is not None:
-            sizes = _check_images(report, facts, home, folder, splits)
-            _decode(report, facts, home, list(sizes), full, samples, quiet)
-            _check_duplicates(report, splits, sizes, full)
+            paths = dict.fromkeys(item.impath for items in splits for item in items)
+            sizes = check_files(report, paths, lambda missing: _again(facts, home, missing))
+            check_decoding(report, list(sizes), full, samples, quiet, lambda damaged: _again(facts, home, damaged))
+            check_duplicates(report, splits, sizes, full)
     except PermissionError as fault:
         report.add("error", "layout", f'"{fault.filename}" may not be read', f"chmod -R u+rX {_quote(folder)}")
     return report
@@ -218,28 +219,30 @@ def _read(facts: Facts, folder: Path) -> tuple[Splits, str, str]:
         logging.disable(level)
 
 
-def _check_images(report: Report, facts: Facts, home: Path, folder: Path, splits: Splits) -> dict[str, int]:
-    """Path -> bytes of the images that are there; says which are missing or empty."""
+def check_files(report: Report, paths: Iterable[str], fix: Callable[[Sequence[str]], str]) -> dict[str, int]:
+    """Path -> bytes of the images that are there; says which are missing, with `fix(missing)` as what to do."""
     sizes: dict[str, int] = {}
     missing: list[str] = []
-    for path in dict.fromkeys(item.impath for items in splits for item in items):
+    for path in paths:
         try:
             sizes[path] = os.stat(path).st_size
         except (FileNotFoundError, NotADirectoryError):
             missing.append(path)
     if missing:
-        text = f"{len(missing)} of {len(missing) + len(sizes)} images are missing: {_some(missing, folder)}"
+        text = (
+            f"{len(missing)} of {len(missing) + len(sizes)} images are missing: {_some(missing, Path(report.folder))}"
+        )
         alike = next(iter(_alike(Path(missing[0]))), None)
         if alike:
             text += f'. There is "{alike}": names of files were changed'
-        report.add("error", "images", text, _again(facts, home, missing))
+        report.add("error", "images", text, fix(missing))
     return sizes
 
 
-def _decode(
-    report: Report, facts: Facts, home: Path, paths: Sequence[str], full: bool, samples: int, quiet: bool
+def check_decoding(
+    report: Report, paths: Sequence[str], full: bool, samples: int, quiet: bool, fix: Callable[[Sequence[str]], str]
 ) -> None:
-    """Decode all images or a sample of them."""
+    """Decode all images or a sample of them; `fix(damaged)` is what to do."""
     if not full and len(paths) > samples:
         paths = [paths[index * len(paths) // samples] for index in range(samples)]
     damaged = []
@@ -251,10 +254,10 @@ def _decode(
     report.decoded = len(paths)
     if damaged:
         text = f"{len(damaged)} of {len(paths)} images cannot be decoded: {_some(damaged, Path(report.folder))}"
-        report.add("error", "images", text, _again(facts, home, damaged))
+        report.add("error", "images", text, fix(damaged))
 
 
-def _check_duplicates(report: Report, splits: Splits, sizes: Mapping[str, int], full: bool) -> None:
+def check_duplicates(report: Report, splits: Splits, sizes: Mapping[str, int], full: bool) -> None:
     """The same image in training and test: by path, and by content."""
     train, _, test = splits
     if train is test:
