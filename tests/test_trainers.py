@@ -30,9 +30,10 @@ SHORT = {
     "PLOTPP": ["TRAINER.PLOTPP.M", 2],
     "CLIPAdapter": ["TRAINER.CLIP_ADAPTER.RATIO", 0.8, "OPTIM.LR", 0.2],
     "TipAdapter": ["TRAINER.TIP_ADAPTER.AUGMENT_EPOCH", 2, "TRAINER.TIP_ADAPTER.SEARCH_STEP", "(5,5)"],
+    "UTA": ["TRAINER.UTA.LAYERS", 2, "TRAINER.UTA.WIDTH", 64, "OPTIM.NAME", "adamw", "OPTIM.LR", 0.002],
     "LinearProbe": ["TRAINER.LINEAR_PROBE.ROUNDS", 2, "TRAINER.LINEAR_PROBE.MAX_ITER", 50],
 }
-PRETRAINING = {"ContrastiveCLIP"}
+PRETRAINING = {"ContrastiveCLIP", "UTA"}
 FEW_SHOT = sorted(
     name
     for name in TRAINER_REGISTRY.registered_names()
@@ -126,7 +127,7 @@ def logits_of(trainer):
         return trainer.model_inference(batch["img"])
 
 
-@pytest.mark.parametrize("method", FEW_SHOT)
+@pytest.mark.parametrize("method", [*FEW_SHOT, "UTA"])
 def test_train_evaluate_and_load(method, run, built, tmp_path, capsys):
     result = run(method, "base", options=["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 4])
     trained = built[-1]
@@ -287,6 +288,79 @@ def test_contrastive_pretraining_writes_a_loadable_clip(root, tmp_path, built):
     ids = clip.tokenize(["a cat", "a dog"], vocab_size=2048)
     with torch.no_grad():
         torch.testing.assert_close(model(image, ids)[0], trained.eval()(image, ids)[0], rtol=0.02, atol=0.05)
+
+
+def test_unmasked_token_alignment_writes_a_loadable_clip(run, built, backbone, tmp_path):
+    """The loss falls, the teacher and the text tower stay, and the file is a CLIP with the student's image tower."""
+    result = run("UTA", "run", options=["OPTIM.MAX_EPOCH", 5, "TRAINER.UTA.PREC", "bf16", "TRAINER.UTA.DROP_PATH", 0.1])
+    first, *_, last = losses(tmp_path / "run")
+    assert last < first
+    trainer, (start, _) = built[-1], clip.load(backbone)
+    assert result["precision"] == "bf16"
+    assert result["parameters"]["trainable"] == sum(p.numel() for p in trainer.student.parameters())
+    model, _ = clip.load(str(tmp_path / "run" / "clip.safetensors"))
+    image, ids = torch.randn(2, 3, 64, 64), clip.tokenize(["a cat", "a dog"], vocab_size=2048)
+    with torch.no_grad():
+        expected = trainer.student.eval().visual(image).pooled
+        torch.testing.assert_close(model.encode_image(image).pooled, expected, rtol=0.02, atol=0.02)
+        text = start.encode_text(ids).pooled
+        torch.testing.assert_close(model.encode_text(ids).pooled, text, rtol=0.02, atol=0.02)
+        taught = trainer.teacher(image).pooled.float()
+        torch.testing.assert_close(taught, start.encode_image(image).pooled, rtol=0.1, atol=0.1)
+
+
+def test_unmasked_token_alignment_goes_on_exactly(run, built, monkeypatch):
+    """A run that is killed after its second epoch and started again has the weights of one that was not."""
+    own = ["OPTIM.MAX_EPOCH", 3, "TRAINER.UTA.DROP_PATH", 0.2, "INPUT.TRANSFORMS", "('random_flip','normalize')"]
+    cls = TRAINER_REGISTRY.get("UTA")
+    run("UTA", "whole", options=own)
+    after_epoch = cls.after_epoch
+
+    def stop(self):
+        if self.epoch == 2:
+            raise MemoryError("killed in the third epoch")
+        after_epoch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "after_epoch", stop)
+        with pytest.raises(MemoryError):
+            run("UTA", "stopped", options=own)
+    run("UTA", "stopped", options=own)
+    assert built[-1].start_epoch == 2
+    for one, other in zip(built[0].student.state_dict().values(), built[-1].student.state_dict().values()):
+        assert torch.equal(one, other)
+
+
+def test_cached_targets_and_accumulated_steps_change_nothing(run, built):
+    """Without masks, teacher features from memory give the same weights, and so do two half batches for a whole one."""
+    own = ["TRAINER.UTA.MASK_RATIO", 0.0, "DATALOADER.TRAIN_X.BATCH_SIZE", 30, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.5]
+    run("UTA", "plain", options=own)
+    run("UTA", "cached", options=[*own, "TRAINER.UTA.CACHE_TEACHER", True])
+    run("UTA", "halves", options=[*own, "DATALOADER.TRAIN_X.BATCH_SIZE", 15, "OPTIM.ACCUMULATE", 2])
+    plain, cached, halves = (trainer.student.state_dict() for trainer in built[-3:])
+    assert int(built[-2].targets.known.sum()) >= 60
+    for name in plain:
+        assert torch.equal(plain[name], cached[name])
+        torch.testing.assert_close(plain[name], halves[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def eva_backbone(tmp_path_factory):
+    """A tiny CLIP with an EVA-style image tower."""
+    torch.manual_seed(0)
+    model = clip.CLIP(32, 64, 3, 64, 16, 77, 2048, 32, 2, 3, vision_heads=2, rope_grid=16)
+    torch.nn.init.normal_(model.visual.head.weight, std=0.1)
+    path = tmp_path_factory.mktemp("clip") / "student.safetensors"
+    clip.save_model(model, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("method", ["CoOp", "VPT", "MaPLe", "ALIGN"])
+def test_a_student_is_a_backbone(method, run, built, eva_backbone, tmp_path):
+    run(method, "run", options=["MODEL.BACKBONE.NAME", eva_backbone, "OPTIM.MAX_EPOCH", 4, "OPTIM.LR", 0.01])
+    first, *_, last = losses(tmp_path / "run")
+    assert last < first
+    assert type(built[-1].model.clip.visual).__name__ == "EvaVisionTransformer"
 
 
 @pytest.mark.parametrize("method", ["CoOp", "LAMM"])

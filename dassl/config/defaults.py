@@ -145,6 +145,7 @@ def _optim() -> CN:
     node.FINAL_LR = 0.0  # + where batch_cosine ends
     node.STEPSIZE = (-1,)  # epochs of the steps; -1 means MAX_EPOCH
     node.GAMMA = 0.1  # factor at each step
+    node.ACCUMULATE = 1  # + batches whose mean gradient makes one step
     node.MAX_EPOCH = 10
     node.WARMUP_EPOCH = -1  # epochs of warm-up; below 1: none
     node.WARMUP_TYPE = "linear"  # linear | constant
@@ -161,6 +162,11 @@ def _train() -> CN:
     node.RESUME_FREQ = 1  # + epochs between rolling states to resume from; 0: none
     node.PRINT_FREQ = 10  # batches between lines of the log
     node.PROGRESS = False  # + progress bars even where stderr is no terminal
+    # + GiB that a step may take in all; 0: no bound. Rows of a tower that do not fit are computed again in the backward
+    # pass, in chunks, with the same result to rounding
+    node.MEMORY_BUDGET = 0.0
+    node.TEXT_CHUNK = 0  # + sentences of such a chunk by hand; 0: by MEMORY_BUDGET
+    node.IMAGE_CHUNK = 0  # + images of such a chunk by hand, each visual mode counted; 0: by MEMORY_BUDGET
     node.COUNT_ITER = "train_x"  # train_x | train_u | smaller_one: what an epoch of two loaders is
     return node
 

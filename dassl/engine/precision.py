@@ -42,6 +42,24 @@ class Steering(NamedTuple):
     combine: Callable[[Tensor, Tensor], Tensor]
 
 
+class Part(NamedTuple):
+    """Place of a batch among those whose gradients make one step.
+
+    Attributes:
+        first: the gradients of earlier steps are cleared before it.
+        last: the optimisers step after it.
+        share: of its loss in the loss of the step.
+    """
+
+    first: bool = True
+    last: bool = True
+    share: float = 1.0
+
+
+WHOLE = Part()
+"""A step of one batch."""
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16 (AVX512-BF16 or AMX), as far as torch can tell."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -94,6 +112,7 @@ class Precision:
         terms: Mapping[str, Tensor] | None = None,
         where: str = "",
         steering: Steering | None = None,
+        part: Part = WHOLE,
     ) -> None:
         """Zero the gradients, check the loss, go backward and let every optimiser step.
 
@@ -105,19 +124,26 @@ class Precision:
             terms: named scalars the loss is made of, for the message.
             where: such as "epoch 3, batch 5", for the message.
             steering: a second loss, and how its gradients and those of `loss` make the step; both are checked.
+            part: the place of this loss in a step that several batches make; gradients are checked with the last.
 
         Raises:
             FloatingPointError: loss or gradients are infinite or NaN. Nothing was changed.
+            ValueError: a steered step of several batches.
         """
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        if steering is not None and part != WHOLE:
+            raise ValueError("a second loss bends the step of one batch: set OPTIM.ACCUMULATE 1")
+        if part.first:
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
         check_finite(loss, terms, where)
         guides: list[tuple[nn.Parameter, Tensor]] = []
         if steering is None:
-            self._scaled(loss).backward()
+            self._scaled(loss if part.share == 1 else part.share * loss).backward()
         else:
             check_finite(steering.loss, where=where)
             guides = self._steered_backward(loss, steering.loss, optimizers)
+        if not part.last:
+            return
         if self.scaler is None:
             if parameters is not None:
                 check_gradients(parameters, where)

@@ -21,7 +21,7 @@ from dassl.utils import count_num_param, distributed, load_pretrained_weights
 
 from . import resume
 from .base import TrainerBase, unwrap
-from .precision import Precision, Steering
+from .precision import WHOLE, Part, Precision, Steering
 from .progress import progress
 from .random_state import unchanged_random_state
 from .records import MetricsLog, plain
@@ -150,7 +150,16 @@ class SimpleTrainer(TrainerBase):
         chosen = self.get_model_names(names)
         optims = [self._optims[name] for name in chosen if self._optims[name] is not None]
         parameters = [p for optim in optims for group in optim.param_groups for p in group["params"]]
-        self.precision.step(loss, optims, parameters, terms=terms, where=self.place(), steering=steering)
+        self.precision.step(loss, optims, parameters, terms, self.place(), steering, self.part_of_step())
+
+    def part_of_step(self) -> Part:
+        """Place of this batch among the OPTIM.ACCUMULATE of a step; the last step of an epoch may have fewer."""
+        size = self.cfg.OPTIM.ACCUMULATE
+        if size == 1:
+            return WHOLE
+        place = self.batch_idx % size
+        count = min(size, self.num_batches - (self.batch_idx - place))
+        return Part(place == 0, place == count - 1, 1 / count)
 
     # training
 

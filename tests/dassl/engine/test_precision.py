@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine.precision import PRECISIONS, Precision
+from dassl.engine.precision import PRECISIONS, Part, Precision
 
 
 @pytest.mark.parametrize(
@@ -139,3 +139,16 @@ def test_a_run_learns_in_every_precision(tiny, prec):
     on_cpu = {"fp16": "fp32"} if result["device"] == "cpu" else {}
     assert result["precision"] == {"auto": auto, **on_cpu}.get(prec, prec)
     assert result["accuracy"] > 60  # chance is 33
+
+
+def test_several_batches_make_one_step():
+    """The step of the mean loss of three batches, with gradients cleared before the first and kept until the last."""
+    torch.manual_seed(0)
+    layer, batches = nn.Linear(3, 1), torch.randn(3, 4, 3)
+    expected = layer.weight.detach().clone() - torch.autograd.grad(layer(batches).pow(2).mean(), layer.weight)[0]
+    optimizer, precision = torch.optim.SGD(layer.parameters(), lr=1.0), Precision("fp32", "cpu")
+    layer.weight.grad = torch.ones_like(layer.weight)
+    for i, batch in enumerate(batches):
+        part = Part(first=i == 0, last=i == 2, share=1 / 3)
+        precision.step(layer(batch).pow(2).mean(), [optimizer], layer.parameters(), part=part)
+    torch.testing.assert_close(layer.weight.detach(), expected)
