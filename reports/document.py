@@ -147,7 +147,7 @@ def _what(group: Sequence[Reading], parts: set[str]) -> tuple[str, ...]:
         alike[tuple(several), fault].append(part)
     what = []
     for (several, fault), missing in alike.items():
-        named = ", ".join(missing if len(missing) <= NAMED else [*missing[:2], f"and {len(missing) - 2} more parts"])
+        named = ", ".join(missing if len(missing) <= NAMED else [*missing[:3], f"{len(missing) - 3} more parts"])
         if len(missing) == len(parts):
             named = "" if len(parts) == 1 else f"all {len(parts)} parts"
         what.append(

@@ -171,7 +171,7 @@ def test_what_is_missing_is_grouped(invented):
     report = invented(recipe, lambda run: 50.0 if (run.method, run.seed, run.part) in done else None).report()
     coop, lamm = report.missing
     assert coop.text() == "CoOp, DTD, EuroSAT, 1 shot (all 8 parts, seeds 1, 2, 3: new)"
-    assert lamm.what == ("step2_set1, step2_joint, and 4 more parts, seeds 1, 2, 3: new",)
+    assert lamm.what == ("step2_set1, step2_joint, step3, 3 more parts, seeds 1, 2, 3: new",)
     assert lamm.command == "python sweep.py invented.yaml --only method=LAMM,dataset=dtd,eurosat,shots=1"
 
 
