@@ -52,21 +52,27 @@ def load(
         FileNotFoundError: no file at the path, or the package's own weights are missing.
         ConnectionError: the weights cannot be fetched; the message says where to put them by hand.
     """
+    path = find_checkpoint(name_or_path, download_root)
+    model, facts = load_checkpoint(path, quick_gelu)
+    return model.to(device), preprocessing(model.visual.input_resolution, facts)
+
+
+def find_checkpoint(name_or_path: str | Path, download_root: str | Path | None = None) -> Path:
+    """The file or folder that a name or path stands for, downloaded if it must be; raises as :func:`load` does."""
     name = str(name_or_path)
     if name in EMBEDDED:
         path = EMBEDDED[name]
         if not path.is_file():
             raise FileNotFoundError(f"the weights of {name!r} are missing at {path}; they come with the package")
-    elif name in MODELS:
-        path = Path(download(MODELS[name], download_root))
-    else:
-        path = Path(name_or_path).expanduser()
-        if not path.exists():
-            looks_like_path = path.suffix != "" or len(path.parts) > 2
-            kind = FileNotFoundError if looks_like_path else ValueError
-            raise kind(f"{name!r} is neither a file nor one of the models {', '.join(available_models())}")
-    model, facts = load_checkpoint(path, quick_gelu)
-    return model.to(device), preprocessing(model.visual.input_resolution, facts)
+        return path
+    if name in MODELS:
+        return Path(download(MODELS[name], download_root))
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        looks_like_path = path.suffix != "" or len(path.parts) > 2
+        kind = FileNotFoundError if looks_like_path else ValueError
+        raise kind(f"{name!r} is neither a file nor one of the models {', '.join(available_models())}")
+    return path
 
 
 def preprocessing(side: int, facts: Facts | None = None) -> Callable[[Image.Image], Tensor]:

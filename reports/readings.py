@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +41,15 @@ class Reading(NamedTuple):
 
     @property
     def value(self) -> float:
-        """Accuracy in percent of a run that is not missing."""
+        """Accuracy in percent of a run that is not missing; mean recall for retrieval, which has no accuracy."""
         if self.result is None:
             raise ValueError(f"{self.folder} has no result: {self.fault}")
-        return float(self.result["accuracy"])
+        return float(self.result[main_figure(self.result)])
+
+
+def main_figure(result: Mapping[str, Any]) -> str:
+    """What a run is compared by: accuracy, or mean_recall of a retrieval run."""
+    return "mean_recall" if result.get("accuracy") is None and "mean_recall" in result else "accuracy"
 
 
 def read_runs(runs: Sequence[Run]) -> list[Reading]:
@@ -77,11 +82,12 @@ def _fault(result: Any, run: Run) -> str:
     """What is wrong with a result, "" if nothing."""
     if not isinstance(result, dict):
         return "is no object"
-    accuracy = result.get("accuracy")
-    if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) or not math.isfinite(accuracy):
-        return f"has no accuracy (it says {accuracy!r})"
-    if not 0 <= accuracy <= 100:
-        return f"has accuracy {accuracy}, expected a percentage"
+    name = main_figure(result)
+    figure = result.get(name)
+    if isinstance(figure, bool) or not isinstance(figure, (int, float)) or not math.isfinite(figure):
+        return f"has no {name} (it says {figure!r})"
+    if not 0 <= figure <= 100:
+        return f"has {name} {figure}, expected a percentage"
     if not isinstance(result.get("fingerprint"), dict):
         return "has no fingerprint"
     for name, expected in (("method", run.trainer), ("seed", run.seed)):
