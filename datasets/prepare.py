@@ -316,14 +316,32 @@ def find_name(text: str) -> str:
     return text
 
 
+EPILOG = """\
+examples:
+  python -m datasets.prepare --list                    what there is; --list EuroSAT shows one
+  python -m datasets.prepare EuroSAT dtd --root data   about 0.7 GB, to data/eurosat and data/dtd
+  python -m datasets.doctor EuroSAT dtd --root data    look it over
+exit code: 0 all there, 1 something is missing (the message says what to do), 2 wrong arguments
+
+Images of your own need none of this: DATASET.NAME folder, see docs/datasets.md.
+"""
+
+
 def _list(names: Sequence[str]) -> None:
     """Print sizes, licences and what must be fetched by hand."""
-    print(f"{'name':<20} {'size':<20} {'fetched':<14} {'checksums':<12} licence")
+    print(f"{'name':<20} {'yaml':<16} {'download':<20} {'fetched':<16} {'checksums':<12} licence")
     for name in names:
         facts, sources = CATALOG[name], [source for source in SOURCES[name] if source.role != "annotations"]
         known = sum(bool(source.checks) for source in sources)
-        how = "by hand" if facts.manual else "may need hands" if name in HAND else "automatically"
-        print(f"{name:<20} {facts.size:<20} {how:<14} {f'{known} of {len(sources)}':<12} {facts.licence}")
+        how = "by hand" if facts.manual else "partly by hand" if name in HAND else "automatically"
+        print(
+            f"{name:<20} {facts.config:<16} {facts.size:<20} {how:<16} {f'{known} of {len(sources)}':<12} {facts.licence}"
+        )
+    print(
+        "\nTo get one: python -m datasets.prepare NAME --root DATA, by either name; --list NAME shows one alone.\n"
+        "checksums: of how many of its files one is known, by which they are checked. partly by hand: an address has been\n"
+        "out of service, or a file has none; what to do is said below."
+    )
     for name in names:
         facts = CATALOG[name]
         print(f"\n{name}: {facts.title}, {facts.home}\n  goes to DATA/{facts.folder}")
@@ -337,10 +355,19 @@ def _list(names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.prepare", description="Fetch data sets.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; `all` is all that need no account")
-    parser.add_argument("--root", metavar="DATA", help="the data root")
-    parser.add_argument("--offline", metavar="DIR", type=Path, help="take files fetched elsewhere; download nothing")
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare",
+        description="Fetch, check and unpack data sets of the papers. What is there already is left as it is.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="such as EuroSAT or eurosat, see --list; all: all but ImageNet"
+    )
+    parser.add_argument("--root", metavar="DATA", help="folder that holds all data sets, made if it is not there")
+    parser.add_argument(
+        "--offline", metavar="DIR", type=Path, help="take files from DIR, under their original names; download nothing"
+    )
     parser.add_argument("--list", action="store_true", help="show sizes, licences, addresses and what to do by hand")
     parser.add_argument("--make-split", action="store_true", help="make a split of your own: NOT the published one")
     parser.add_argument("--keep", action="store_true", help="keep archives after unpacking, in DATA/<folder>/.prepare")
@@ -357,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _list(names or list(CATALOG))
         return 0
     if not names or args.root is None:
-        parser.error("give names and --root DATA, or --list")
+        parser.error("give names and --root DATA (such as EuroSAT --root data), or --list")
     if args.offline is not None and not args.offline.is_dir():
         parser.error(f"--offline {args.offline} is no folder")
     settings = Settings(args.offline, args.keep, args.quiet)
