@@ -153,14 +153,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError: a config file is missing.
     """
     files = [file for file in (args.dataset_config_file, args.config_file) if file is not None]
-    modules = import_modules([name for file in files for name in _imports_of(file)] + (args.imports or []))
-    cfg = get_cfg_default()
-    add_trainer_defaults(cfg)
-    for name, module in modules.items():
-        try:
-            extend_config(cfg, getattr(module, "extend_cfg", None))
-        except Exception as fault:  # foreign code may raise anything
-            raise ImportError(f"extend_cfg() of {name!r} fails: {type(fault).__name__}: {error_line(fault)}") from fault
+    cfg = known_config([name for file in files for name in imports_of(file)] + (args.imports or []))
     for file in files:
         cfg.merge_from_file(file)
     flags = {
@@ -184,6 +177,23 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def known_config(imports: Iterable[str] = ()) -> CfgNode:
+    """Every key there is, with its default: the engine's, the methods' and those of the modules to import.
+
+    Raises:
+        ImportError: see import_modules; or the extend_cfg() of a module fails.
+    """
+    modules = import_modules(imports)
+    cfg = get_cfg_default()
+    add_trainer_defaults(cfg)
+    for name, module in modules.items():
+        try:
+            extend_config(cfg, getattr(module, "extend_cfg", None))
+        except Exception as fault:  # foreign code may raise anything
+            raise ImportError(f"extend_cfg() of {name!r} fails: {type(fault).__name__}: {error_line(fault)}") from fault
+    return cfg
+
+
 def _check_places(args: argparse.Namespace) -> None:
     """Refuse flags among the KEY VALUE pairs, and pairs that a flag with a list of names has swallowed."""
     misplaced = [item for item in args.opts if item.startswith("--") and item != "--"]
@@ -198,7 +208,7 @@ def _check_places(args: argparse.Namespace) -> None:
             )
 
 
-def _imports_of(file: str) -> list[str]:
+def imports_of(file: str | Path) -> list[str]:
     """IMPORTS of a yaml file, needed before its other keys can be checked; faults are left to that check."""
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from dassl.config import ConfigError, get_cfg_default
-from dassl.engine import TRAINER_REGISTRY, add_trainer_defaults
-from train import import_modules  # importing train registers the methods and data sets
+from dassl.config import ConfigError
+from dassl.engine import TRAINER_REGISTRY
+from train import import_modules, imports_of, known_config  # importing train registers the methods and data sets
 
 from .settings import SETTINGS, label, step_parts
 
@@ -142,6 +142,7 @@ class _Reader:
     def __init__(self, file: Path):
         self.file = file
         self.faults: list[str] = []
+        self.imports: tuple[str, ...] = ()
 
     def read(self, content: Any) -> Recipe | None:
         if not isinstance(content, Mapping):
@@ -159,11 +160,11 @@ class _Reader:
             if not content.get(key):
                 self.faults.append(f"{key} is missing, task {task} needs it")
         imports = self.names(content.get("imports", []), "imports")
-        if imports:
-            try:
-                import_modules(imports)
-            except ImportError as fault:
-                self.faults.append(str(fault))
+        try:
+            import_modules(imports)
+            self.imports = imports
+        except ImportError as fault:
+            self.faults.append(str(fault))
         domain = self.text(content.get("domain", ""), "domain")
         datasets = self.datasets(content.get("datasets", []), "datasets")
         source = self.datasets([content["source"]] if content.get("source") else [], "source")
@@ -278,7 +279,8 @@ class _Reader:
         shots = self.shots(entry["shots"], f"shots {where}") if "shots" in entry else defaults["shots"]
         if not shots and not self.faults:
             self.faults.append(f"shots is missing for method {name}")
-        options = self.options(entry.get("options", {}), f"options {where}")
+        own = config_file(f"configs/trainers/{trainer}", config)
+        options = self.options(entry.get("options", {}), f"options {where}", own)
         variant = self.text(entry.get("variant", ""), f"variant {where}")
         if options and not variant:
             self.faults.append(f"method {name} has options and no variant, which names the folder of its runs")
@@ -291,10 +293,10 @@ class _Reader:
             published=self.text(entry.get("published", name), f"published {where}"),
             variant=variant,
             options=options,
-            when=self.when(entry.get("when", []), f"when {where}"),
+            when=self.when(entry.get("when", []), f"when {where}", own),
         )
 
-    def when(self, value: Any, where: str) -> tuple[When, ...]:
+    def when(self, value: Any, where: str, config: Path) -> tuple[When, ...]:
         if not isinstance(value, list) or not all(isinstance(case, Mapping) for case in value):
             self.faults.append(f"{where} is {value!r}, expected a list such as [{{shots: 1, options: {{KEY: VALUE}}}}]")
             return ()
@@ -303,7 +305,7 @@ class _Reader:
             self.unknown(case, _WHEN_KEYS, f"in {where}")
             cases.append(
                 When(
-                    options=self.options(case.get("options", {}), f"options in {where}"),
+                    options=self.options(case.get("options", {}), f"options in {where}", config),
                     shots=self.shots(case["shots"], f"shots in {where}") if "shots" in case else (),
                     datasets=self.names(case.get("datasets", []), f"datasets in {where}"),
                     parts=self.names(case.get("parts", []), f"parts in {where}"),
@@ -319,16 +321,16 @@ class _Reader:
                     if part not in parts:
                         self.faults.append(f"when of method {method.name}: part {part!r}, expected {', '.join(parts)}")
 
-    def options(self, value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    def options(self, value: Any, where: str, config: Path) -> tuple[tuple[str, str], ...]:
+        """KEY VALUE pairs; keys may also be of the modules that the recipe or the config file imports."""
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             self.faults.append(f"{where} is {value!r}, expected KEY: VALUE")
             return ()
         pairs = tuple((key, str(item)) for key, item in value.items())
-        cfg = get_cfg_default()
-        add_trainer_defaults(cfg)
         try:
+            cfg = known_config([*imports_of(config), *self.imports])
             cfg.merge_from_list([item for pair in pairs for item in pair])
-        except (ConfigError, KeyError) as fault:
+        except (ConfigError, KeyError, ImportError) as fault:
             self.faults.append(f"{where}: {fault}")
         return pairs
 

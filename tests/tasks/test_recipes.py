@@ -202,6 +202,29 @@ def test_imports_are_passed_on(runs_of, tmp_path):
     assert (args.imports, cfg.OPTIM.LR) == ([str(own)], 0.125)
 
 
+@pytest.mark.parametrize("by_config", [False, True])
+def test_options_may_be_keys_that_an_import_brings_along(load, tmp_path, by_config):
+    """By `imports` of the recipe, or by IMPORTS of the method's config."""
+    own = tmp_path / f"own_keys_{by_config}.py"
+    own.write_text(
+        "from yacs.config import CfgNode\n"
+        "def extend_cfg(cfg):\n    cfg.TRAINER.RECIPE_KEYS = CfgNode({'STRENGTH': 1.0})\n"
+    )
+    config = tmp_path / "own.yaml"
+    config.write_text(f"IMPORTS: [{own}]\n" if by_config else "OPTIM: {LR: 0.125}\n")
+    imports = None if by_config else [str(own)]
+
+    def method(key):
+        when = [{"shots": 1, "options": {f"TRAINER.RECIPE_KEYS.{key}": 0.5}}]
+        options = {f"TRAINER.RECIPE_KEYS.{key}": 2.5}
+        return {"name": "CoOp", "config": str(config), "variant": "strong", "options": options, "when": when}
+
+    recipe = load(imports=imports, methods=[method("STRENGTH")])
+    assert recipe.methods[0].options_for(1, "emoji_groups", "all") == ("TRAINER.RECIPE_KEYS.STRENGTH", "0.5")
+    with pytest.raises(RecipeError, match=r"TRAINER\.RECIPE_KEYS\.WEAKNESS"):
+        load(imports=imports, methods=[method("WEAKNESS")])
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
