@@ -87,26 +87,28 @@ def timm_weights(model: CLIP, head: bool = True) -> dict[str, Tensor]:
 def timm_config(model: CLIP, facts: Facts, head: bool = True) -> dict[str, Any]:
     """The content of config.json: architecture, the arguments that make it this tower, and the preprocessing."""
     visual = model.visual
-    eva = isinstance(visual, EvaVisionTransformer)
-    assert eva or isinstance(visual, VisionTransformer)
+    if isinstance(visual, EvaVisionTransformer):
+        depth, heads, hidden = len(visual.blocks), visual.heads, visual.mlp_width
+        architecture = "eva02_base_patch16_clip_224"
+        grid = [visual.rope_grid, visual.rope_grid]
+        other: dict[str, Any] = {"scale_attn_inner": False, "ref_feat_shape": grid}
+    else:
+        assert isinstance(visual, VisionTransformer)
+        depth, heads = visual.transformer.layers, visual.transformer.heads
+        hidden = visual.get_parameter("transformer.resblocks.0.mlp.c_fc.weight").shape[0]
+        architecture = "vit_base_patch16_clip_quickgelu_224" if model.quick_gelu else "vit_base_patch16_clip_224"
+        other = {}
     width, classes = visual.width, visual.output_dim if head else 0
-    blocks = visual.blocks if eva else visual.transformer.resblocks
-    hidden = visual.mlp_width if eva else visual.transformer.resblocks[0].mlp.c_fc.out_features
     arguments: dict[str, Any] = {
         "img_size": visual.input_resolution,
         "patch_size": visual.patch_size,
         "embed_dim": width,
-        "depth": len(blocks),
-        "num_heads": visual.heads if eva else visual.transformer.heads,
+        "depth": depth,
+        "num_heads": heads,
         "mlp_ratio": hidden / width if hidden % width == 0 else (hidden + 0.5) / width,  # timm rounds it down
         "global_pool": "token",
+        **other,  # all further switches are those of the architecture
     }
-    if eva:
-        architecture = "eva02_base_patch16_clip_224"
-        grid = [visual.rope_grid, visual.rope_grid]
-        arguments |= {"scale_attn_inner": False, "ref_feat_shape": grid}  # the other switches are this architecture's
-    else:
-        architecture = "vit_base_patch16_clip_quickgelu_224" if model.quick_gelu else "vit_base_patch16_clip_224"
     side = visual.input_resolution
     return {
         "architecture": architecture,
