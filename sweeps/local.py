@@ -160,7 +160,9 @@ class LocalSweep:
     def _waits(self, run: Run) -> bool:
         """Whether the zero-shot run that must come before a run is still to be done here."""
         first = None if self.gate is None else self.gate.first(run)
-        return first is not None and first.key in self.runs and first.key not in self.done | set(self.errors)
+        if first is None or first.key not in self.runs:
+            return False
+        return first.key not in self.done and first.key not in self.errors
 
     def _ready(self, run: Run) -> bool:
         if self._waits(run):
