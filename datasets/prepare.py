@@ -333,12 +333,12 @@ def _list(names: Sequence[str]) -> None:
     for name in names:
         facts, sources = CATALOG[name], [source for source in SOURCES[name] if source.role != "annotations"]
         known = sum(bool(source.checks) for source in sources)
-        how = "by hand" if facts.manual else "partly by hand" if name in HAND else "automatically"
+        how = "by hand" if facts.manual else "in part" if name in HAND else "automatically"
         checked = f"{known} of {len(sources)}"
         print(f"{name:<20} {facts.config:<16} {facts.size:<20} {how:<16} {checked:<12} {facts.licence}")
     print(
         "\nTo get one: python -m datasets.prepare NAME --root DATA, by either name; --list NAME shows one alone.\n"
-        "checksums: of how many of its files one is known, by which they are checked. partly by hand: an address has\n"
+        "checksums: of how many of its files one is known, by which they are checked. fetched in part: an address has\n"
         "been out of service, or a file has none; what to do is said below."
     )
     for name in names:
