@@ -17,42 +17,47 @@ class Chunks(NamedTuple):
 
     Attributes:
         rows: rows of a chunk, at least 1.
-        kept: chunks, counted from the last, that keep what the backward pass needs; all others are computed again in
-            it. The last one costs no memory beyond what computing a chunk again takes anyway.
+        kept: rows, counted from the last, whose chunks keep what the backward pass needs; all others are computed again
+            in it. None = `rows`: one chunk, which costs no memory beyond what computing a chunk again takes anyway.
     """
 
     rows: int
-    kept: int = 1
+    kept: int | None = None
 
 
 def split_rows(rows: Tensor, chunks: Chunks | None) -> Sequence[Tensor]:
     """(k,) row numbers in chunks; one chunk when `chunks` is None.
 
     Raises:
-        ValueError: chunks without rows, or a negative number of kept ones.
+        ValueError: chunks without rows.
     """
     if chunks is None:
         return [rows]
-    if chunks.rows < 1 or chunks.kept < 0:
-        raise ValueError(f"{chunks} needs at least 1 row and 0 kept chunks")
+    if chunks.rows < 1:
+        raise ValueError(f"{chunks} needs at least 1 row")
     return rows.split(chunks.rows)
 
 
-def in_chunks(
-    encode: Callable[..., Result], calls: Sequence[tuple], chunks: Chunks | None, gradient: bool = True
-) -> list[Result]:
+def in_chunks(encode: Callable[..., Result], calls: Sequence[tuple], chunks: Chunks | None) -> list[Result]:
     """`encode(*arguments)` for every call, one after the other.
 
-    With gradients all but the last `chunks.kept` calls keep their arguments only. Towers draw no random numbers, so
-    none are restored.
+    With gradients all calls but the last ones, of `chunks.kept` rows in all, keep their arguments only. Towers draw no
+    random numbers, so none are restored.
 
     Args:
         encode: function of the arguments of one call.
-        calls: arguments of every call.
+        calls: arguments of every call, the first of them its rows.
         chunks: None keeps everything.
-        gradient: false when no result will need a gradient.
     """
-    again = 0 if chunks is None or not (gradient and torch.is_grad_enabled()) else len(calls) - chunks.kept
+    again = 0
+    if chunks is not None and torch.is_grad_enabled():
+        room = chunks.rows if chunks.kept is None else chunks.kept
+        for again in range(len(calls), 0, -1):
+            room -= len(calls[again - 1][0])
+            if room < 0:
+                break
+        else:
+            again = 0
     return [
         checkpoint(encode, *call, use_reentrant=False, preserve_rng_state=False) if k < again else encode(*call)
         for k, call in enumerate(calls)

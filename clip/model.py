@@ -6,6 +6,7 @@ Parameter names are those of OpenAI's release, so its checkpoints load strictly.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +258,7 @@ class CLIP(nn.Module):
         ids: Tensor,
         prompts: Prompts | None = None,
         labels: Prompts | None = None,
-        chunks: Chunks | None = None,
+        chunks: Chunks | Callable[[Layout], Chunks | None] | None = None,
         tokens: bool = True,
     ) -> Encoded:
         """Encodes token ids; what sentences have in common at their beginning is computed once (`clip.text_layout`).
@@ -271,7 +272,7 @@ class CLIP(nn.Module):
                 layers overwrite the same slots at the input of their block, without positions.
             labels: one layer that overwrites token embeddings at the class name's slots, after the prompts. Slots
                 behind a row's end-of-text token have no effect: the filling of names that are shorter than others.
-            chunks: sentences computed at a time; the same result with less memory.
+            chunks: sentences computed at a time, the same result with less memory; or what says it for a layout.
             tokens: false leaves the features of the positions out.
 
         Returns:
@@ -298,6 +299,8 @@ class CLIP(nn.Module):
         known = (owner, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
         of_prompt, at, of_label = (None if x is None else x.cpu() for x in known)
         layout = text_layout(ids.cpu(), ends, of_prompt, at, of_label, GROUP_COST[ids.device.type == "cpu"])
+        if callable(chunks):
+            chunks = chunks(layout)
         return self._encode_layout(layout, ids, stop, prompts, labels, chunks, tokens)
 
     def _encode_layout(

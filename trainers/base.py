@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import clip
 from clip import CLIP, Encoded, Prompts
-from clip.chunks import Chunks
+from clip.chunks import Chunks, in_chunks, split_rows
 from dassl.engine import TrainerX
 from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
 from dassl.engine.precision import PRECISIONS, Steering
@@ -26,13 +26,13 @@ from dassl.utils import count_num_param, distributed
 
 from .feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from .losses import cosine_logits, normalise
+from .memory import MemoryPlan
 from .prompts import Learner, TemplateText, through_half
 from .templates import template_for
 
 logger = logging.getLogger(__name__)
 
 Score = Callable[[Encoded, Encoded, Tensor], Tensor]
-TEXT_ROWS = 2048  # sentences that are encoded at a time in an evaluation
 
 
 class Output(NamedTuple):
@@ -58,6 +58,7 @@ class PromptedCLIP(nn.Module):
     def __init__(self, model: CLIP, learner: Learner, score: Score):
         super().__init__()
         self.clip, self.learner, self.score = model, learner, score
+        self.memory = MemoryPlan()
 
     def encode_text(self, image: Encoded | None = None) -> Encoded:
         """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major; (C * N, 0, E) in an evaluation by cosine.
@@ -76,14 +77,13 @@ class PromptedCLIP(nn.Module):
         if known is not None:
             return known
         ids, prompts = self.learner.text_prompts()
-        if torch.is_grad_enabled():
-            return self.clip.encode_text(ids, prompts, self.learner.label_tokens())
         # An evaluation may have tens of thousands of sentences, such as the captions of a retrieval set.
-        tokens = self.score is not cosine_score
-        return self.clip.encode_text(ids, prompts, self.learner.label_tokens(), Chunks(TEXT_ROWS), tokens)
+        tokens = torch.is_grad_enabled() or self.score is not cosine_score
+        chunks = self.memory.text(self, self.clip, tokens and self.score is not cosine_score)
+        return self.clip.encode_text(ids, prompts, self.learner.label_tokens(), chunks, tokens)
 
     def _encode_conditional_text(self, image: Tensor) -> Encoded:
-        """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time."""
+        """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time without a budget."""
         ids, prompts = self.learner.conditional_prompts(image)
         classes = len(ids)
         owner = torch.arange(len(image), device=ids.device).repeat_interleave(classes)  # of row b * C + c
@@ -91,7 +91,8 @@ class PromptedCLIP(nn.Module):
         if slots is not None and slots.dim() == 2:
             slots = slots.repeat(len(image), 1)
         prompts = Prompts(prompts.layers, slots, owner)
-        chunks = Chunks(self.learner.chunk_rows)
+        chosen = self.memory.text_rows or (self.memory.budget and torch.is_grad_enabled())
+        chunks = self.memory.text(self, self.clip, False) if chosen else Chunks(self.learner.chunk_rows)
         return self.clip.encode_text(ids.repeat(len(image), 1), prompts, chunks=chunks, tokens=False)
 
     def encode_image(self, image: Tensor, tokens: Tensor | None = None) -> Encoded:
@@ -101,15 +102,20 @@ class PromptedCLIP(nn.Module):
             tokens = self.clip.visual.embed(image)
         if prompts is None:
             return self.clip.visual.encode(tokens)
-        rows = len(tokens)
-        tokens = tokens.repeat_interleave(self.learner.vision_modes, dim=0)  # (B * M, 1 + P, d)
+        modes = self.learner.vision_modes
+        rows = torch.arange(len(tokens) * modes, device=tokens.device)  # b * M + m
 
-        def repeated(layer: Tensor) -> Tensor:
-            layer = layer.repeat(rows, 1, 1)  # (M, m, d) -> (B * M, m, d)
-            return through_half(layer) if self.learner.half_prompts else layer
+        def encode(some: Tensor) -> Encoded:
+            def of_rows(layer: Tensor) -> Tensor:
+                layer = layer.index_select(0, some % modes)  # (M, m, d) -> (rows, m, d)
+                return through_half(layer) if self.learner.half_prompts else layer
 
-        layers = tuple(None if layer is None else repeated(layer) for layer in prompts.layers)
-        return self.clip.visual.encode(tokens, prompts._replace(layers=layers))
+            layers = tuple(None if layer is None else of_rows(layer) for layer in prompts.layers)
+            return self.clip.visual.encode(tokens.index_select(0, some // modes), prompts._replace(layers=layers))
+
+        chunks = self.memory.image(self, self.clip, tokens, prompts, len(rows))
+        parts = in_chunks(encode, [(some,) for some in split_rows(rows, chunks)], chunks)
+        return parts[0] if len(parts) == 1 else Encoded(*(torch.cat(side) for side in zip(*parts)))
 
     def forward(self, image: Tensor, text: Encoded | None = None, tokens: Tensor | None = None) -> Output:
         """Logits of images (B, 3, H, W) against all classes.
@@ -295,6 +301,8 @@ class PromptTrainer(CLIPTrainer):
         learner = self.build_learner(backbone, self.dm.dataset.classnames).float()
         clip.convert_weights(backbone, self.precision.dtype)
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
+        chosen = self.cfg.TRAIN
+        self.model.memory = MemoryPlan(chosen.MEMORY_BUDGET, chosen.TEXT_CHUNK, chosen.IMAGE_CHUNK)
         freeze_all_but(self.model, [learner])
         if self.cfg.TRAIN.INIT_FROM and learner.state_dict():  # what learns nothing starts from nothing
             self.start_from(self.cfg.TRAIN.INIT_FROM)
