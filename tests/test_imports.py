@@ -37,7 +37,8 @@ INSIDE_TRAINERS = {
     "masking": set(),
     "prompts": set(),
     "feature_cache": set(),
-    "base": {"prompts", "losses", "templates", "feature_cache"},
+    "memory": set(),
+    "base": {"prompts", "losses", "templates", "feature_cache", "memory"},
 }
 SHARED = {
     "base",
