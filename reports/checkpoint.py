@@ -45,7 +45,11 @@ def read_folder(folder: Path) -> dict[tuple[str, str, str], float]:
 def table(columns: dict[str, dict[tuple[str, str, str], float]]) -> str:
     """Markdown table: a row per part, set and figure, a column per checkpoint; means after parts of several sets."""
     order = {part: place for place, part in enumerate(("zeroshot", "ensemble", "robustness", "probe", "retrieval"))}
-    rows = sorted({key for figures in columns.values() for key in figures}, key=lambda key: order.get(key[0], 9))
+    found = list(RETRIEVAL.values())
+    rows = sorted(
+        {key for figures in columns.values() for key in figures},
+        key=lambda key: (order.get(key[0], 9), found.index(key[2]) if key[2] in found else 0, key[1]),
+    )
     names = list({(part, figure): None for part, _, figure in rows})
     lines = ["| part | data set | figure | " + " | ".join(columns) + " |", "|---" * (3 + len(columns)) + "|"]
     for part, figure in names:

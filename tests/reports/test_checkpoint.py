@@ -23,6 +23,7 @@ def test_a_table_of_two_checkpoints(tmp_path, capsys):
     assert lines[0] == "| part | data set | figure | a | b |"
     assert "| zeroshot | x | accuracy | 50.0 | 70.0 |" in lines
     assert "| zeroshot | mean of 2 | accuracy | 55.5 | - |" in lines
+    assert [line.split(" | ")[1] for line in lines[2:6]] == ["x", "y", "mean of 2", "z"]
     assert "| retrieval | z | mean recall | 12.2 | - |" in lines
     assert "| retrieval | mean of 1 | text to image R@5 | 10.0 | - |" in lines
     assert (tmp_path / "t.md").read_text().splitlines() == lines
