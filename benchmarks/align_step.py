@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+import clip.model
 from clip import CLIP, Encoded
+from clip.text_layout import text_layout
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP, freeze_all_but
 from trainers.prompts import MultiModeLearner
@@ -98,6 +100,12 @@ def all_positions(_model: CLIP, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]
     return ids, ids.argmax(-1), [ids.shape[1] - 1] * len(ids)
 
 
+def plain_text() -> None:
+    """From now on this process encodes all positions of every sentence, on its own and all at once."""
+    CLIP._cut = all_positions
+    clip.model.text_layout = lambda ids, ends, owner, *rest: text_layout(ids, ends, None, *rest)
+
+
 def peak_gib() -> float:
     """Peak resident memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -119,7 +127,7 @@ class Worker:
         reference = arguments.worker == "reference"
         score = self.loop if reference else TwoLevelTransport(learner, ALIGN.defaults().ALIGN)
         if reference:
-            CLIP._cut = all_positions
+            plain_text()
         self.model = PromptedCLIP(model, learner, score)
         freeze_all_but(self.model, [learner])
         self.image = torch.randn(arguments.batch, 3, 224, 224)

@@ -24,7 +24,7 @@ import train
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import count_num_param
 
-from .align_step import VIT_B16, Clock, all_positions, peak_gib
+from .align_step import VIT_B16, Clock, peak_gib, plain_text
 from .report import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def work(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Figures of one method in this process."""
     torch.set_num_threads(arguments.threads)
     if arguments.plain:
-        clip.CLIP._cut = all_positions
+        plain_text()
     with tempfile.TemporaryDirectory() as output:
         trainer = build(arguments, output)
         figures: dict[str, float | None] = {"parameters": count_num_param(trainer.model.learner), "step_s": None}
