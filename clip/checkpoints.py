@@ -120,7 +120,10 @@ def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, F
                 "quick_gelu=True (OpenAI's weights, open_clip models named *-quickgelu) or quick_gelu=False (other "
                 "open_clip models), or put its config.json (transformers) or open_clip_config.json there"
             )
-        return build_model(weights, None, *facts[:3], rope_grid=facts.rope_grid), facts
+        model = build_model(
+            weights, None, facts.quick_gelu, facts.vision_heads, facts.transformer_heads, facts.rope_grid
+        )
+        return model, facts
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -140,6 +140,18 @@ class EvaBlock(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), rate)
 
 
+class PatchEmbed(nn.Module):
+    """A linear map of every patch."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, 3, side, side). Returns (B, P, d), patches in rows."""
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+
 class EvaVisionTransformer(nn.Module):
     """The image tower.
 
@@ -159,6 +171,9 @@ class EvaVisionTransformer(nn.Module):
         ValueError: the numbers do not fit together.
     """
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(
         self,
         image_size: int,
@@ -175,6 +190,7 @@ class EvaVisionTransformer(nn.Module):
         super().__init__()
         if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"an image of {image_size} pixels cannot be cut into patches of {patch_size}")
+        self.mlp_width = mlp_width
         self.input_resolution = image_size
         self.patch_size = patch_size
         self.width = width
@@ -182,8 +198,7 @@ class EvaVisionTransformer(nn.Module):
         self.heads = heads
         self.rope_grid = rope_grid
         side = image_size // patch_size
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = PatchEmbed(width, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, width))
         self.blocks = nn.ModuleList(EvaBlock(width, heads, mlp_width) for _ in range(layers))
@@ -216,6 +231,7 @@ class EvaVisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
             for number, block in enumerate(self.blocks, start=1):
+                assert isinstance(block, EvaBlock)
                 block.attn.proj.weight.div_(math.sqrt(2 * number))
                 block.mlp.w3.weight.div_(math.sqrt(2 * number))
             self.head.weight.mul_(HEAD_SCALE)
@@ -224,11 +240,6 @@ class EvaVisionTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the activations: that of the patch embedding."""
         return self.patch_embed.proj.weight.dtype
-
-    @property
-    def mlp_width(self) -> int:
-        """Hidden width of the SwiGLU perceptrons."""
-        return self.blocks[0].mlp.w1.out_features
 
     @property
     def positions(self) -> nn.Parameter:
@@ -248,7 +259,7 @@ class EvaVisionTransformer(nn.Module):
             ValueError: another image size or number of channels.
         """
         check_image(image, self.input_resolution)
-        x = self.patch_embed.proj(image.to(self.dtype)).flatten(2).transpose(1, 2)  # (B, P, d)
+        x = self.patch_embed(image.to(self.dtype))  # (B, P, d)
         x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         return x + self.pos_embed.to(x.dtype)
 

@@ -297,7 +297,7 @@ def test_unmasked_token_alignment_writes_a_loadable_clip(run, built, backbone, t
     assert last < first
     trainer, (start, _) = built[-1], clip.load(backbone)
     assert result["precision"] == "bf16"
-    assert result["parameters"]["trainable"] == sum(p.numel() for p in trainer.student.parameters())
+    assert result["trainable_parameters"] == sum(p.numel() for p in trainer.student.parameters())
     model, _ = clip.load(str(tmp_path / "run" / "clip.safetensors"))
     image, ids = torch.randn(2, 3, 64, 64), clip.tokenize(["a cat", "a dog"], vocab_size=2048)
     with torch.no_grad():

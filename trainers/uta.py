@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 Tower = VisionTransformer | EvaVisionTransformer
 DETERMINISTIC = frozenset({"normalize", "center_crop", "instance_norm"})
 """Names of INPUT.TRANSFORMS that leave an image the same in every epoch."""
-OBJECTIVES = ("unmasked", "mask_tokens")
+OBJECTIVES = ("unmasked", "mask_tokens", "none")
 ALIGN = ("both", "class", "tokens")
 
 
@@ -165,7 +165,9 @@ class UTA(CLIPTrainer):
                     "PATCH_SIZE": 0,  # pixels; 0 = the teacher's
                     "DROP_PATH": 0.0,  # rate of stochastic depth in the last block, growing linearly from 0
                     "CHECKPOINT": False,  # compute blocks again in the backward pass, to save memory
-                    "OBJECTIVE": "unmasked",  # unmasked | mask_tokens (at masked places, which are aligned)
+                    # unmasked | mask_tokens (they stand at masked places, which are aligned) | none (the student is
+                    # written as it starts, for other trainers)
+                    "OBJECTIVE": "unmasked",
                     "ALIGN": "both",  # both | class | tokens: what is pulled towards the teacher
                     "CLASS_WEIGHT": 1.0,  # of the class token, relative to TOKEN_WEIGHT
                     "TOKEN_WEIGHT": 1.0,  # of one patch
@@ -221,7 +223,7 @@ class UTA(CLIPTrainer):
         if cfg.DATALOADER.K_TRANSFORMS > 1:
             raise ValueError(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but UTA takes one view: 1")
 
-    def build_student(self, teacher: Tower) -> Tower:
+    def build_student(self, teacher: Tower | ModifiedResNet) -> Tower:
         """The image tower that learns, with the teacher's image size and embedding.
 
         Raises:
@@ -275,9 +277,10 @@ class UTA(CLIPTrainer):
         self.student = Student(visual, options.OBJECTIVE).to(self.device).requires_grad_(True)
         self.towers = self.parallel(self.student)
         self.targets = self.cached_targets() if options.CACHE_TEACHER else lambda image, _: self.teach(image)
-        if self.max_epoch > 0:
-            groups = decay_groups(self.student, self.cfg.OPTIM.WEIGHT_DECAY, without=(visual.positions,))
-            self.register_learned("student", self.student, groups)
+        if options.OBJECTIVE == "none":
+            return
+        groups = decay_groups(self.student, self.cfg.OPTIM.WEIGHT_DECAY, without=(visual.positions,))
+        self.register_learned("student", self.student, groups)
         logger.info(
             "UTA: a student of %s parameters learns from the image tower of %s; %d of %d patches are masked (%s)",
             f"{count_num_param(self.student):,}",
