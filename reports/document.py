@@ -53,7 +53,7 @@ class Cost(NamedTuple):
     parameters: int
     """Learned parameters; the largest of the runs, where the number of classes decides."""
     seconds: float
-    """Training, per run."""
+    """Training, per run, with that of a first stage."""
     images_per_second: float | None
     """Evaluation."""
     devices: tuple[str, ...]
@@ -164,9 +164,12 @@ def _pattern(value: object) -> str:
 
 def _costs(readings: Sequence[Reading]) -> list[Cost]:
     groups = defaultdict(list)
+    first = defaultdict(list)
     for reading in readings:
         if reading.run is not None and reading.result is not None and TRAINED.fullmatch(reading.part):
             groups[reading.method, reading.shots].append(reading.result)
+        elif reading.result is not None and reading.part == "first":
+            first[reading.method, reading.shots].append(reading.result.get("train_seconds") or 0.0)
     found = []
     for (method, shots), results in groups.items():
         parameters = [r["trainable_parameters"] for r in results if r.get("trainable_parameters") is not None]
@@ -175,7 +178,8 @@ def _costs(readings: Sequence[Reading]) -> list[Cost]:
         if parameters and seconds:
             speed = float(np.mean(speeds)) if speeds else None
             devices = tuple(sorted({str(r.get("device", "")) for r in results}))
-            found.append(Cost(method, shots, max(parameters), float(np.mean(seconds)), speed, devices))
+            before = float(np.mean(first[method, shots])) if first[method, shots] else 0.0
+            found.append(Cost(method, shots, max(parameters), before + float(np.mean(seconds)), speed, devices))
     return found
 
 

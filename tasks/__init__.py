@@ -6,13 +6,14 @@ runs, with the same folders as the shell scripts.
     runs = expand(load_recipe("recipes/embedded_few_shot.yaml"))
 """
 
-from .recipe import RECIPES, Method, Published, Recipe, RecipeError, load_recipe
+from .recipe import RECIPES, First, Method, Published, Recipe, RecipeError, load_recipe
 from .runs import Run, expand, with_needs
 from .settings import SETTINGS, Places, Setting, step_part, step_parts
 
 __all__ = [
     "RECIPES",
     "SETTINGS",
+    "First",
     "Method",
     "Places",
     "Published",

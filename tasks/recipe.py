@@ -20,7 +20,8 @@ RECIPES = ROOT / "recipes"
 
 _KEYS = ("task", "title", "config", "datasets", "source", "targets", "domain", "sets", "shots", "seeds", "methods")
 _OPTIONAL = ("imports", "published")
-_METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "shots", "seeds", "published")
+_METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "first", "shots", "seeds", "published")
+_FIRST_KEYS = ("config", "option")
 _WHEN_KEYS = ("shots", "datasets", "parts", "options")
 _PUBLISHED_KEYS = ("file", "paper", "table")
 
@@ -40,11 +41,21 @@ class When:
 
 
 @dataclass(frozen=True)
+class First:
+    """A first stage: another training before every one of a method, with a config of its own; `option` is the key of
+    the second stage that takes the folder of the first."""
+
+    config: str
+    option: str
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of a table.
 
     `shots` and `seeds` replace those of the recipe. `variant` tells the folder of runs with `options` of their own from
-    that of the plain config. `published` is the name of the method in the files of published numbers.
+    that of the plain config. `published` is the name of the method in the files of published numbers. `options` and
+    `when` hold in both stages of a method with a `first`.
     """
 
     name: str
@@ -56,11 +67,16 @@ class Method:
     variant: str = ""
     options: tuple[tuple[str, str], ...] = ()
     when: tuple[When, ...] = ()
+    first: First | None = None
 
     @property
     def folder(self) -> str:
         """Name of the config and the variant in folders."""
-        return label(self.config) + (f"_{self.variant}" if self.variant else "")
+        return self.folder_of(self.config)
+
+    def folder_of(self, config: str) -> str:
+        """As `folder`, of another config."""
+        return label(config) + (f"_{self.variant}" if self.variant else "")
 
     def options_for(self, shots: int, dataset: str, part: str) -> tuple[str, ...]:
         """KEY VALUE pairs of one run; of a key that is there twice the later value wins."""
@@ -172,6 +188,8 @@ class _Reader:
         if not domain:
             self.datasets(targets, "targets")
         methods = self.methods(content)
+        if task == "incremental" and any(method.first is not None for method in methods):
+            self.faults.append("first is not possible in task incremental, whose steps start from one another")
         sets = self.sets(content.get("sets")) if "sets" in setting.needs else 0
         parts = setting.parts or step_parts(sets)
         self.check_datasets_of(methods, parts)
@@ -294,7 +312,19 @@ class _Reader:
             variant=variant,
             options=options,
             when=self.when(entry.get("when", []), f"when {where}", own),
+            first=self.first(entry["first"], where, trainer, own) if "first" in entry else None,
         )
+
+    def first(self, value: Any, where: str, trainer: str, config: Path) -> First | None:
+        texts = [str(value.get(key) or "") for key in _FIRST_KEYS] if isinstance(value, Mapping) else []
+        if not texts or "" in texts:
+            self.faults.append(f"first {where} is {value!r}, expected config: NAME and option: KEY")
+            return None
+        self.unknown(value, _FIRST_KEYS, f"in first {where}")
+        found = First(*texts)
+        self.configs(f"configs/trainers/{trainer}", [found.config], f"first {where}")
+        self.options({found.option: "folder"}, f"first {where}", config)
+        return found
 
     def when(self, value: Any, where: str, config: Path) -> tuple[When, ...]:
         if not isinstance(value, list) or not all(isinstance(case, Mapping) for case in value):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .recipe import ROOT, Method, Recipe, RecipeError, config_file
@@ -17,7 +17,7 @@ class Run:
 
     `key` is unique and tells the folder: output_dir = folder of all runs / key. `dataset` is the column of a table: the
     data set, with its style where a style is the domain. `part` is all, base, new, source or target, or one of
-    `step_parts`. `needs` are keys of runs that must be done before.
+    `step_parts`; or "first", the first stage of a method. `needs` are keys of runs that must be done before.
     """
 
     key: str
@@ -56,8 +56,7 @@ def expand(recipe: Recipe, root: str | Path | None = None, output: str | Path | 
                     if seed not in method.seeds or shots not in method.shots:
                         continue
                     places = Places(shots, method.trainer, method.folder, seed)
-                    for step in setting.steps(recipe, column, places):
-                        run = _run(recipe, method, step, places, root, output)
+                    for run in _runs(recipe, method, column, places, root, output):
                         earlier = found.setdefault(run.key, run)
                         if earlier.argv != run.argv or earlier.method != run.method:
                             raise RecipeError(
@@ -82,6 +81,23 @@ def with_needs(chosen: Iterable[Run], runs: Sequence[Run]) -> list[Run]:
 
 def _all(lists: Iterable[Sequence[int]]) -> list[int]:
     return sorted({number for numbers in lists for number in numbers})
+
+
+def _runs(recipe: Recipe, method: Method, column: str, places: Places, root: Path, output: Path) -> Iterator[Run]:
+    """The runs of a method in one column; a first stage right before the training that goes on from it."""
+    steps = SETTINGS[recipe.task].steps(recipe, column, places)
+    if method.first is None:
+        yield from (_run(recipe, method, step, places, root, output) for step in steps)
+        return
+    stage = places._replace(config=method.folder_of(method.first.config))
+    for step, before in zip(steps, SETTINGS[recipe.task].steps(recipe, column, stage)):
+        run = _run(recipe, method, step, places, root, output)
+        if step.trained is None:
+            first = _run(recipe, replace(method, config=method.first.config), before, stage, root, output)
+            yield replace(first, part="first")
+            argv = (*run.argv, method.first.option, str(first.output_dir))
+            run = replace(run, argv=argv, needs=(*run.needs, first.key))
+        yield run
 
 
 def _run(recipe: Recipe, method: Method, step: Step, places: Places, root: Path, output: Path) -> Run:

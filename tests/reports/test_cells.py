@@ -9,6 +9,7 @@ from reports.forms import to_markdown
 from reports.plots import plots
 from reports.published import AVERAGE, Number
 from reports.stats import harmonic
+from tasks import First
 
 SETS = ("dtd", "eurosat", "food101")
 SEEDS = (1, 2, 3)
@@ -112,6 +113,15 @@ def test_an_average_of_one_data_set_is_left_out(invented):
     assert "Average" not in to_markdown(report)
     assert "of averages" not in to_markdown(report).split("## Accuracy")[1]
     assert [[panel.title for panel in plot.panels] for plot in plots(report) if plot.name == "bars_16"] == [["DTD"]]
+
+
+def test_a_first_stage_counts_as_cost_and_in_no_table(invented):
+    first = First("emoji_stage1", "TRAINER.PLOTPP.PRETRAIN_DIR")
+    recipe = make_recipe(methods=(make_method("CoOp"), make_method("PLOTPP", first=first)), datasets=("dtd",))
+    report = invented(recipe, lambda run: 1.0 if run.part == "first" else 50.0).report()
+    (block,) = report.blocks
+    assert {cell.summary.mean for cell in block.cells.values()} == {50.0}
+    assert {cost.method: cost.seconds for cost in report.costs} == {"CoOp": 20.0, "PLOTPP": 40.0}
 
 
 def test_no_average_over_fewer_data_sets(invented):

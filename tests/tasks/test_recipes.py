@@ -1,5 +1,6 @@
 """Recipes: what they stand for, that every one of the project fits what there is, and their errors."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_every_recipe_fits_what_there_is(name):
     for run in {run.trainer: run for run in runs}.values():
         cfg, args = understood(run)
         assert (cfg.TRAINER.NAME, cfg.SEED, args.output_dir) == (run.trainer, run.seed, str(run.output_dir))
-        assert args.eval_only == bool(run.needs)
+        assert args.eval_only == bool(re.fullmatch(r"new|target|step\d+_.*", run.part))
 
 
 @pytest.mark.parametrize("setting", ["base_to_new", "few_shot", "cross_dataset", "domain_generalization"])
@@ -188,6 +189,47 @@ def test_places_come_from_the_environment(load, monkeypatch):
     assert run.argv[:2] == ("--root", "/my/data")
 
 
+PLOTPP = {
+    "name": "Two stages",
+    "trainer": "PLOTPP",
+    "first": {
+        "config": str(Path("configs/trainers/PLOTPP/emoji.yaml").absolute()),
+        "option": "TRAINER.PLOTPP.PRETRAIN_DIR",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ({}, ["first", "all"]),
+        ({"task": "base2new"}, ["first", "base", "new"]),
+        ({"task": "cross_dataset", "datasets": None, "source": "emoji_groups", "targets": ["digits", "emoji_food"]},
+         ["first", "source", "target", "target"]),
+    ],
+)  # fmt: skip
+def test_a_first_stage_is_a_run_before(runs_of, tmp_path, setting, parts):
+    stage = tmp_path / "own_stage.yaml"
+    stage.write_text("TRAINER: {PLOTPP: {MODEL_UPD: vision}}\n")
+    method = {
+        **PLOTPP,
+        "first": {**PLOTPP["first"], "config": str(stage)},
+        "variant": "v",
+        "options": {"OPTIM.LR": 0.5},
+    }
+    first, second, *others = runs = runs_of(methods=[method], shots=2, seeds=3, **setting)
+    assert [run.part for run in runs] == parts
+    assert "/PLOTPP/own_stage_v/seed3" in first.key
+    assert "/PLOTPP/emoji_v/seed3" in second.key
+    assert (first.needs, second.needs) == ((), (first.key,))
+    assert all(run.needs == (second.key,) for run in others)
+    options = [understood(run)[0] for run in runs]
+    assert [cfg.TRAINER.PLOTPP.MODEL_UPD for cfg in options[:2]] == ["vision", "joint"]
+    assert [cfg.TRAINER.PLOTPP.PRETRAIN_DIR for cfg in options] == ["", str(first.output_dir), *[""] * len(others)]
+    assert {cfg.OPTIM.LR for cfg in options} == {0.5}
+    assert with_needs(runs[-1:], runs) == ([first, second, runs[-1]] if others else runs)
+
+
 def test_imports_are_passed_on(runs_of, tmp_path):
     own = tmp_path / "own_method.py"
     own.write_text(
@@ -230,6 +272,10 @@ def test_options_may_be_keys_that_an_import_brings_along(load, tmp_path, by_conf
     [
         ({"task": "no_such"}, "task is 'no_such', expected one of few_shot, base2new"),
         ({"seed": 1}, "unknown key 'seed' of task few_shot"),
+        ({"methods": [{**PLOTPP, "first": "stage1"}]}, "first of method Two stages is 'stage1', expected config: NAME"),
+        ({"methods": [{**PLOTPP, "first": {"config": "no", "option": "X.Y"}}]}, "there is no config 'no'"),
+        ({"methods": [{**PLOTPP, "first": {**PLOTPP["first"], "option": "X.Y"}}]}, "X.Y"),
+        ({"task": "incremental", "sets": 2, "methods": [PLOTPP]}, "first is not possible in task incremental"),
         ({"targets": ["digits"]}, "unknown key 'targets' of task few_shot"),
         ({"datasets": None}, "datasets is missing, task few_shot needs it"),
         ({"datasets": ["no_such"]}, "no config 'no_such' in configs/datasets, which has .*emoji_groups"),
