@@ -49,7 +49,9 @@ class ZeroshotCLIP(PromptTrainer):
 
     def build_learner(self, model, classnames) -> Learner:
         if len(self.templates) == 1:
-            return TemplateText(model, classnames, *self.templates, truncate=self.dm.dataset.long_names)
+            return TemplateText(
+                model, classnames, *self.templates, truncate=getattr(self.dm.dataset, "long_names", False)
+            )
         return FixedText(ensemble_features(model, classnames, self.templates))
 
     def fingerprint_extra(self) -> dict[str, str]:
