@@ -310,7 +310,7 @@ class ModeContext(Learner):
         else:
             self.register_buffer("ctx", ctx)
         self.register_buffer("ids", ids.flatten(0, 1), persistent=False)  # (C * N, L)
-        self.register_buffer("slots", slots.flatten(0, 1), persistent=False)
+        self.register_buffer("slots", slots.flatten(0, 1).contiguous(), persistent=False)  # processes write into it
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         if self.class_bound:

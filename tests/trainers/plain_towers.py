@@ -3,6 +3,8 @@
 Only the blocks and norms of the model are called; of trainers/, nothing but the trainer under test is built.
 """
 
+from types import SimpleNamespace
+
 import torch
 from yacs.config import CfgNode
 
@@ -81,6 +83,7 @@ def trainer_of(method, model, names, template="a photo of a {}.", others=(), dat
     trainer.cfg = CfgNode({"TRAINER": nodes, **data, "TEST": {"FINAL_MODEL": "last_step"}})
     trainer.check_cfg(trainer.cfg)
     trainer.device = torch.device("cpu")
+    trainer.dm = SimpleNamespace(dataset=SimpleNamespace())
     learner = trainer.build_learner(model, names)
     with torch.no_grad():
         for parameter in learner.parameters():
