@@ -2,13 +2,14 @@
 
 import argparse
 
-from . import align_step, feature_cache, loader, methods, sinkhorn
+from . import align_step, feature_cache, loader, methods, positions, sinkhorn
 
 BENCHMARKS = {
     "align_step": align_step,
     "feature_cache": feature_cache,
     "loader": loader,
     "methods": methods,
+    "positions": positions,
     "sinkhorn": sinkhorn,
 }
 

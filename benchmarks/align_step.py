@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import clip.model
-from clip import CLIP, Encoded
+from clip import CLIP, Encoded, convert_weights
 from clip.text_layout import text_layout
+from dassl.engine.precision import Precision
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP, freeze_all_but
+from trainers.memory import MemoryPlan
 from trainers.prompts import MultiModeLearner
 from trainers.transport import align_scores
 
@@ -50,8 +52,11 @@ NAMES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "class_names.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--classes", type=int, default=100, help="number of classes, at most 1000 (default %(default)s)"
+        "--classes", type=int, nargs="+", default=[100], help="numbers of classes, each at most 1000 (default 100)"
     )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours (default %(default)s)")
+    parser.add_argument("--budget", type=float, default=0, help="TRAIN.MEMORY_BUDGET of ours in GiB (default: none)")
+    parser.add_argument("--test-batch", type=int, default=20, help="images of a test batch (default %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images of a step (default %(default)s)")
     parser.add_argument("--modes", type=int, default=4, help="visual and textual modes, M = N (default %(default)s)")
     parser.add_argument("--context", type=int, default=2, help="prompt length b (default %(default)s)")
@@ -118,7 +123,8 @@ class Worker:
         torch.manual_seed(0)
         torch.set_num_threads(arguments.threads)
         names = json.loads(NAMES.read_text())["names"]["ImageNet"]
-        names = [names[k * len(names) // arguments.classes] for k in range(arguments.classes)]
+        (classes,) = arguments.classes
+        names = [names[k * len(names) // classes] for k in range(classes)]
         model = CLIP(**VIT_B16)
         learner = MultiModeLearner(
             model, names, arguments.context, arguments.depth, arguments.modes, arguments.modes, "a photo of a"
@@ -129,16 +135,40 @@ class Worker:
         if reference:
             plain_text()
         self.model = PromptedCLIP(model, learner, score)
+        self.reference = reference
+        self.precision = Precision("fp32" if reference else arguments.precision, torch.device("cpu"))
+        convert_weights(model, self.precision.dtype)
         freeze_all_but(self.model, [learner])
+        if not reference:
+            self.model.memory = MemoryPlan(arguments.budget)
         self.image = torch.randn(arguments.batch, 3, 224, 224)
-        self.label = torch.arange(arguments.batch) % arguments.classes
+        self.tests = torch.randn(arguments.test_batch, 3, 224, 224)
+        self.label = torch.arange(arguments.batch) % classes
 
     def step(self) -> dict[str, float]:
         """Seconds of one training step."""
         with Clock() as clock:
-            output = self.model(self.image)
-            cross_entropy(output.logits, self.label).backward()
+            with self.precision.autocast():
+                loss = cross_entropy(self.model(self.image).logits, self.label)
+            loss.backward()
         self.model.zero_grad(set_to_none=True)
+        return clock.seconds
+
+    def backbone(self) -> dict[str, float]:
+        """Seconds of both towers alone, forward and backward: what a step cannot be faster than."""
+        with Clock() as clock:
+            with self.precision.autocast():
+                loss = self.model.encode_image(self.image).pooled.sum() + self.model.encode_text().pooled.sum()
+            loss.backward()
+        self.model.zero_grad(set_to_none=True)
+        return clock.seconds
+
+    def evaluate(self) -> dict[str, float]:
+        """Seconds of one test batch: ours with the text encoded before, the reference with it, as in the release."""
+        with torch.no_grad(), self.precision.autocast():
+            text = None if self.reference else self.model.encode_text()
+            with Clock() as clock:
+                self.model(self.tests, text)
         return clock.seconds
 
     def features(self) -> tuple[Encoded, Encoded, Tensor]:
@@ -175,8 +205,8 @@ class Process:
     """A worker in a process of its own that answers one request at a time."""
 
     def __init__(self, arguments: argparse.Namespace, worker: str, classes: int):
-        names = ("batch", "modes", "context", "depth", "threads")
-        options = [f"--{name}={getattr(arguments, name)}" for name in names]
+        names = ("batch", "modes", "context", "depth", "threads", "precision", "budget", "test_batch")
+        options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
         command = [
             sys.executable,
             "-m",
@@ -222,39 +252,54 @@ def extend(points: list[tuple[int, float]], classes: int) -> float:
     return low if k == n else low + (high - low) * (classes - k) / (n - k)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    ours = Process(arguments, "ours", arguments.classes)
-    counts = arguments.reference_classes or [arguments.classes]
-    references = [Process(arguments, "reference", k) for k in counts] if arguments.reference_rounds else []
+def references_of(arguments: argparse.Namespace) -> list[Process]:
+    """Processes of the reference, at two numbers of classes unless there is only one to measure."""
+    counts = arguments.reference_classes or arguments.classes
+    return [Process(arguments, "reference", k) for k in counts] if arguments.reference_rounds else []
+
+
+def measure(arguments: argparse.Namespace, classes: int, references: list[Process]) -> dict[str, float]:
+    """Figures of one number of classes; the reference is measured again, in turn with ours."""
+    ours = Process(arguments, "ours", classes)
     for process in (ours, *references):
+        process.steps.clear()
         process.ask("step")  # warms up and does not count
-    transports = []
+    found: dict[str, list[dict[str, float]]] = {"transport": [], "backbone": [], "evaluate": []}
+    tests: list[list[float]] = [[] for _ in references]
     for k in range(max(arguments.rounds, arguments.reference_rounds)):
         if k < arguments.rounds:
             ours.steps.append(ours.ask("step"))
             if k == 0:
                 peak = ours.ask("peak")["gib"]  # of steps alone
-            transports.append(ours.ask("transport"))
+            for name, values in found.items():
+                values.append(ours.ask(name))
         if k < arguments.reference_rounds:
-            for reference in references:
+            for reference, seconds in zip(references, tests):
                 reference.steps.append(reference.ask("step"))
+                seconds.append(reference.ask("evaluate")["cpu"])
+    middle = {
+        name: {key: statistics.median(one[key] for one in values) for key in values[0]}
+        for name, values in found.items()
+    }
     figures = {"step_s": ours.median("wall"), "step_cpu_s": ours.median("cpu"), "peak_gib": peak}
-    middle = {key: statistics.median(one[key] for one in transports) for key in transports[0]}
-    figures["transport_share"] = middle["cpu"] / figures["step_cpu_s"]
-    figures["transport_share_100_iterations"] = middle["cpu_100"] / figures["step_cpu_s"]
+    figures["transport_share"] = middle["transport"]["cpu"] / figures["step_cpu_s"]
+    figures["transport_share_100_iterations"] = middle["transport"]["cpu_100"] / figures["step_cpu_s"]
+    figures["backbone_share"] = middle["backbone"]["cpu"] / figures["step_cpu_s"]
+    figures["test_images_cpu_s"] = arguments.test_batch / middle["evaluate"]["cpu"]
     if references:
         for name, key in (("reference_s", "wall"), ("reference_cpu_s", "cpu")):
-            figures[name] = extend([(x.classes, x.median(key)) for x in references], arguments.classes)
+            figures[name] = extend([(x.classes, x.median(key)) for x in references], classes)
         peaks = [(x.classes, x.ask("peak")["gib"]) for x in references]
-        figures["reference_peak_gib"] = extend(peaks, arguments.classes)
+        figures["reference_peak_gib"] = extend(peaks, classes)
         figures["times_faster"] = figures["reference_s"] / figures["step_s"]
         figures["times_faster_cpu"] = figures["reference_cpu_s"] / figures["step_cpu_s"]
         figures["share_of_memory"] = peak / figures["reference_peak_gib"]
+        batch = extend([(x.classes, statistics.median(seconds)) for x, seconds in zip(references, tests)], classes)
+        figures["evaluation_times_faster_cpu"] = batch / middle["evaluate"]["cpu"]
         difference = references[0].ask("check")["difference"]
         if not difference < 1e-4:
             raise RuntimeError(f"the batched score and the loops differ by {difference} of a cosine")
-    for process in (ours, *references):
-        process.close()
+    ours.close()
     return {name: round(value, 3) for name, value in figures.items()}
 
 
@@ -262,7 +307,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.worker is not None:
         serve(arguments)
         return
-    settings = {key: getattr(arguments, key) for key in ("classes", "batch", "modes", "context", "depth", "threads")}
-    if arguments.reference_rounds:
-        settings["reference_classes"] = arguments.reference_classes or [arguments.classes]
-    show("align_step", measure(arguments), settings)
+    keys = ("batch", "modes", "context", "depth", "threads", "precision", "budget", "test_batch")
+    settings = {key: getattr(arguments, key) for key in keys}
+    references = references_of(arguments)
+    if references:
+        settings["reference_classes"] = [process.classes for process in references]
+    for classes in arguments.classes:
+        show("align_step", measure(arguments, classes, references), {"classes": classes, **settings})
+    for process in references:
+        process.close()

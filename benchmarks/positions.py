@@ -1,0 +1,59 @@
+"""Text positions that are computed for a class list: all, cut, in groups of similar length, and with shared beginnings.
+
+Counts alone, nothing is timed: they depend on the names and the prompts, not on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+
+from clip import CLIP
+from clip.text_layout import GROUP_COST, text_layout
+from trainers.prompts import Learner, MultiModeLearner, TemplateText, TextContext
+
+from .align_step import NAMES, VIT_B16
+from .report import show
+
+LISTS = ("ImageNet", "Caltech101", "OxfordPets", "SUN397", "FGVCAircraft")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lists", nargs="+", default=LISTS, metavar="NAME", help="class lists (default: five)")
+
+
+def learners(model: CLIP, names: list[str]) -> dict[str, Learner]:
+    """Sentences of methods at their defaults."""
+    return {
+        "ALIGN, 4 x 2 vectors": MultiModeLearner(model, names, 2, 1, 4, 4, "a photo of a"),
+        "CoOp, 16 vectors": TextContext(model, names, 16),
+        "a photo of a NAME.": TemplateText(model, names, "a photo of a {}."),
+    }
+
+
+def count(learner: Learner) -> dict[str, float]:
+    """Positions in each way, and the share of the cut ones that is left."""
+    ids, prompts = learner.text_prompts()
+    ends = ids.argmax(-1).tolist()
+    slots = owner = None
+    if prompts is not None:
+        slots, owner = prompts.slots, prompts.owner
+    owner = torch.zeros(len(ids), dtype=torch.int64) if owner is None else owner
+    groups = text_layout(ids, ends, None, slots, None, GROUP_COST[True])
+    shared = text_layout(ids, ends, owner, slots, None, GROUP_COST[True])
+    cut = len(ids) * (max(ends) + 1)
+    figures = {"all": ids.numel(), "cut": cut, "grouped": groups.positions, "shared": shared.positions}
+    return {**figures, "shared / cut": round(shared.positions / cut, 3)}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    known = json.loads(NAMES.read_text())["names"]
+    unknown = sorted(set(arguments.lists) - set(known))
+    if unknown:
+        raise SystemExit(f"error: no class list {', '.join(unknown)}; known: {', '.join(known)}")
+    model = CLIP(**{**VIT_B16, "vision_layers": 1, "transformer_layers": 1})
+    for name in arguments.lists:
+        for prompt, learner in learners(model, known[name]).items():
+            show("positions", count(learner), {"classes": f"{name} ({len(known[name])})", "sentence": prompt})
