@@ -26,22 +26,11 @@ from dassl.utils import distributed
 
 from .base import CLIPTrainer, PromptedCLIP, cosine_score, state_hash
 from .losses import global_contrastive_loss, normalise
+from .masking import gather_tokens, keep_patches
 from .parameter_groups import layer_decay_groups
 from .prompts import FixedText, Learner, TemplateText
 
 logger = logging.getLogger(__name__)
-
-
-def keep_random_patches(tokens: Tensor, keep: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Class token and `keep` random patches of every image, (B, 1 + P, d) -> (B, 1 + keep, d), in patch order.
-
-    Also the numbers of the patches, (B, keep).
-    """
-    rows, length, width = tokens.shape
-    chosen = torch.rand(rows, length - 1, generator=generator, device=tokens.device).topk(keep, dim=1).indices
-    chosen = chosen.sort(dim=1).values
-    index = torch.cat([chosen.new_zeros(rows, 1), chosen + 1], dim=1)
-    return tokens.gather(1, index[:, :, None].expand(-1, -1, width)), chosen
 
 
 class TwoTowers(nn.Module):
@@ -74,8 +63,9 @@ class TwoTowers(nn.Module):
         visual = self.clip.visual
         if share < 1:
             tokens = visual.embed(image)
-            tokens, keep = keep_random_patches(tokens, max(1, round(share * (tokens.shape[1] - 1))))
-            encoded = visual.encode(tokens, keep=keep)
+            patches = tokens.shape[1] - 1
+            keep = keep_patches("random", len(tokens), (1, patches), max(1, round(share * patches))).to(image.device)
+            encoded = visual.encode(gather_tokens(tokens, keep), keep=keep)
         else:
             encoded = visual(image)
         return normalise(encoded.pooled), normalise(self.clip.encode_text(ids).pooled)

@@ -4,23 +4,7 @@ import pytest
 import torch
 
 import clip
-from trainers.contrastive import TwoTowers, keep_random_patches, whiten_projections, whitening
-
-
-def test_dropped_patches_keep_the_class_token_and_the_order(rng):
-    tokens = torch.arange(2 * 17, dtype=torch.float32).reshape(2, 17, 1).expand(-1, -1, 3)
-    kept, numbers = keep_random_patches(tokens, 5, rng)
-    assert kept.shape == (2, 6, 3)
-    assert torch.equal(kept[:, 1:, 0], torch.stack([tokens[b, 1 + numbers[b], 0] for b in range(2)]))
-    assert torch.equal(kept[:, 0], tokens[:, 0])
-    assert bool((kept[:, 1:, 0].diff(dim=1) > 0).all())  # original order, no repeats
-    assert not torch.equal(kept[0, 1:, 0], kept[1, 1:, 0] - 17)  # every image keeps its own patches
-
-
-def test_every_patch_is_kept_equally_often(rng):
-    tokens = torch.arange(9.0).reshape(1, 9, 1).expand(4000, -1, -1)
-    counts = torch.bincount(keep_random_patches(tokens, 4, rng)[0][:, 1:, 0].long().flatten(), minlength=9)[1:]
-    assert float((counts / 4000 - 0.5).abs().max()) < 0.05
+from trainers.contrastive import TwoTowers, whiten_projections, whitening
 
 
 @pytest.mark.parametrize("out", [16, 24])
