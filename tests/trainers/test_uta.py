@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import clip
 from clip.eva import EvaVisionTransformer
 from clip.model import VisionTransformer
 from dassl.config import get_cfg_default
@@ -200,3 +201,41 @@ def test_two_processes_have_loss_and_gradients_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(found["loss"], loss.detach())
         for name, parameter in student.named_parameters():
             torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def builder(**options) -> UTA:
+    """A trainer that knows its options and nothing else."""
+    trainer = UTA.__new__(UTA)
+    trainer.cfg = config(**options)
+    return trainer
+
+
+def test_students_by_numbers_name_and_path(tiny_clip, tmp_path):
+    teacher = tiny_clip.visual
+    numbers = {"LAYERS": 2, "WIDTH": 128}
+    eva = builder(**numbers).build_student(teacher)
+    assert (type(eva).__name__, eva.heads, eva.mlp_width, eva.patch_size) == ("EvaVisionTransformer", 2, 341, 8)
+    plain = builder(STUDENT="clip", HEADS=4, MLP_WIDTH=96, PATCH_SIZE=16, **numbers).build_student(teacher)
+    assert (type(plain).__name__, plain.heads, plain.patch_size) == ("VisionTransformer", 4, 16)
+    assert plain.blocks[0].mlp.c_fc.out_features == 96
+    with torch.device("meta"):
+        base = builder(STUDENT="eva-B/16").build_student(teacher)
+    assert (base.width, len(base.blocks), base.input_resolution) == (768, 12, 32)
+    clip.save_model(tiny_clip, tmp_path / "tiny.safetensors")
+    again = builder(STUDENT=str(tmp_path / "tiny.safetensors")).build_student(teacher)
+    assert torch.equal(again.proj, teacher.proj)
+    for student in (eva, plain, base, again):
+        assert (student.input_resolution, student.output_dim) == (32, 32)
+
+
+def test_students_that_do_not_fit(tiny_clip, tmp_path):
+    with pytest.raises(ValueError, match="PATCH_SIZE is 7"):
+        builder(PATCH_SIZE=7).build_student(tiny_clip.visual)
+    other = clip.CLIP(16, 32, 1, 64, 8, 77, 2048, 48, 2, 1)
+    clip.save_model(other, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="32 pixels and gives 16 features, the teacher 32 and 32"):
+        builder(STUDENT=str(tmp_path / "other.safetensors")).build_student(tiny_clip.visual)
+    resnet = clip.CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 2048, 48, 2, 1)
+    clip.save_model(resnet, tmp_path / "resnet.safetensors")
+    with pytest.raises(ValueError, match="ResNet"):
+        builder(STUDENT=str(tmp_path / "resnet.safetensors")).build_student(tiny_clip.visual)
