@@ -1,7 +1,7 @@
 """Pictures of unmasked token alignment: python -m reports.uta_figures masks | curves | similarity ... OUTPUT.png.
 
 masks: examples of every masking, and how often each place of the grid is kept.
-curves: zero-shot accuracy of runs during training, against the time they have trained.
+curves: zero-shot accuracy of runs during training, against the time they have trained (wall or processor time).
 similarity: cosines between the patches of teacher and student, and their class names or one patch of the same image.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,18 +61,33 @@ def draw_masks(path: Path, side: int = 14, ratio: float = 0.5, rows: int = 4000)
     return figures
 
 
-def draw_curves(runs: Sequence[tuple[str, Path]], path: Path, reference: float | None = None) -> None:
-    """Zero-shot accuracy on the test images during training; `reference` is that of the teacher."""
+def draw_curves(
+    runs: Sequence[tuple[str, Path]],
+    path: Path,
+    reference: float | None = None,
+    cost: Mapping[str, float] | None = None,
+) -> None:
+    """Zero-shot accuracy on the test images during training.
+
+    Args:
+        runs: name and folder of each.
+        path: file of the picture.
+        reference: accuracy of the teacher.
+        cost: processor seconds of runs by name, spread evenly over their epochs; others are drawn against wall time.
+    """
+    cost = cost or {}
     figure, axes = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for (name, run), color in zip(runs, COLORS):
         records = read_metrics(run)
         seconds = np.cumsum([record["seconds"] for record in records if record["kind"] == "epoch"])
+        if name in cost:
+            seconds = np.linspace(0, cost[name], len(seconds) + 1)[1:]
         tests = {record["epoch"]: record["accuracy"] for record in records if record["kind"] == "test"}
         minutes = [seconds[epoch - 1] / 60 for epoch in tests]
         axes.plot(minutes, list(tests.values()), "o-", color=color, markersize=4, label=name)
     if reference is not None:
         axes.axhline(reference, color="#555b66", linewidth=1, linestyle="--", label="teacher")
-    axes.set_xlabel("minutes of training on one core")
+    axes.set_xlabel("minutes of training on one core" if not cost else "minutes of processor time")
     axes.set_ylabel("zero-shot accuracy, %")
     axes.set_title("EmojiGroups test images (six unseen styles)", fontsize=10)
     axes.set_ylim(bottom=0)
@@ -116,7 +131,7 @@ def draw_similarity(models: Sequence[tuple[str, str]], images: Sequence[tuple[Pa
         squeeze=False,
     )
     agreement: list[list[float]] = [[] for _ in loaded]
-    for row, (file, name) in zip(axes, images):
+    for number, (row, (file, name)) in enumerate(zip(axes, images)):
         picture = read_image(str(file))
         row[0].imshow(picture)
         row[0].set_ylabel(name, fontsize=8)
@@ -130,7 +145,7 @@ def draw_similarity(models: Sequence[tuple[str, str]], images: Sequence[tuple[Pa
             agreement[i].append(float((tokens * first).sum(-1).mean()))
             for place, (kind, values) in zip(row[1 + 2 * i :], zip(("text", "middle patch"), maps)):
                 place.imshow(values, cmap="viridis")
-                if row is axes[0]:
+                if number == 0:
                     place.set_title(f"{label}:\n{kind}", fontsize=8)
         for place in row:
             place.set_xticks([])
@@ -155,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     masks.add_argument("--ratio", type=float, default=0.5, help="share of masked patches (default 0.5)")
     curves = kinds.add_parser("curves", help="zero-shot accuracy of runs during training")
     curves.add_argument("--run", type=_pair, action="append", required=True, metavar="NAME=DIR", help="may be repeated")
+    curves.add_argument("--cost", type=_pair, action="append", default=[], metavar="NAME=S", help="processor seconds")
     curves.add_argument("--reference", type=float, help="accuracy of the teacher")
     similarity = kinds.add_parser("similarity", help="similarity of patches to text and to each other")
     similarity.add_argument(
@@ -171,7 +187,8 @@ def main(argv: list[str] | None = None) -> int:
             for kind, (spread, border) in draw_masks(args.output, args.side, args.ratio).items():
                 print(f"{kind}: coefficient of variation {spread:.3f}, border {border:.3f} of the mean")
         elif args.kind == "curves":
-            draw_curves([(name, Path(run)) for name, run in args.run], args.output, args.reference)
+            cost = {name: float(seconds) for name, seconds in args.cost}
+            draw_curves([(name, Path(run)) for name, run in args.run], args.output, args.reference, cost)
         else:
             images = [(Path(file), text) for text, file in args.image]
             for (name, _), cosine in zip(args.model[1:], draw_similarity(args.model, images, args.output)):
