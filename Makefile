@@ -26,7 +26,10 @@ test:             ## the whole suite
 check: lint types fast
 
 bench: setup      ## benchmarks, one JSON line each
-	$(PYTHON) -m benchmarks align_step
+	$(PYTHON) -m benchmarks align_step --classes 10 50 100 400 1000 --budget 8 --reference-classes 15 35
+	$(PYTHON) -m benchmarks align_step --precision bf16 --reference-classes 15 35
+	$(PYTHON) -m benchmarks positions
+	$(PYTHON) -m benchmarks methods
 	$(PYTHON) -m benchmarks sinkhorn
 	$(PYTHON) -m benchmarks loader
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import loader, methods, sinkhorn
+from benchmarks import loader, methods, positions, sinkhorn
 from benchmarks.align_step import extend
 from benchmarks.report import show
 
@@ -82,3 +82,18 @@ def test_loader_benchmark_on_few_pictures(capsys, monkeypatch):
     assert figures["ram / none"] == pytest.approx(figures["ram_images_s"] / figures["none_images_s"], rel=1e-2)
     assert min(figures.values()) > 0
     assert lines[0]["settings"]["images"] == 30
+
+
+def test_positions_of_a_class_list(capsys, tmp_path, monkeypatch):
+    """Counted by hand: CoOp's 17 first positions are the same for all of EuroSAT's classes."""
+    parser = argparse.ArgumentParser()
+    positions.add_arguments(parser)
+    small = {**positions.VIT_B16, "transformer_width": 64, "transformer_heads": 1, "vision_width": 64}
+    monkeypatch.setattr(positions, "VIT_B16", small)
+    monkeypatch.setitem(positions.GROUP_COST, True, 0)
+    positions.run(parser.parse_args(["--lists", "EuroSAT", "--plot", str(tmp_path / "counts.png")]))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    found = {line["figure"]: line["value"] for line in lines if line["settings"]["sentence"].startswith("CoOp")}
+    assert found["all"] == 770
+    assert found["shared"] == found["grouped"] - 10 * 17 + 17
+    assert (tmp_path / "counts.png").stat().st_size > 1000
