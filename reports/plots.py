@@ -390,14 +390,17 @@ def save(plot: Plot, path: Path) -> None:
     columns = min(4, len(plot.panels))
     rows = math.ceil(len(plot.panels) / columns)
     size = (columns * max(p.width for p in plot.panels), rows * max(p.height for p in plot.panels))
+    entry = 0.5 + 0.08 * max((len(name) for name, *_ in plot.key), default=0)  # inches of one name of the key
+    key_columns = max(1, min(5, int(size[0] / entry)))
+    key_rows = math.ceil(len(plot.key) / key_columns)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
-        figure = Figure(figsize=(size[0], size[1] + (0.35 if plot.key else 0)), layout="constrained")
+        figure = Figure(figsize=(size[0], size[1] + 0.24 * key_rows), layout="constrained")
         for i, panel in enumerate(plot.panels):
             axes = figure.add_subplot(rows, columns, i + 1)
             panel.draw(axes)
             axes.set_title(panel.title)
         if plot.key:
-            figure.legend(handles=_handles(plot), loc="outside lower center", ncols=5, frameon=False)
+            figure.legend(handles=_handles(plot), loc="outside lower center", ncols=key_columns, frameon=False)
         # No date: the same results give the same file.
         metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
         figure.savefig(path, dpi=130, metadata=metadata)
