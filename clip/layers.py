@@ -92,7 +92,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: any shape. Returns the same shape."""
-        return _QuickGELU.apply(x)
+        return x * torch.sigmoid(1.702 * x) if torch.jit.is_tracing() else _QuickGELU.apply(x)
 
 
 class Attention(nn.Module):

@@ -33,10 +33,10 @@ class LegacyBlock(Block):
 
     causal = False
 
-    def forward(self, x: Tensor, *mask: Any) -> Tensor:
-        """x: (L, rows, d), or with a mask (rows, L, d). Returns the same shape."""
-        if mask:
-            return super().forward(x, *mask)
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """x: (L, rows, d), or with further arguments (rows, L, d). Returns the same shape."""
+        if args or options:
+            return super().forward(x, *args, **options)
         own = causal_mask(len(x), x.device) if self.causal else None
         return super().forward(x.transpose(0, 1), own).transpose(0, 1)
 

@@ -186,7 +186,8 @@ def test_domain_generalization_of_imagenet(call):
 GENERIC = ("few_shot", "base2new", "cross_dataset", "domain_generalization", "incremental")
 THIN = sorted(str(path.relative_to(ROOT / "scripts")) for path in (ROOT / "scripts").glob("*/*.sh"))
 OF_CONTEXTS = [name for name in THIN if name.endswith("/main.sh")]
-OTHERS = [name for name in THIN if name not in OF_CONTEXTS and name not in ("coop/eval.sh", "zsclip/zeroshot.sh")]
+OWN_STEPS = ("coop/eval.sh", "zsclip/zeroshot.sh", "uta/evaluate.sh", "uta/finetune.sh", "uta/pretrain.sh")
+OTHERS = [name for name in THIN if name not in OF_CONTEXTS and name not in OWN_STEPS]
 
 
 def arguments_of(name):
@@ -273,6 +274,16 @@ def test_thin_scripts_name_their_method(call, name, tmp_path):
         assert ("new" if "test" in name else "base") == cfg.DATASET.SUBSAMPLE_CLASSES
     done, _ = call(name)
     assert (done.returncode, f"scripts/{name}" in done.stderr) == (2, True)
+
+
+def test_a_checkpoint_is_evaluated_in_the_parts_asked_for(call):
+    done, commands = call("uta/evaluate.sh", "student.safetensors", "mine", "zeroshot", "probe", SETS="emoji_groups")
+    assert done.returncode == 0, done.stderr
+    runs = [args for args, _ in map(understood, commands) if args is not None]
+    assert {args.trainer for args in runs} == {"ZeroshotCLIP", "LinearProbe"}
+    assert {args.backbone for args in runs} == {"student.safetensors"}
+    done, _ = call("uta/evaluate.sh")
+    assert (done.returncode, "scripts/uta/evaluate.sh" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("name", OF_CONTEXTS)

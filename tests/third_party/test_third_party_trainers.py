@@ -145,7 +145,7 @@ def test_a_short_vocabulary_is_announced(file, caplog):
     old(file)
     assert "2048 of the 49408 tokens" in caplog.text
     weights = torch.load(old_clip._download(file))
-    assert {name: int(weights[name]) for name in legacy.FACTS} == {
+    assert {name: int(weights[name]) for name in legacy.FACTS if name in weights} == {
         "quick_gelu": 0,
         "vision_heads": 2,
         "transformer_heads": 2,

@@ -181,9 +181,10 @@ def test_the_imported_learner_gives_the_same_prompts(method, draw, tiny_clip, ba
         assert (torch.equal(first, state["ctx"]), skipped) == (True, None)
         torch.testing.assert_close(second, vectors.view(2, 4, D))
     elif texts:
-        found = learner.text_prompts()[1].layers
-        assert len(found) == len(texts)
-        for layer, text in zip(found, texts):  # rows of two classes, class-major
+        prompts = learner.text_prompts()[1]
+        assert len(prompts.layers) == len(texts)
+        for layer, text in zip(prompts.layers, texts):  # rows of two classes, class-major
+            layer = layer if prompts.owner is None else layer[prompts.owner]
             rows = layer if layer.dim() == 3 else layer[None].expand(2, -1, -1)
             torch.testing.assert_close(rows, torch.cat([text, text]))
     found = learner.vision_prompts()

@@ -102,7 +102,13 @@ def trainer(tiny_clip, names, rng, monkeypatch):
 
     def build(*options, val=True, missing=False):
         new = object.__new__(LinearProbe)
-        new.cfg = CfgNode({"TRAINER": LinearProbe.defaults(), "DATALOADER": {"TEST": {"BATCH_SIZE": 4}}})
+        new.cfg = CfgNode(
+            {
+                "TRAINER": LinearProbe.defaults(),
+                "DATALOADER": {"TEST": {"BATCH_SIZE": 4}},
+                "TEST": {"FEATURE_CACHE": False},
+            }
+        )
         new.cfg.TRAINER.LINEAR_PROBE.merge_from_list(list(options))
         new.check_cfg(new.cfg)
         base = torch.randn(5, 3, 32, 32, generator=rng)

@@ -216,8 +216,8 @@ def test_bad_options_are_refused(tiny_clip, names):
         build(tiny_clip, names, "M", 0, "MODEL_UPD", "text", "TRADE_OFF", "yes", "MAX_ITER", 0)
     with pytest.raises(ValueError, match="PRETRAIN_DIR is set, but stage 1"):
         build(tiny_clip, names, "MODEL_UPD", "vision", "PRETRAIN_DIR", "somewhere")
-    resnet = SimpleNamespace(visual=torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="need a vision transformer, but the image tower is a Linear"):
+    resnet = SimpleNamespace(visual=clip.CLIP(16, 32, (1, 1, 1, 1), 8, None, 77, 600, 32, 2, 1).visual)
+    with pytest.raises(ValueError, match="need a vision transformer, but the image tower is a ModifiedResNet"):
         TwoSidedModes(resnet, names, PHRASES, vision_modes=1, n_vision=1, learn_text=True)
 
 

@@ -85,6 +85,7 @@ def test_steps(tiny_clip, names, images, weight):
 def test_the_training_step_is_steered(tiny_clip, names, images, monkeypatch):
     trainer, seen = build(tiny_clip, names), {}
     trainer.precision, trainer.batch_idx, trainer.num_batches = Precision("fp32", "cpu"), 0, 2
+    trainer.sched = None
     monkeypatch.setattr(
         ProGrad, "model_backward_and_update", lambda self, loss, **given: seen.update(loss=loss, **given)
     )

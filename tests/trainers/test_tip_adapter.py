@@ -44,7 +44,7 @@ def build(tiny_clip, names, rng, monkeypatch):
                 "TRAINER": TipAdapter.defaults(),
                 "DATASET": {"NAME": dataset},
                 "DATALOADER": {"TEST": {"BATCH_SIZE": 4}},
-                "TEST": {"FINAL_MODEL": final},
+                "TEST": {"FINAL_MODEL": final, "FEATURE_CACHE": False},
                 "SEED": 1,
             }
         )
