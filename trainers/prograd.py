@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,8 @@ from .base import Output, PromptTrainer, template_features
 from .losses import cosine_logits
 from .prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
 
+logger = logging.getLogger(__name__)
+
 # Sentences of the teacher, whose words can also start the context, where they are not those of zero-shot CLIP.
 TEACHER_TEMPLATES = {
     "OxfordPets": "a type of pet, a photo of a {}.",
@@ -26,11 +30,21 @@ TEACHER_TEMPLATES = {
 
 
 def start_from_phrase(learner: TextContext, model: CLIP, phrase: str) -> None:
-    """The last context vectors become the token embeddings of the phrase; the ones before stay random."""
+    """The last context vectors become the token embeddings of the phrase; the ones before stay random.
+
+    Of a longer phrase the last tokens are taken: an evaluation on another data set, whose phrase may be longer, replaces
+    them by what was learned.
+    """
     words = init_context(model, phrase, len(word_tokens(model, phrase)))
     n_ctx = learner.ctx.shape[-2]
     if len(words) > n_ctx:
-        raise ValueError(f"{phrase!r} has {len(words)} tokens, but TRAINER.PROGRAD.N_CTX is {n_ctx}: raise N_CTX")
+        logger.warning(
+            "The context starts as the last %d of the %d tokens of %r (TRAINER.PROGRAD.N_CTX)",
+            n_ctx,
+            len(words),
+            phrase,
+        )
+        words = words[len(words) - n_ctx :]
     with torch.no_grad():
         learner.ctx[..., n_ctx - len(words) :, :] = words
 
