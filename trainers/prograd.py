@@ -32,8 +32,8 @@ TEACHER_TEMPLATES = {
 def start_from_phrase(learner: TextContext, model: CLIP, phrase: str) -> None:
     """The last context vectors become the token embeddings of the phrase; the ones before stay random.
 
-    Of a longer phrase the last tokens are taken: an evaluation on another data set, whose phrase may be longer, replaces
-    them by what was learned.
+    Of a longer phrase the last tokens are taken: an evaluation on another data set, whose phrase may be longer,
+    replaces them by what was learned.
     """
     words = init_context(model, phrase, len(word_tokens(model, phrase)))
     n_ctx = learner.ctx.shape[-2]
