@@ -78,8 +78,9 @@ class PromptedCLIP(nn.Module):
             return known
         ids, prompts = self.learner.text_prompts()
         # An evaluation may have tens of thousands of sentences, such as the captions of a retrieval set.
-        tokens = torch.is_grad_enabled() or self.score is not cosine_score
-        chunks = self.memory.text(self, self.clip, tokens and self.score is not cosine_score)
+        local = self.score is not cosine_score
+        tokens = local or torch.is_grad_enabled()
+        chunks = self.memory.text(self, self.clip, local)
         return self.clip.encode_text(ids, prompts, self.learner.label_tokens(), chunks, tokens)
 
     def _encode_conditional_text(self, image: Tensor) -> Encoded:

@@ -16,14 +16,13 @@ from yacs.config import CfgNode
 
 import clip
 from clip import CLIP, Encoded, Prompts
-from clip.resnet import ModifiedResNet
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import last_epoch
 from dassl.utils.torchtools import BEST_MODEL
 
 from .base import PromptTrainer, Score
 from .losses import cosine_logits
-from .prompts import Learner, ModeContext, random_prompt, readable, word_tokens
+from .prompts import Learner, ModeContext, random_prompt, readable, vision_blocks, word_tokens
 from .transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 logger = logging.getLogger(__name__)
@@ -106,10 +105,7 @@ class TwoSidedModes(ModeContext):
         learn_text: bool,
         overwrite_names: bool = False,
     ):
-        if isinstance(model.visual, ModifiedResNet):
-            raise ValueError(
-                f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
-            )
+        vision_blocks(model)  # refuses a ResNet
         size: dict[str, Any] = {"context_length": model.context_length, "vocab_size": model.vocab_size}
         n = len(word_tokens(model, phrases[0]))
         device = model.token_embedding.weight.device
