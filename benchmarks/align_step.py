@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -54,7 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=int, nargs="+", default=[100], help="numbers of classes, each at most 1000 (default 100)"
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours (default %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        nargs="+",
+        default=["fp32"],
+        help="of ours; several are compared with the same steps of the reference (default fp32)",
+    )
     parser.add_argument("--budget", type=float, default=0, help="TRAIN.MEMORY_BUDGET of ours in GiB (default: none)")
     parser.add_argument("--test-batch", type=int, default=20, help="images of a test batch (default %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images of a step (default %(default)s)")
@@ -136,7 +143,8 @@ class Worker:
             plain_text()
         self.model = PromptedCLIP(model, learner, score)
         self.reference = reference
-        self.precision = Precision("fp32" if reference else arguments.precision, torch.device("cpu"))
+        (precision,) = arguments.precision
+        self.precision = Precision(precision, torch.device("cpu"))
         convert_weights(model, self.precision.dtype)
         freeze_all_but(self.model, [learner])
         if not reference:
@@ -154,11 +162,18 @@ class Worker:
         self.model.zero_grad(set_to_none=True)
         return clock.seconds
 
-    def backbone(self) -> dict[str, float]:
-        """Seconds of both towers alone, forward and backward: what a step cannot be faster than."""
+    def images(self) -> dict[str, float]:
+        """Seconds of the image tower alone, forward and backward."""
+        return self.tower(lambda: self.model.encode_image(self.image))
+
+    def texts(self) -> dict[str, float]:
+        """Seconds of the text tower alone, forward and backward."""
+        return self.tower(self.model.encode_text)
+
+    def tower(self, encode: Callable[[], Encoded]) -> dict[str, float]:
         with Clock() as clock:
             with self.precision.autocast():
-                loss = self.model.encode_image(self.image).pooled.sum() + self.model.encode_text().pooled.sum()
+                loss = encode().pooled.sum()
             loss.backward()
         self.model.zero_grad(set_to_none=True)
         return clock.seconds
@@ -204,8 +219,8 @@ class Worker:
 class Process:
     """A worker in a process of its own that answers one request at a time."""
 
-    def __init__(self, arguments: argparse.Namespace, worker: str, classes: int):
-        names = ("batch", "modes", "context", "depth", "threads", "precision", "budget", "test_batch")
+    def __init__(self, arguments: argparse.Namespace, worker: str, classes: int, precision: str = "fp32"):
+        names = ("batch", "modes", "context", "depth", "threads", "budget", "test_batch")
         options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
         command = [
             sys.executable,
@@ -214,11 +229,12 @@ class Process:
             "align_step",
             *options,
             f"--classes={classes}",
+            f"--precision={precision}",
             f"--worker={worker}",
         ]
-        self.name, self.classes = f"{worker} step with {classes} classes", classes
+        self.name, self.classes, self.precision = f"{worker} step with {classes} classes", classes, precision
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.steps: list[dict[str, float]] = []
+        self.found: dict[str, list[dict[str, float]]] = {}
 
     def ask(self, request: str) -> dict[str, float]:
         try:
@@ -231,8 +247,13 @@ class Process:
                 "Use --reference-classes 20 40, or --reference-rounds 0"
             ) from error
 
-    def median(self, key: str) -> float:
-        return statistics.median(step[key] for step in self.steps)
+    def measure(self, *requests: str) -> None:
+        """Asks and keeps the answers."""
+        for request in requests:
+            self.found.setdefault(request, []).append(self.ask(request))
+
+    def median(self, request: str, key: str) -> float:
+        return statistics.median(answer[key] for answer in self.found[request])
 
     def close(self) -> None:
         self.child.stdin.close()
@@ -258,48 +279,50 @@ def references_of(arguments: argparse.Namespace) -> list[Process]:
     return [Process(arguments, "reference", k) for k in counts] if arguments.reference_rounds else []
 
 
-def measure(arguments: argparse.Namespace, classes: int, references: list[Process]) -> dict[str, float]:
-    """Figures of one number of classes; the reference is measured again, in turn with ours."""
-    ours = Process(arguments, "ours", classes)
-    for process in (ours, *references):
-        process.steps.clear()
+def measure(
+    arguments: argparse.Namespace, classes: int, references: list[Process]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Figures of one number of classes for every precision; the reference is measured again, in turn with ours."""
+    ours = [Process(arguments, "ours", classes, precision) for precision in arguments.precision]
+    for process in (*ours, *references):
+        process.found.clear()
         process.ask("step")  # warms up and does not count
-    found: dict[str, list[dict[str, float]]] = {"transport": [], "backbone": [], "evaluate": []}
-    tests: list[list[float]] = [[] for _ in references]
     for k in range(max(arguments.rounds, arguments.reference_rounds)):
         if k < arguments.rounds:
-            ours.steps.append(ours.ask("step"))
-            if k == 0:
-                peak = ours.ask("peak")["gib"]  # of steps alone
-            for name, values in found.items():
-                values.append(ours.ask(name))
+            for process in ours:
+                process.measure("step", "peak", "images", "texts", "transport", "evaluate")
         if k < arguments.reference_rounds:
-            for reference, seconds in zip(references, tests):
-                reference.steps.append(reference.ask("step"))
-                seconds.append(reference.ask("evaluate")["cpu"])
-    middle = {
-        name: {key: statistics.median(one[key] for one in values) for key in values[0]}
-        for name, values in found.items()
-    }
-    figures = {"step_s": ours.median("wall"), "step_cpu_s": ours.median("cpu"), "peak_gib": peak}
-    figures["transport_share"] = middle["transport"]["cpu"] / figures["step_cpu_s"]
-    figures["transport_share_100_iterations"] = middle["transport"]["cpu_100"] / figures["step_cpu_s"]
-    figures["backbone_share"] = middle["backbone"]["cpu"] / figures["step_cpu_s"]
-    figures["test_images_cpu_s"] = arguments.test_batch / middle["evaluate"]["cpu"]
+            for reference in references:
+                reference.measure("step", "peak", "evaluate")
+    for process in ours:
+        yield process.precision, figures_of(process, references, arguments)
+        process.close()
+
+
+def figures_of(ours: Process, references: list[Process], arguments: argparse.Namespace) -> dict[str, float]:
+    """Medians of one process of ours and their ratios to the reference's."""
+
+    def reference(request: str, key: str) -> float:
+        return extend([(x.classes, x.median(request, key)) for x in references], ours.classes)
+
+    step, peak = ours.median("step", "cpu"), ours.found["peak"][0]["gib"]  # the first peak is that of steps alone
+    figures = {"step_s": ours.median("step", "wall"), "step_cpu_s": step, "peak_gib": peak}
+    for request in ("images", "texts", "transport"):
+        figures[f"{request}_share"] = ours.median(request, "cpu") / step
+    figures["transport_share_100_iterations"] = ours.median("transport", "cpu_100") / step
+    figures["test_images_cpu_s"] = arguments.test_batch / ours.median("evaluate", "cpu")
     if references:
-        for name, key in (("reference_s", "wall"), ("reference_cpu_s", "cpu")):
-            figures[name] = extend([(x.classes, x.median(key)) for x in references], classes)
-        peaks = [(x.classes, x.ask("peak")["gib"]) for x in references]
-        figures["reference_peak_gib"] = extend(peaks, classes)
+        figures["reference_s"], figures["reference_cpu_s"] = reference("step", "wall"), reference("step", "cpu")
+        figures["reference_peak_gib"] = extend(
+            [(x.classes, x.found["peak"][0]["gib"]) for x in references], ours.classes
+        )
         figures["times_faster"] = figures["reference_s"] / figures["step_s"]
-        figures["times_faster_cpu"] = figures["reference_cpu_s"] / figures["step_cpu_s"]
+        figures["times_faster_cpu"] = figures["reference_cpu_s"] / step
         figures["share_of_memory"] = peak / figures["reference_peak_gib"]
-        batch = extend([(x.classes, statistics.median(seconds)) for x, seconds in zip(references, tests)], classes)
-        figures["evaluation_times_faster_cpu"] = batch / middle["evaluate"]["cpu"]
+        figures["evaluation_times_faster_cpu"] = reference("evaluate", "cpu") / ours.median("evaluate", "cpu")
         difference = references[0].ask("check")["difference"]
         if not difference < 1e-4:
             raise RuntimeError(f"the batched score and the loops differ by {difference} of a cosine")
-    ours.close()
     return {name: round(value, 3) for name, value in figures.items()}
 
 
@@ -307,12 +330,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.worker is not None:
         serve(arguments)
         return
-    keys = ("batch", "modes", "context", "depth", "threads", "precision", "budget", "test_batch")
+    keys = ("batch", "modes", "context", "depth", "threads", "budget", "test_batch")
     settings = {key: getattr(arguments, key) for key in keys}
     references = references_of(arguments)
     if references:
         settings["reference_classes"] = [process.classes for process in references]
     for classes in arguments.classes:
-        show("align_step", measure(arguments, classes, references), {"classes": classes, **settings})
+        for precision, figures in measure(arguments, classes, references):
+            show("align_step", figures, {"classes": classes, "precision": precision, **settings})
     for process in references:
         process.close()
