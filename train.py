@@ -285,6 +285,8 @@ def _work(args: argparse.Namespace, cfg: CfgNode, folder: RunFolder, mode: str, 
     set_random_seed(seed)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
+    for fused in ("flash", "mem_efficient", "cudnn"):  # of CPUs too, in spite of the name
+        getattr(torch.backends.cuda, f"enable_{fused}_sdp")(cfg.TRAIN.FUSED_ATTENTION)
     arguments = "\n".join(f"{name}: {value}" for name, value in sorted(vars(args).items()))
     logger.info("***************\n** Arguments **\n***************\n%s", arguments)
     logger.info("************\n** Config **\n************\n%s", cfg)

@@ -1,15 +1,19 @@
-"""`python -m benchmarks NAME [options]`: measures one thing and prints it."""
+"""`python -m benchmarks NAME [options]`: measures one thing and prints it; `plot` draws what others printed."""
 
 import argparse
 
-from . import align_step, feature_cache, loader, methods, positions, sinkhorn
+from . import align_step, checkpoint, feature_cache, loader, methods, plot, positions, quickstart, shots, sinkhorn
 
 BENCHMARKS = {
     "align_step": align_step,
+    "checkpoint": checkpoint,
     "feature_cache": feature_cache,
     "loader": loader,
     "methods": methods,
+    "plot": plot,
     "positions": positions,
+    "quickstart": quickstart,
+    "shots": shots,
     "sinkhorn": sinkhorn,
 }
 

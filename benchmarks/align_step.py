@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, default=0, help="TRAIN.MEMORY_BUDGET of ours in GiB (default: none)")
     parser.add_argument("--test-batch", type=int, default=20, help="images of a test batch (default %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images of a step (default %(default)s)")
-    parser.add_argument("--modes", type=int, default=4, help="visual and textual modes, M = N (default %(default)s)")
+    parser.add_argument(
+        "--modes", type=int, nargs="+", default=[4], help="numbers of visual and textual modes, M = N (default 4)"
+    )
     parser.add_argument("--context", type=int, default=2, help="prompt length b (default %(default)s)")
     parser.add_argument("--depth", type=int, default=9, help="layers with prompts (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
@@ -133,9 +135,8 @@ class Worker:
         (classes,) = arguments.classes
         names = [names[k * len(names) // classes] for k in range(classes)]
         model = CLIP(**VIT_B16)
-        learner = MultiModeLearner(
-            model, names, arguments.context, arguments.depth, arguments.modes, arguments.modes, "a photo of a"
-        )
+        (modes,) = arguments.modes
+        learner = MultiModeLearner(model, names, arguments.context, arguments.depth, modes, modes, "a photo of a")
         self.loop = LoopScore(learner, ALIGN.defaults().ALIGN)
         reference = arguments.worker == "reference"
         score = self.loop if reference else TwoLevelTransport(learner, ALIGN.defaults().ALIGN)
@@ -219,8 +220,8 @@ class Worker:
 class Process:
     """A worker in a process of its own that answers one request at a time."""
 
-    def __init__(self, arguments: argparse.Namespace, worker: str, classes: int, precision: str = "fp32"):
-        names = ("batch", "modes", "context", "depth", "threads", "budget", "test_batch")
+    def __init__(self, arguments: argparse.Namespace, worker: str, classes: int, modes: int, precision: str = "fp32"):
+        names = ("batch", "context", "depth", "threads", "budget", "test_batch")
         options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
         command = [
             sys.executable,
@@ -229,6 +230,7 @@ class Process:
             "align_step",
             *options,
             f"--classes={classes}",
+            f"--modes={modes}",
             f"--precision={precision}",
             f"--worker={worker}",
         ]
@@ -273,17 +275,11 @@ def extend(points: list[tuple[int, float]], classes: int) -> float:
     return low if k == n else low + (high - low) * (classes - k) / (n - k)
 
 
-def references_of(arguments: argparse.Namespace) -> list[Process]:
-    """Processes of the reference, at two numbers of classes unless there is only one to measure."""
-    counts = arguments.reference_classes or arguments.classes
-    return [Process(arguments, "reference", k) for k in counts] if arguments.reference_rounds else []
-
-
 def measure(
-    arguments: argparse.Namespace, classes: int, references: list[Process]
+    arguments: argparse.Namespace, classes: int, modes: int, references: list[Process]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Figures of one number of classes for every precision; the reference is measured again, in turn with ours."""
-    ours = [Process(arguments, "ours", classes, precision) for precision in arguments.precision]
+    ours = [Process(arguments, "ours", classes, modes, precision) for precision in arguments.precision]
     for process in (*ours, *references):
         process.found.clear()
         process.ask("step")  # warms up and does not count
@@ -330,13 +326,17 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.worker is not None:
         serve(arguments)
         return
-    keys = ("batch", "modes", "context", "depth", "threads", "budget", "test_batch")
-    settings = {key: getattr(arguments, key) for key in keys}
-    references = references_of(arguments)
-    if references:
-        settings["reference_classes"] = [process.classes for process in references]
-    for classes in arguments.classes:
-        for precision, figures in measure(arguments, classes, references):
-            show("align_step", figures, {"classes": classes, "precision": precision, **settings})
-    for process in references:
-        process.close()
+    settings = {
+        key: getattr(arguments, key) for key in ("batch", "context", "depth", "threads", "budget", "test_batch")
+    }
+    counts = (arguments.reference_classes or arguments.classes) if arguments.reference_rounds else []
+    if counts:
+        settings["reference_classes"] = counts
+    for modes in arguments.modes:
+        references = [Process(arguments, "reference", k, modes) for k in counts]
+        for classes in arguments.classes:
+            for precision, figures in measure(arguments, classes, modes, references):
+                chosen = {"classes": classes, "modes": modes, "precision": precision}
+                show("align_step", figures, {**chosen, **settings})
+        for process in references:
+            process.close()

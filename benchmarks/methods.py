@@ -60,17 +60,30 @@ def config_file(method: str, backbone: str) -> Path:
     return found[0] if backbone == "vit_b16" and found else folder / "emoji.yaml"
 
 
-def build(arguments: argparse.Namespace, output: str):
+def check_names(chosen: list[str]) -> None:
+    """Ends the program if one is no method."""
+    unknown = sorted(set(chosen) - set(methods()))
+    if unknown:
+        raise SystemExit(f"error: no method {', '.join(unknown)}; known: {', '.join(methods())}")
+
+
+def trainer_of(method: str, config: Path, dataset: str, root: str, output: str, options: dict[str, object]):
     """The trainer of a method as train.py builds it."""
-    options = {"DATALOADER.TRAIN_X.BATCH_SIZE": arguments.batch, "DATALOADER.TEST.BATCH_SIZE": arguments.test_batch}
-    options |= {"DATALOADER.NUM_WORKERS": 0, "DATASET.NUM_SHOTS": 4, f"TRAINER.{node(arguments.worker)}.PREC": "fp32"}
-    if arguments.weights:
-        options |= {"MODEL.BACKBONE.NAME": arguments.weights, "INPUT.SIZE": "(224, 224)"}
-    flags = ["--root", arguments.root, "--trainer", arguments.worker, "--seed", "1", "--output-dir", output]
-    flags += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{arguments.dataset}.yaml")]
-    flags += ["--config-file", str(config_file(arguments.worker, arguments.backbone))]
+    flags = ["--root", root, "--trainer", method, "--seed", "1", "--output-dir", output, "--config-file", str(config)]
+    flags += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{dataset}.yaml")]
     args = train.build_parser().parse_args([*flags, *[str(item) for pair in options.items() for item in pair]])
     return build_trainer(train.build_config(args))
+
+
+def build(arguments: argparse.Namespace, output: str):
+    """The trainer that is measured."""
+    method = arguments.worker
+    options = {"DATALOADER.TRAIN_X.BATCH_SIZE": arguments.batch, "DATALOADER.TEST.BATCH_SIZE": arguments.test_batch}
+    options |= {"DATALOADER.NUM_WORKERS": 0, "DATASET.NUM_SHOTS": 4, f"TRAINER.{node(method)}.PREC": "fp32"}
+    if arguments.weights:
+        options |= {"MODEL.BACKBONE.NAME": arguments.weights, "INPUT.SIZE": "(224, 224)"}
+    config = config_file(method, arguments.backbone)
+    return trainer_of(method, config, arguments.dataset, arguments.root, output, options)
 
 
 def node(method: str) -> str:
@@ -149,9 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(work(arguments)))
         return
     chosen = arguments.methods or methods()
-    unknown = sorted(set(chosen) - set(methods()))
-    if unknown:
-        raise SystemExit(f"error: no method {', '.join(unknown)}; known: {', '.join(methods())}")
+    check_names(chosen)
     keys = ("backbone", "dataset", "batch", "test_batch", "rounds", "threads")
     settings = {key: getattr(arguments, key) for key in keys}
     table = []

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
+from dassl.data.loader import pins_memory
 from dassl.data.seeding import item_seed, kept_generators, loader_seed, seed_generators
 from dassl.utils import distributed
 
@@ -259,7 +260,7 @@ class ShardLoader:
         self.limit = cfg.DATASET.PAIRS.MAX_DAMAGED
         self.items = _Batches(shards, transform, batch_size, cfg.DATASET.PAIRS.BUFFER, self.limit)
         self.workers = min(cfg.DATALOADER.NUM_WORKERS, self.batches)
-        self.pin = cfg.USE_CUDA and torch.cuda.is_available()
+        self.pin = pins_memory(cfg)
 
     def __len__(self) -> int:
         return self.batches

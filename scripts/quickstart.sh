@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Methods side by side on handwritten digits with the small embedded CLIP, 16 shots, on a CPU or GPU: a task the model
 # cannot do without training. What they do where it can: recipes/overview_few_shot.yaml, table in the README.
-# Sets up everything it needs; finished runs are used again. Results: output/quickstart/.
+# Sets up everything it needs; finished runs are used again. Results: output/quickstart/; DATA and OUTPUT name other folders.
 #   bash scripts/quickstart.sh                                              ZeroshotCLIP, CoOp and ALIGN
 #   METHODS="ZeroshotCLIP CoOp MaPLe ALIGN" bash scripts/quickstart.sh      any methods that have a config emoji.yaml
 set -euo pipefail
@@ -20,6 +20,7 @@ done
 if [ ${#methods[@]} -eq 0 ]; then echo "error: METHODS is empty, expected some of ${known[*]}" >&2; exit 2; fi
 
 bash scripts/setup.sh
+folder=${OUTPUT:-output}/quickstart
 for method in "${methods[@]}"; do
   echo "== $method"
   config=configs/trainers/$method/emoji_digits.yaml
@@ -27,6 +28,6 @@ for method in "${methods[@]}"; do
   .venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer "$method" \
     --config-file "$config" \
     --dataset-config-file configs/datasets/digits.yaml \
-    --output-dir "output/quickstart/$method" DATASET.NUM_SHOTS 16
+    --output-dir "$folder/$method" DATASET.NUM_SHOTS 16
 done
-.venv/bin/python -m reports.quickstart output/quickstart "${methods[@]}"
+.venv/bin/python -m reports.quickstart "$folder" "${methods[@]}"

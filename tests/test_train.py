@@ -70,6 +70,14 @@ def test_seed_zero_is_a_seed(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_fused_attention_has_an_off_switch(tmp_path):
+    states = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
+    for chosen in (False, True):
+        folder = ("--output-dir", str(tmp_path / str(chosen)))
+        train.run(command(tmp_path, *folder, opts=("TRAIN.FUSED_ATTENTION", str(chosen))))
+        assert [state() for state in states] == [chosen, chosen]
+
+
 def test_empty_text_is_a_value_too(tmp_path):
     file = write(tmp_path / "method.yaml", {"MODEL": {"HEAD": {"NAME": "mlp"}}, "DATASET": {"SOURCE_DOMAINS": ["a"]}})
     assert config("--config-file", file, "--head", "").MODEL.HEAD.NAME == ""

@@ -89,6 +89,7 @@ def _dataloader() -> CN:
     node = CN()
     node.NUM_WORKERS = 4
     node.PERSISTENT_WORKERS = True  # + workers live as long as their loader, not one epoch each
+    node.PIN_MEMORY = True  # + batches in page-locked memory where there is a GPU, which copies them faster
     node.CACHE = "none"  # + none | ram | disk: images decoded, and where possible resized, once; the same pixels
     node.CACHE_RAM_GIB = 4.0  # + most memory of CACHE ram per loader; images beyond it are read every time
     node.K_TRANSFORMS = 1  # views per training image
@@ -167,6 +168,8 @@ def _train() -> CN:
     node.MEMORY_BUDGET = 0.0
     node.TEXT_CHUNK = 0  # + sentences of such a chunk by hand; 0: by MEMORY_BUDGET
     node.IMAGE_CHUNK = 0  # + images of such a chunk by hand, each visual mode counted; 0: by MEMORY_BUDGET
+    # + attention by one fused kernel where that is faster; False: always written out, which takes more memory
+    node.FUSED_ATTENTION = True
     node.COUNT_ITER = "train_x"  # train_x | train_u | smaller_one: what an epoch of two loaders is
     return node
 

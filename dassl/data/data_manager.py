@@ -14,7 +14,7 @@ from dassl.utils import distributed
 
 from .datasets import Datum, build_dataset
 from .image_cache import Images, open_images, shared_start
-from .loader import SeededLoader
+from .loader import SeededLoader, pins_memory
 from .samplers import RandomSampler, SequentialSampler, build_sampler
 from .seeding import loader_seed
 from .transforms import INTERPOLATION_MODES, build_transform
@@ -63,7 +63,7 @@ def build_data_loader(
         drop_last=is_train and len(sampler) // world >= batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         persistent_workers=cfg.DATALOADER.PERSISTENT_WORKERS,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        pin_memory=pins_memory(cfg),
         seed=seed,
     )
 

@@ -14,7 +14,12 @@ from dassl.utils import distributed
 from .samplers import SeededSampler
 from .seeding import draw_int64, item_seed, kept_generators, seed_generators
 
-__all__ = ["SeededLoader"]
+__all__ = ["SeededLoader", "pins_memory"]
+
+
+def pins_memory(cfg: Any) -> bool:
+    """Whether loaders of a config put batches in page-locked memory: where a GPU is used, unless it is switched off."""
+    return bool(cfg.DATALOADER.PIN_MEMORY and cfg.USE_CUDA and torch.cuda.is_available())
 
 
 class SeededLoader(DataLoader):

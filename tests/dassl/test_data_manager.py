@@ -150,6 +150,13 @@ def test_build_data_loader_faults(cfg, items, monkeypatch):
         build_data_loader(cfg, "RandomClassSampler", items, batch_size=4, n_ins=2)
 
 
+def test_memory_is_pinned_where_there_is_a_gpu_unless_switched_off(cfg, items, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for use_cuda, chosen, expected in ((True, True, True), (True, False, False), (False, True, False)):
+        cfg.USE_CUDA, cfg.DATALOADER.PIN_MEMORY = use_cuda, chosen
+        assert build_data_loader(cfg, data_source=items).pin_memory is expected
+
+
 def test_own_wrapper(cfg, items):
     class Paths(torch.utils.data.Dataset):
         def __init__(self, cfg, data_source, transform=None, is_train=False):

@@ -47,17 +47,22 @@ def start_both(folder, arguments, **options):
     return [process.exitcode for process in both], reports_in(reports)
 
 
+def launch(folder, *flags, **variables):
+    """A run of two processes by torchrun: what it printed, the reports."""
+    (folder / "reports").mkdir()
+    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *flags, str(SCRIPT)]
+    arguments = [str(folder / "reports"), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent), **variables}
+    done = subprocess.run([*code, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done, reports_in(folder / "reports")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of two processes: its folder, what the launcher printed, the reports."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "reports").mkdir()
-    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
-    arguments = [str(folder / "reports"), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent)}
-    done = subprocess.run([*code, *arguments], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done, reports_in(folder / "reports")
+    return folder, *launch(folder)
 
 
 @pytest.mark.slow
@@ -112,6 +117,18 @@ def test_two_processes_resume_exactly(whole, tmp_path):
         assert ours["weights"] == theirs["weights"]
         assert ours["seen"] == theirs["seen"][18:]
         assert ours["draw"] == theirs["draw"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_elastic_restart_resumes_exactly(whole, tmp_path):
+    """A process dies in the last epoch, the launcher starts both again: they go on from the last whole epoch."""
+    _, reports = launch(tmp_path, "--max-restarts=1", STOP_IN_EPOCH=str(EPOCHS - 1))
+    for ours, theirs in zip(reports, whole[2]):
+        assert ours["weights"] == theirs["weights"]
+        assert ours["seen"] == theirs["seen"][-9:]
+        assert ours["draw"] == theirs["draw"]
+    assert run_state(tmp_path / "run") == "done"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """One process of a training in two, which reports what it did; started by torchrun or by the tests directly.
 
-As a program: python two_processes.py REPORTS ARGUMENT...  (a folder, then the command line of train.py)
+As a program: python two_processes.py REPORTS ARGUMENT...  (a folder, then the command line of train.py). With
+STOP_IN_EPOCH in the environment the second process dies in that epoch, unless the launcher has started it again.
 """
 
 import json
@@ -68,4 +69,5 @@ def run(reports, arguments, stop_in_epoch=None):
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2:])
+    stop = os.environ.get("STOP_IN_EPOCH") if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else None
+    run(Path(sys.argv[1]), sys.argv[2:], stop and int(stop))
