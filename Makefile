@@ -25,13 +25,16 @@ test:             ## the whole suite
 
 check: lint types fast
 
-bench: setup      ## benchmarks, one JSON line each
-	$(PYTHON) -m benchmarks align_step --classes 10 50 100 400 1000 --budget 8 --reference-classes 15 35
-	$(PYTHON) -m benchmarks align_step --precision bf16 --reference-classes 15 35
-	$(PYTHON) -m benchmarks positions
-	$(PYTHON) -m benchmarks methods
-	$(PYTHON) -m benchmarks sinkhorn
-	$(PYTHON) -m benchmarks loader
+bench: setup      ## every benchmark, about two hours on two cores; lines and plots in output/benchmarks
+	mkdir -p output/benchmarks
+	$(PYTHON) -m benchmarks align_step --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --reference-rounds 2 | tee output/benchmarks/step.txt
+	$(PYTHON) -m benchmarks align_step --classes 10 50 400 1000 --budget 7 --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --rounds 2 | tee output/benchmarks/classes.txt
+	$(PYTHON) -m benchmarks align_step --modes 1 2 4 8 --precision fp32 bf16 --reference-rounds 0 --rounds 2 | tee output/benchmarks/modes.txt
+	$(PYTHON) -m benchmarks shots | tee output/benchmarks/shots.txt
+	$(PYTHON) -m benchmarks plot $(addprefix output/benchmarks/,modes.txt classes.txt step.txt shots.txt) --output output/benchmarks/cost.png
+	for name in positions methods sinkhorn loader checkpoint feature_cache quickstart; do \
+	  $(PYTHON) -m benchmarks $$name | tee output/benchmarks/$$name.txt || exit 1; \
+	done
 
 clean:            ## caches only; runs in output/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.profiler import profile
 
 import clip.model
 from clip import CLIP, Encoded, convert_weights
@@ -49,6 +50,9 @@ VIT_B16 = {
     "transformer_layers": 12,
 }
 NAMES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "class_names.json"
+
+PRODUCTS = [f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")]
+PRODUCTS += [f"aten::_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +183,13 @@ class Worker:
         self.model.zero_grad(set_to_none=True)
         return clock.seconds
 
+    def products(self) -> dict[str, float]:
+        """Share of matrix products and attention in the seconds of a step, by torch's profiler."""
+        with profile() as profiler:
+            self.step()
+        seconds = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+        return {"cpu": sum(seconds.get(key, 0) for key in PRODUCTS) / sum(seconds.values())}
+
     def evaluate(self) -> dict[str, float]:
         """Seconds of one test batch: ours with the text encoded before, the reference with it, as in the release."""
         with torch.no_grad(), self.precision.autocast():
@@ -291,6 +302,7 @@ def measure(
             for reference in references:
                 reference.measure("step", "peak", "evaluate")
     for process in ours:
+        process.measure("products")
         yield process.precision, figures_of(process, references, arguments)
         process.close()
 
@@ -305,6 +317,7 @@ def figures_of(ours: Process, references: list[Process], arguments: argparse.Nam
     figures = {"step_s": ours.median("step", "wall"), "step_cpu_s": step, "peak_gib": peak}
     for request in ("images", "texts", "transport"):
         figures[f"{request}_share"] = ours.median(request, "cpu") / step
+    figures["products_share"] = ours.found["products"][0]["cpu"]
     figures["transport_share_100_iterations"] = ours.median("transport", "cpu_100") / step
     figures["test_images_cpu_s"] = arguments.test_batch / ours.median("evaluate", "cpu")
     if references:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import loader, methods, positions, sinkhorn
+from benchmarks import checkpoint, loader, methods, plot, positions, quickstart, shots, sinkhorn
 from benchmarks.align_step import extend
 from benchmarks.report import show
 
@@ -97,3 +97,86 @@ def test_positions_of_a_class_list(capsys, tmp_path, monkeypatch):
     assert found["all"] == 770
     assert found["shared"] == found["grouped"] - 10 * 17 + 17
     assert (tmp_path / "counts.png").stat().st_size > 1000
+
+
+def arguments_of(module, *given):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return parser.parse_args([str(item) for item in given])
+
+
+def figures_of(capsys):
+    """Printed figures: {the settings that vary: {figure: value}}."""
+    found = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("{"):
+            record = json.loads(line)
+            found.setdefault(tuple(record["settings"].values()), {})[record["figure"]] = record["value"]
+    return found
+
+
+def test_checkpoints_of_a_small_model(capsys, monkeypatch):
+    small = {**positions.VIT_B16, "vision_width": 64, "transformer_width": 64, "transformer_heads": 1}
+    monkeypatch.setattr(checkpoint, "VIT_B16", small)
+    checkpoint.run(arguments_of(checkpoint, "--rounds", 1))
+    found = figures_of(capsys)
+    assert list(found) == [("CoOp",), ("ALIGN",), ("backbone",)]
+    for figures in found.values():
+        assert figures["save / plain"] == pytest.approx(figures["save_s"] / figures["plain_save_s"], rel=1e-2)
+        assert figures["load / plain"] == pytest.approx(figures["load_s"] / figures["plain_load_s"], rel=1e-2)
+    assert found["CoOp",]["mib"] < found["ALIGN",]["mib"] < found["backbone",]["mib"]
+
+
+@pytest.mark.slow
+def test_training_with_more_shots_takes_longer(capsys, tmp_path):
+    given = ("--methods", "CoOp", "--shots", 1, 4, "--threads", 1, "--root", tmp_path, "--dataset", "digits")
+    shots.run(arguments_of(shots, *given))
+    found = figures_of(capsys)
+    assert found["CoOp", 4, "digits"]["train_s"] > found["CoOp", 1, "digits"]["train_s"] > 0
+
+
+def lines(benchmark, settings, **figures):
+    return [
+        json.dumps({"benchmark": benchmark, "figure": k, "value": v, "settings": settings}) for k, v in figures.items()
+    ]
+
+
+def test_plot_of_printed_figures(tmp_path):
+    text = ["| a table row |"]
+    for classes, modes in ((10, 4), (100, 4), (100, 2)):
+        settings = {"classes": classes, "modes": modes, "precision": "fp32"}
+        text += lines("align_step", settings, step_cpu_s=classes + modes, reference_cpu_s=3 * classes, peak_gib=1.0)
+    for k in (1, 4):
+        text += lines("shots", {"method": "CoOp", "shots": k, "dataset": "digits"}, train_s=2.0 * k)
+    (tmp_path / "out.txt").write_text("\n".join(text))
+    found = plot.panels(plot.records([tmp_path / "out.txt"]))
+    assert [panel[1:3] for panel in found] == [
+        ("classes", "processor seconds"),
+        ("classes", "peak memory, GiB"),
+        ("modes M = N", "processor seconds"),
+        ("shots", "processor seconds"),
+    ]
+    assert found[0][3] == {"reference": {10: 30, 100: 300}, "fp32": {10: 14, 100: 104}}
+    assert found[1][3] == {"fp32": {10: 1.0, 100: 1.0}}
+    assert found[2][3]["fp32"] == {2: 102, 4: 104}
+    assert found[3][3] == {"CoOp": {1: 2.0, 4: 8.0}}
+    plot.run(arguments_of(plot, tmp_path / "out.txt", "--output", tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_plot_without_figures(tmp_path):
+    for content, message in (("| a |", "no JSON line"), (lines("positions", {}, all=1)[0], "no curve")):
+        (tmp_path / "out.txt").write_text(content)
+        with pytest.raises(SystemExit, match=message):
+            plot.run(arguments_of(plot, tmp_path / "out.txt", "--output", tmp_path / "plot.png"))
+    with pytest.raises(SystemExit, match="nothing"):
+        plot.run(arguments_of(plot, tmp_path / "nothing.txt", "--output", tmp_path / "plot.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (quickstart.ROOT / ".venv").is_dir(), reason="the script would install its environment first")
+def test_quickstart_from_an_empty_folder(capsys):
+    quickstart.run(arguments_of(quickstart, "--methods", "ZeroshotCLIP"))
+    (figures,) = figures_of(capsys).values()
+    assert figures["whole_s"] == pytest.approx(figures["ZeroshotCLIP_s"] + figures["other_s"], abs=0.02)
+    assert figures["other_s"] > 0
