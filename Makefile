@@ -1,5 +1,7 @@
 # Targets for people who work on the code. Users need only scripts/quickstart.sh and scripts/test.sh.
 PYTHON := .venv/bin/python
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: setup format lint types fast test check bench clean
 
@@ -25,7 +27,7 @@ test:             ## the whole suite
 
 check: lint types fast
 
-bench: setup      ## every benchmark, about two hours on two cores; lines and plots in output/benchmarks
+bench: setup      ## every benchmark, which takes hours; lines and a plot in output/benchmarks
 	mkdir -p output/benchmarks
 	$(PYTHON) -m benchmarks align_step --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --reference-rounds 2 | tee output/benchmarks/step.txt
 	$(PYTHON) -m benchmarks align_step --classes 10 50 400 1000 --budget 7 --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --rounds 2 | tee output/benchmarks/classes.txt
