@@ -9,6 +9,7 @@ clock, `cpu_s` processor seconds of all threads: the fairer measure when other w
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import resource
@@ -278,6 +279,14 @@ def serve(arguments: argparse.Namespace) -> None:
     worker = Worker(arguments)
     for line in sys.stdin:
         print(json.dumps(getattr(worker, line.strip())()), flush=True)
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Freed memory goes back to the system, where the C library can do that: other workers need it in the meantime."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def extend(points: list[tuple[int, float]], classes: int) -> float:
