@@ -2,18 +2,22 @@
 
 The checkpoints, of several shot counts and seeds, hold random contexts: an evaluation costs the same whatever they have
 learned. In one process a trainer is built once and every checkpoint is loaded and tested in turn; with the cache the
-first evaluation, which fills it, is counted too. In processes of their own every evaluation is a start of train.py.
+first evaluation, which fills it, is counted too. In processes of their own every evaluation is a run of train.py, once
+as sweep.py does it, forked from a process that has imported everything, once as a start of the program.
 Seconds are processor seconds of all threads and, in the figures named so, by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="default 1 2 4 8 16")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default 1 2 3")
-    parser.add_argument("--processes", type=int, default=2, help="starts of train.py measured (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="runs of each kind (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
     parser.add_argument("--root", default=str(ROOT / "data"), help="folder of the data sets (default %(default)s)")
 
@@ -80,11 +84,31 @@ def evaluate_all(trainer, folders: list[Path]) -> tuple[list[float], Times]:
     return accuracies, Times(time.process_time() - processor, time.perf_counter() - clock)
 
 
-def start_seconds(arguments: argparse.Namespace, checkpoint: Path, output: Path, cache: Path | None) -> float:
-    """Processor seconds of a process that evaluates a checkpoint."""
-    command = [sys.executable, str(ROOT / "train.py"), "--eval-only", "--model-dir", str(checkpoint)]
+def fork_seconds(argv: list[str], threads: int) -> float:
+    """Processor seconds of an evaluation in a process like those of a sweep."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sweeps.worker"])
+    ours, theirs = context.Pipe()
+    child = context.Process(target=evaluate_forked, args=(argv, threads, theirs))
+    child.start()
+    theirs.close()
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(f"a forked evaluation ended with status {child.exitcode}")
+    return ours.recv()
+
+
+def evaluate_forked(argv: list[str], threads: int, answer: Connection) -> None:
+    torch.set_num_threads(threads)
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        train.run(argv)
+    answer.send(time.process_time())
+
+
+def start_seconds(argv: list[str], _threads: int) -> float:
+    """Processor seconds of a start of train.py."""
     before = os.times()
-    child = subprocess.run([*command, *flags(arguments, output, cache)], capture_output=True, text=True)
+    child = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, text=True)
     after = os.times()
     if child.returncode:
         raise RuntimeError(f"train.py ended with status {child.returncode}:\n{child.stderr[-2000:]}")
@@ -103,13 +127,14 @@ def run(arguments: argparse.Namespace) -> None:
         again, read = evaluate_all(cached, checkpoints)
         if not expected == found == again:
             raise RuntimeError(f"accuracies differ: {expected}, with the cache {found} and {again}")
-        starts = {
-            way: [
-                start_seconds(arguments, checkpoints[k % len(checkpoints)], folder / f"{way}{k}", place)
-                for k in range(arguments.processes)
-            ]
-            for way, place in (("plain", None), ("cached", cache))
-        }
+        starts = {}
+        for kind, seconds_of in (("sweep", fork_seconds), ("start", start_seconds)):
+            for way, place in (("without", None), ("with", cache)):
+                starts[f"{kind}_{way}_s"] = []
+                for k in range(arguments.processes):
+                    checkpoint = ["--eval-only", "--model-dir", str(checkpoints[k % len(checkpoints)])]
+                    argv = [*checkpoint, *flags(arguments, folder / f"{kind}_{way}_{k}", place)]
+                    starts[f"{kind}_{way}_s"].append(seconds_of(argv, arguments.threads))
         size = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
         images = len(plain.dm.dataset.test)
     figures = {
@@ -123,9 +148,9 @@ def run(arguments: argparse.Namespace) -> None:
         "file_mib": size / 2**20,
     }
     if arguments.processes:
-        figures["process_without_s"] = sum(starts["plain"]) / arguments.processes
-        figures["process_with_s"] = sum(starts["cached"]) / arguments.processes
-        figures["process ratio"] = figures["process_without_s"] / figures["process_with_s"]
+        figures |= {name: sum(seconds) / arguments.processes for name, seconds in starts.items()}
+        for kind in ("sweep", "start"):
+            figures[f"{kind} ratio"] = figures[f"{kind}_without_s"] / figures[f"{kind}_with_s"]
     settings = {"dataset": arguments.dataset, "images": images, "checkpoints": len(checkpoints)}
     settings |= {"threads": arguments.threads}
     show("feature_cache", {key: float(f"{value:.4g}") for key, value in figures.items()}, settings)
