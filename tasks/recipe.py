@@ -24,6 +24,9 @@ _METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "firs
 _FIRST_KEYS = ("config", "option")
 _WHEN_KEYS = ("shots", "datasets", "parts", "options")
 _PUBLISHED_KEYS = ("file", "paper", "table")
+# Options that every run gets from other entries of its recipe.
+_OF_THE_RECIPE = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
+_MOST_SETS = 100  # the runs grow with the square of the number of sets
 
 
 class RecipeError(ValueError):
@@ -128,10 +131,12 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     file = _file(path)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise RecipeError(f'recipe "{path}" is no yaml: {fault}') from fault
     reader = _Reader(file)
+    reader.keys_once(tree, set())
     recipe = reader.read(content)
     if reader.faults or recipe is None:
         raise RecipeError(f'recipe "{path}": ' + "; ".join(reader.faults))
@@ -160,12 +165,23 @@ class _Reader:
         self.faults: list[str] = []
         self.imports: tuple[str, ...] = ()
 
+    def keys_once(self, node: yaml.Node | None, seen: set[int]) -> None:
+        """Note keys that a mapping has twice, of which plain yaml takes the last; `seen` are visited nodes."""
+        if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
+            return
+        seen.add(id(node))
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        keys = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        self.once(keys, f"line {node.start_mark.line + 1}: one mapping")
+        for child in [value for _, value in pairs] or node.value:
+            self.keys_once(child, seen)
+
     def read(self, content: Any) -> Recipe | None:
         if not isinstance(content, Mapping):
             self.faults.append("expected keys and values, such as task: few_shot")
             return None
         task = content.get("task")
-        if task not in SETTINGS:
+        if not isinstance(task, str) or task not in SETTINGS:
             self.faults.append(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
             return None
         setting = SETTINGS[task]
@@ -185,8 +201,12 @@ class _Reader:
         datasets = self.datasets(content.get("datasets", []), "datasets")
         source = self.datasets([content["source"]] if content.get("source") else [], "source")
         targets = self.names(content.get("targets", []), "targets")
-        if not domain:
+        styles = bool(domain) and task == "domain_generalization"
+        if not styles:
             self.datasets(targets, "targets")
+        trained = domain if styles else "" if domain or not source else label(source[0])
+        if trained and trained in map(label, targets):
+            self.faults.append(f"targets has {trained!r}, which is what is trained on")
         methods = self.methods(content)
         if task == "incremental" and any(method.first is not None for method in methods):
             self.faults.append("first is not possible in task incremental, whose steps start from one another")
@@ -248,15 +268,16 @@ class _Reader:
         return self.numbers(value, where, 0, "numbers from 0, such as [1, 2, 3]")
 
     def sets(self, value: Any) -> int:
-        if type(value) is int and value > 1:
+        if type(value) is int and 1 < value <= _MOST_SETS:
             return value
         if value:  # a missing entry has been reported
-            self.faults.append(f"sets is {value!r}, expected a number of sets of classes from 2")
+            self.faults.append(f"sets is {value!r}, expected a number of sets of classes from 2 to {_MOST_SETS}")
         return 0
 
     def datasets(self, value: Any, where: str) -> tuple[str, ...]:
         names = self.names(value, where)
         self.configs("configs/datasets", names, where)
+        self.once([label(name) for name in dict.fromkeys(names)], f"{where}, as files without their folders,")
         return names
 
     def configs(self, folder: str, names: Sequence[str], where: str) -> None:
@@ -281,18 +302,21 @@ class _Reader:
 
     def method(self, entry: Any, defaults: Mapping[str, Any]) -> Method | None:
         entry = {"name": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
             self.faults.append(f"methods has {entry!r}, expected a name or keys and values with a name")
             return None
         name = entry["name"]
         where = f"of method {name}"
         self.unknown(entry, _METHOD_KEYS, where)
         trainer = self.text(entry.get("trainer", name), f"trainer {where}")
-        config = self.text(entry.get("config", defaults["config"]), f"config {where}")
+        config = entry.get("config", defaults["config"])
+        config = "" if config is None else self.text(config, f"config {where}")
         if trainer not in TRAINER_REGISTRY.registered_names():
             known = ", ".join(sorted(TRAINER_REGISTRY.registered_names()))
             self.faults.append(f"there is no trainer {trainer!r} ({where}), known are {known}")
-        elif config:
+        elif not config:
+            self.faults.append(f"config is missing {where}")
+        else:
             self.configs(f"configs/trainers/{trainer}", [config], f"config {where}")
         shots = self.shots(entry["shots"], f"shots {where}") if "shots" in entry else defaults["shots"]
         if not shots and not self.faults:
@@ -300,6 +324,8 @@ class _Reader:
         own = config_file(f"configs/trainers/{trainer}", config)
         options = self.options(entry.get("options", {}), f"options {where}", own)
         variant = self.text(entry.get("variant", ""), f"variant {where}")
+        if Path(variant).name != variant:
+            self.faults.append(f"variant {where} is {variant!r}, expected a part of a folder's name")
         if options and not variant:
             self.faults.append(f"method {name} has options and no variant, which names the folder of its runs")
         return Method(
@@ -356,6 +382,7 @@ class _Reader:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             self.faults.append(f"{where} is {value!r}, expected KEY: VALUE")
             return ()
+        self.faults += [f"{where}: {key} is decided by the recipe itself" for key in value if key in _OF_THE_RECIPE]
         pairs = tuple((key, str(item)) for key, item in value.items())
         try:
             cfg = known_config([*imports_of(config), *self.imports])
@@ -374,7 +401,7 @@ class _Reader:
             self.unknown(entry, _PUBLISHED_KEYS, "of published")
             texts = {key: self.text(entry.get(key, ""), f"{key} of published") for key in _PUBLISHED_KEYS}
             file = ROOT / "reports" / "published" / texts["file"]
-            if not texts["file"] or not file.is_file():
-                self.faults.append(f"published: there is no file {texts['file']!r} in reports/published")
+            if file.suffix != ".csv" or not file.is_file():
+                self.faults.append(f"published: there is no table {texts['file']!r} in reports/published")
             found.append(Published(**texts))
         return tuple(found)

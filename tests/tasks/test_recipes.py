@@ -267,6 +267,9 @@ def test_options_may_be_keys_that_an_import_brings_along(load, tmp_path, by_conf
         load(imports=imports, methods=[method("WEAKNESS")])
 
 
+TRANSFER = {"task": "cross_dataset", "datasets": None, "source": "digits"}
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
@@ -288,7 +291,7 @@ def test_options_may_be_keys_that_an_import_brings_along(load, tmp_path, by_conf
         ({"shots": None}, "shots is missing for method CoOp"),
         ({"seeds": [1, 1]}, "seeds has 1 more than once"),
         ({"config": "no_such"}, "no config 'no_such' in configs/trainers/CoOp, which has emoji"),
-        ({"config": None}, "config of method CoOp is None"),
+        ({"config": None}, "config is missing of method CoOp"),
         ({"methods": ["NoSuch"]}, r"no trainer 'NoSuch' \(of method NoSuch\), known are ALIGN"),
         ({"methods": []}, "methods is missing or empty"),
         ({"methods": [{"trainer": "CoOp"}]}, "expected a name or keys and values with a name"),
@@ -299,7 +302,18 @@ def test_options_may_be_keys_that_an_import_brings_along(load, tmp_path, by_conf
         ({"methods": [{"name": "CoOp", "when": [{"shot": 1}]}]}, "unknown key 'shot' in when of method CoOp"),
         ({"methods": [{"name": "CoOp", "when": [{"parts": ["new"]}]}]}, "part 'new', expected all"),
         ({"methods": [{"name": "CoOp", "when": [{"datasets": ["x"]}]}]}, "no config 'x' in configs/datasets"),
-        ({"published": {"file": "no_such.csv"}}, "no file 'no_such.csv' in reports/published"),
+        ({"published": {"file": "no_such.csv"}}, "no table 'no_such.csv' in reports/published"),
+        ({"published": {"file": "README.md"}}, "no table 'README.md' in reports/published"),
+        ({"task": ["few_shot"]}, r"task is \['few_shot'\], expected one of few_shot"),
+        ({"config": ""}, "config is missing of method CoOp"),
+        ({"methods": [{"name": " ", "trainer": "CoOp"}]}, "with a name"),
+        ({"methods": [{"name": "CoOp", "variant": "../x"}]}, r"variant of method CoOp is '\.\./x', expected a part of"),
+        ({"methods": [{"name": "CoOp", "variant": "a", "options": {"SEED": 1}}]}, "SEED is decided by the recipe"),
+        ({"datasets": ["digits", "configs/datasets/digits.yaml"]}, "without their folders, has 'digits' more than"),
+        ({"task": "incremental", "shots": 1, "sets": 10**30}, "sets is 10+, expected .* from 2 to 100"),
+        ({**TRANSFER, "targets": ["dtd", "digits"]}, "targets has 'digits', which is what is trained on"),
+        ({**TRANSFER, "task": "domain_generalization", "domain": "a", "targets": ["a"]}, "targets has 'a', which is"),
+        ({**TRANSFER, "domain": "a", "targets": ["no_such"]}, "targets: there is no config 'no_such'"),
         ({"published": {"place": "x"}}, "unknown key 'place' of published"),
         ({"imports": ["no_such_module_at_all"]}, "cannot import 'no_such_module_at_all'"),
         ({"task": "cross_dataset", "datasets": None}, "source is missing.*targets is missing"),
@@ -322,6 +336,19 @@ def test_files_that_are_no_recipe(tmp_path):
         (tmp_path / "odd.yaml").write_text(text)
         with pytest.raises(RecipeError, match=r"odd\.yaml"):
             load_recipe(tmp_path / "odd.yaml")
+
+
+def test_a_key_that_stands_twice_is_a_fault(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(
+        "task: few_shot\nconfig: emoji\ndatasets: [digits]\nshots: 1\nseeds: [1]\nseeds: [2]\n"
+        "methods:\n  - CoOp\n  - {name: A, trainer: CoOp, variant: a, variant: b}\n"
+    )
+    with pytest.raises(RecipeError, match=r"line 1: .* has 'seeds' more than once; line 9: .* has 'variant' more than"):
+        load_recipe(path)
+    path.write_text("task: &a [*a]\n")
+    with pytest.raises(RecipeError, match="task is"):
+        load_recipe(path)
 
 
 def test_methods_never_share_a_folder(runs_of):
