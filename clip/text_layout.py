@@ -42,9 +42,9 @@ class Layout(NamedTuple):
 
     Attributes:
         parts: every different sentence is in one of them.
-        leaders: (K,) one sentence of every prompt, of which the first `prefix` positions are computed.
+        leaders: (K,) one sentence of every prompt that is shared, of which the first `prefix` positions are computed.
         prefix: 0 = nothing is shared.
-        leader: (rows,) index into `leaders` of every sentence.
+        leader: (rows,) index into `leaders` of every sentence; without meaning where its part has no prefix.
         twin: (rows,) first sentence that equals it; itself when it is the first.
     """
 
@@ -143,18 +143,21 @@ def text_layout(
         twin = _twins(ids, ends, leader, same)
     chosen = (twin == torch.arange(rows)).nonzero().flatten().tolist()
     length, least = _common(ids, ends, leaders, leader, slots, same, labels)
-    shortest = int(length.min())
-    prefixes = [length * 0, length]
-    if least <= shortest:
-        prefixes.append(length.clamp(max=shortest))  # fewer groups
+    shared = length > 0  # the vectors of other prompts may stand behind every prefix
+    prefixes = [length * 0]
+    if bool(shared.any()):
+        prefixes.append(length)
+        shortest = int(length[shared].min())
+        if least <= shortest:
+            prefixes.append(length.clamp(max=shortest))  # fewer groups
     options: list[tuple[int, list[Part], int]] = []
     for prefix in prefixes:
         own = prefix[leader].tolist()
         parts, cost = _parts(chosen, ends, own, group_cost)
         longest = int(prefix.max())
-        options.append((cost + (longest * len(leaders) + group_cost if longest else 0), parts, longest))
+        options.append((cost + (longest * int(shared.sum()) + group_cost if longest else 0), parts, longest))
     _, parts, longest = min(options, key=lambda option: option[0])
-    return Layout(parts, leaders, longest, leader, twin)
+    return Layout(parts, leaders[shared], longest, (shared.cumsum(0) - 1).clamp(min=0)[leader], twin)
 
 
 def _parts(rows: Sequence[int], ends: Sequence[int], prefix: Sequence[int], group_cost: int) -> tuple[list[Part], int]:
@@ -197,7 +200,7 @@ def _common(
     same: Tensor,
     labels: Tensor | None,
 ) -> tuple[Tensor, int]:
-    """(K,) first positions that all sentences of a prompt share, and how many hold the vectors of all prompts.
+    """(K,) first positions that all sentences of a prompt share, and how many hold the vectors of all that share some.
 
     The former is 0 where a prompt's vectors do not all stand in them.
     """
@@ -209,4 +212,5 @@ def _common(
     if slots is None or not slots.shape[-1]:
         return smallest, 0
     least = slots.max(-1).values.expand(len(ids))[leaders] + 1
-    return torch.where(least <= smallest, smallest, 0), int(least.max())
+    inside = least <= smallest
+    return torch.where(inside, smallest, 0), int(torch.where(inside, least, 0).max())

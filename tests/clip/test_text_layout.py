@@ -93,6 +93,27 @@ def test_a_context_that_is_not_before_the_names_is_not_shared(tiny, costs, front
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
+def test_a_prompt_that_is_shared_beside_one_that_is_not(tiny, costs):
+    """The vectors of the second prompt stand behind the names, and so behind the prefix of the first."""
+    costs(0)
+    texts = [text.format(name) for name in NAMES for text in ("X X {}.", "{} X X.")]
+    ids = clip.tokenize(texts, context_length=24, vocab_size=tiny.vocab_size)
+    owner, ends = torch.arange(2).repeat(len(NAMES)), ids.argmax(-1)
+    slots = torch.stack([torch.where(owner == 0, 1 + k, ends - 3 + k) for k in range(2)], dim=1)
+    layout = text_layout(ids, ends.tolist(), owner, slots, None, 0)
+    assert layout.prefix >= 3
+    assert layout.leaders.tolist() == [0]
+    layers = [drawn(2, 2, WIDTH).mul(k + 1).requires_grad_() for k in range(2)]
+    found = tiny.encode_text(ids, Prompts(tuple(layers), slots, owner))
+    found = result(*found, ids) + tuple(layer.grad for layer in layers)
+    plain = [layer.detach().clone().requires_grad_() for layer in layers]
+    rows = [list(layer[owner]) for layer in plain]
+    expected = reference.prompted_text(tiny.state_dict(), ids, LAYERS, HEADS, rows, slots.tolist())
+    expected = result(*expected, ids) + tuple(layer.grad for layer in plain)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()), rtol=1e-5)
+
+
 def test_positions_that_are_computed(tiny):
     """Counted by hand: 6 names, one of them twice, with ends at 4 + name (mode 1) and 6 + name (mode 0)."""
     ids, owner = modes(tiny)
