@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def build_parser(status: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--retries", metavar="N", type=_number(0), default=1, help="of a run that fails (default 1)")
     parser.add_argument(
         "--no-gate", action="store_true", help="do not compare zero-shot CLIP with known figures first; it is noted"
+    )
+    parser.add_argument(
+        "--feature-cache",
+        action="store_true",
+        help="evaluate methods that leave the image tower as it is from image features on disk (TEST.FEATURE_CACHE)",
     )
     here = parser.add_argument_group("on this machine")
     here.add_argument(
@@ -123,6 +129,8 @@ def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
     found: dict[str, Run] = {}
     for name in args.recipes:
         for run in expand(load_recipe(name), args.root and Path(args.root).absolute(), output):
+            if getattr(args, "feature_cache", False):  # status has no such flag
+                run = replace(run, argv=(*run.argv, "TEST.FEATURE_CACHE", "True"))
             earlier = found.setdefault(run.key, run)
             if earlier.argv != run.argv:
                 raise ValueError(f"the recipes want different runs in the folder {run.key}; use another --output")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import sweep
+import train
 from dassl.engine.resume import resume_file
 from dassl.engine.run import run_state
 from tasks import expand, load_recipe
@@ -143,6 +144,17 @@ def test_dry_run_and_board_start_nothing(recipe, places, capsys, tmp_path):
     assert shown.splitlines()[3].split() == ["all", "0", "0", "0", "0", "8"]
     assert "8 of 8 runs are left" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_the_feature_cache_does_not_make_another_run(recipe, places, capsys, tmp_path):
+    path, some = str(recipe(methods=["Tiny"])), ["--only", "seed=1", "--dry-run", "--feature-cache"]
+    runs = runs_of(path, tmp_path)
+    assert sweep.main([path, *places, *some]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(" TEST.FEATURE_CACHE True")
+    train.run(list(runs[0].argv))  # without the cache
+    assert sweep.main([path, *places, *some]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"# done: {runs[0].key}"
 
 
 def test_two_recipes_share_what_is_the_same(recipe, places, tmp_path, capsys):
