@@ -153,6 +153,7 @@ def test_the_feature_cache_does_not_make_another_run(recipe, places, capsys, tmp
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith(" TEST.FEATURE_CACHE True")
     train.run(list(runs[0].argv))  # without the cache
+    capsys.readouterr()
     assert sweep.main([path, *places, *some]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"# done: {runs[0].key}"
 
