@@ -151,7 +151,7 @@ def _curves(report: Report, look: Look) -> list[Plot]:
             axes.set_ylabel("accuracy, %")
             axes.grid(True)
 
-        return Panel(title_of(column), draw)
+        return Panel(title_of(column), draw, *((6.4, 4.4) if len(columns) == 1 else ()))
 
     columns = [c for c in _panels(first) if any(_measured(block, c) for block in by_shots.values())]
     names = list(dict.fromkeys(name for block in by_shots.values() for c in columns for name in _measured(block, c)))
