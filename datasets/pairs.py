@@ -75,21 +75,28 @@ def pair_loader(cfg: Any, pairs: Sequence[Pair]) -> Any:
 def folder_pairs(folder: Path) -> list[Pair]:
     """Pairs of a folder: every image below it with the captions in the .txt file of the same name, one a line.
 
-    Images without captions are left out, with a warning.
+    Images without captions are left out, with a warning. No folder is entered twice.
 
     Raises:
         ValueError: there is no image with captions.
+        OSError: a folder below it cannot be read.
     """
     pairs, bare = [], []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    seen = set()
+    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        texts = {name[:-4] for name in files if name.lower().endswith(".txt")}
+        texts = {name[:-4]: name for name in sorted(files) if name.lower().endswith(".txt")}  # .TXT if there is no .txt
         for name in sorted(files):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
                 continue
             path = os.path.join(place, name)
-            captions = _lines(os.path.join(place, f"{stem}.txt")) if stem in texts else ()
+            captions = _lines(os.path.join(place, texts[stem])) if stem in texts else ()
             if captions:
                 pairs.append(Pair(path, captions))
             else:
@@ -100,6 +107,10 @@ def folder_pairs(folder: Path) -> list[Pair]:
         total = len(bare) + len(pairs)
         logger.warning("%d of %d images have no caption and are left out, such as %s", len(bare), total, bare[0])
     return pairs
+
+
+def _raise(fault: OSError) -> None:
+    raise fault
 
 
 def _lines(path: str) -> tuple[str, ...]:
@@ -218,6 +229,7 @@ class ImageText(DatasetBase):
         other.DATASET.NAME = name
         judge = build_dataset(other)
         self.template, self.items_root, self.split_origin = judge.template, judge.items_root, judge.split_origin
+        self.long_names = judge.long_names
         super().__init__(train_x=judge.train_x, val=judge.val, test=judge.test)
 
     def train_loader(self, cfg: Any, generator: torch.Generator) -> Any:

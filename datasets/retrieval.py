@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from dassl.utils import read_json
 from .embedded import STYLES, UNSEEN_STYLES, benchmark, concept_ids, concepts, style_concepts
 from .embedded.pictures import picture_path, root_folder, write_style
 from .pairs import Pair, pair_loader
+
+logger = logging.getLogger(__name__)
 
 CAPTIONS = 5  # of an image that are searched, the first ones, as in published figures; some images of COCO have more
 
@@ -27,7 +30,7 @@ class RetrievalDataset(DatasetBase):
     Args:
         cfg: the config.
         test: pictures that are searched.
-        train: pairs for training.
+        train: pairs for training; those without caption are left out, with a warning.
 
     Raises:
         ValueError: no pictures, a picture without caption, an option of few-shot learning, or another evaluator.
@@ -46,14 +49,22 @@ class RetrievalDataset(DatasetBase):
         pairs: list[Datum] = []
         items: list[Datum] = []
         for pair in test:
-            captions = [caption for caption in pair.captions if caption.strip()][:CAPTIONS]
+            captions = _told(pair)[:CAPTIONS]
             if not captions:
                 raise ValueError(f'"{pair.path}" has no caption')
             items.append(Datum(pair.path, len(pairs), classname=captions[0]))
             pairs += [Datum(pair.path, len(pairs) + k, classname=text) for k, text in enumerate(captions)]
-        if train:
-            self.train_loader = lambda cfg, generator: pair_loader(cfg, train)
+        told = [Pair(pair.path, captions) for pair in train if (captions := _told(pair))]
+        if len(told) < len(train):
+            logger.warning("%d of %d training pictures have no caption, left out", len(train) - len(told), len(train))
+        if told:
+            self.train_loader = lambda cfg, generator: pair_loader(cfg, told)
         super().__init__(train_x=pairs, test=items)
+
+
+def _told(pair: Pair) -> tuple[str, ...]:
+    """The captions of a pair that say something."""
+    return tuple(caption for caption in pair.captions if caption.strip())
 
 
 def karpathy_splits(path: Path, folders: Sequence[Path]) -> dict[str, list[Pair]]:

@@ -57,14 +57,17 @@ def find_shards(source: str) -> list[str]:
 
     Raises:
         FileNotFoundError: nothing is there, or some of the numbered shards are missing.
+        ValueError: numbers in braces that fall.
     """
     numbers = re.search(r"\{(\d+)\.\.(\d+)\}", source)
     if numbers:
         first, last = numbers.groups()
+        if int(first) > int(last):
+            raise ValueError(f'the shards "{source}" count from {first} down to {last}, expected {{{last}..{first}}}')
         names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         found = [source[: numbers.start()] + name + source[numbers.end() :] for name in names]
         missing = [path for path in found if not os.path.isfile(path)]
-        if missing or not found:
+        if missing:
             raise FileNotFoundError(f'{len(missing)} of {len(found)} shards of "{source}" are missing: {missing[:3]}')
         return found
     place = Path(source)
@@ -98,12 +101,12 @@ def read_shard(path: str) -> Iterator[Member | Damaged]:
                         yield Damaged(f"{member.name!r} in {path}", "it is a link or device")
                     continue
                 stem, suffix = _split_name(member.name)
-                if stem != key:
+                kind = "text" if suffix == ".txt" else "image" if suffix in IMAGE_SUFFIXES else ""
+                if not kind:  # such as .json, and what a Mac puts before every member
+                    continue
+                if stem != key or kind in parts:
                     yield from _complete(key, parts, path)
                     key, parts = stem, {}
-                kind = "text" if suffix == ".txt" else "image" if suffix in IMAGE_SUFFIXES else ""
-                if not kind:
-                    continue
                 if member.size > MEMBER_LIMIT:
                     yield Damaged(f"{member.name!r} in {path}", f"it has {member.size} bytes")
                     continue
@@ -152,7 +155,7 @@ def count_pairs(shards: Sequence[str]) -> int:
 def decode(member: Member, transform: Callable[[Any], Any]) -> dict[str, Any] | Damaged:
     """Image and caption of a member as an item of a batch."""
     try:
-        text = member.text.decode("utf-8").strip()
+        text = member.text.decode("utf-8-sig").strip()
         with Image.open(io.BytesIO(member.image)) as image:
             picture = image.convert("RGB")
     # Pillow's decoders raise many kinds of errors for damaged files, decompression bombs among them.

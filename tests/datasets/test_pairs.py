@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import train
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 from datasets.pairs import folder_pairs, table_pairs
-from datasets.shards import Damaged, ShardLoader, count_pairs, find_shards, read_shard
+from datasets.shards import Damaged, ShardLoader, count_pairs, decode, find_shards, read_shard
 
 
 def picture(shade: int) -> bytes:
@@ -82,6 +83,31 @@ def test_a_folder_of_images_with_text_files(tmp_path, caplog):
         folder_pairs(tmp_path / "bare")
 
 
+def test_text_files_in_capitals_and_links_that_lead_back(tmp_path):
+    write_images(tmp_path / "a", 2)
+    (tmp_path / "a" / "000.TXT").write_text("one")
+    (tmp_path / "a" / "001.TXT").write_text("old")
+    (tmp_path / "a" / "001.txt").write_text("two")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert [pair.captions for pair in folder_pairs(tmp_path)] == [("one",), ("two",)]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    write_images(tmp_path / "a", 1)
+    (tmp_path / "a" / "000.txt").write_text("one")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="closed"):
+        folder_pairs(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options"),
     [
@@ -147,6 +173,8 @@ def test_what_names_shards(tmp_path, shards):
         find_shards(f"{tmp_path}/{{2..5}}.tar")
     with pytest.raises(FileNotFoundError, match="there is no"):
         find_shards(f"{tmp_path}/none.tar")
+    with pytest.raises(ValueError, match=r"count from 3 down to 1, expected \{1\.\.3\}"):
+        find_shards(f"{tmp_path}/{{3..1}}.tar")
     assert count_pairs(shards) == 20
 
 
@@ -266,6 +294,19 @@ def test_a_torn_shard_gives_what_it_has(tmp_path, shards):
     assert "cannot be read" in fault.why
 
 
+def test_pairs_of_archives_made_on_a_mac_and_names_that_stand_twice(tmp_path):
+    twice = [("1.png", picture(1)), ("1.txt", "\ufeffone".encode()), ("1.png", picture(2)), ("1.txt", b"two")]
+    members = [("2.png", picture(3)), ("2.txt", b"three"), ("2.jpg", picture(4))]
+    path = write_shard(tmp_path / "a.tar", [entry for m in twice + members for entry in ((f"._{m[0]}", b"mac"), m)])
+    *pairs, lone = read_shard(path)
+    assert [decode(pair, lambda image: image.getpixel((0, 0))[0]) for pair in pairs] == [
+        {"img": 1, "text": "one"},
+        {"img": 2, "text": "two"},
+        {"img": 3, "text": "three"},
+    ]
+    assert lone.why == "it has no caption"
+
+
 def test_shards_without_pairs(tmp_path, cfg):
     write_shard(tmp_path / "a.tar", [("a.json", b"{}")])
     cfg.DATASET.PAIRS.EPOCH_PAIRS = 8
@@ -286,6 +327,17 @@ def test_a_test_needs_a_data_set_to_evaluate_on(cfg, shards):
     cfg.DATASET.PAIRS.EVALUATE = "image_text"
     with pytest.raises(ValueError, match="image_text itself"):
         build_dataset(cfg)
+
+
+def test_captions_of_the_data_set_that_measures_may_be_cut(cfg, shards, tmp_path):
+    """A caption may be longer than what a text tower reads, here as in the data set by itself."""
+    (tmp_path / "flickr30k").mkdir()
+    (tmp_path / "flickr30k" / "1.png").write_bytes(picture(1))
+    entry = {"filename": "1.png", "split": "test", "sentences": [{"raw": "a dog " * 100}]}
+    (tmp_path / "flickr30k" / "dataset_flickr30k.json").write_text(json.dumps({"images": [entry]}))
+    cfg.DATASET.PAIRS.SOURCE, cfg.DATASET.PAIRS.EVALUATE = "*.tar", "Flickr30k"
+    cfg.TEST.NO_TEST, cfg.TEST.EVALUATOR = False, "Retrieval"
+    assert build_dataset(cfg).long_names
 
 
 @pytest.mark.slow

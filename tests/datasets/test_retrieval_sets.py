@@ -57,6 +57,19 @@ def test_flickr30k(tmp_path, cfg):
     assert build_dataset(cfg).classnames == ["a house"]
 
 
+def test_training_pictures_without_caption_are_left_out(tmp_path, cfg, caplog):
+    folder = flickr(tmp_path)
+    captions = {"1.jpg": ["a", " "], "3.jpg": [], "4.jpg": [""]}
+    entries = [karpathy(name, "train", texts) for name, texts in captions.items()]
+    entries.append(karpathy("2.jpg", "test", ["b"]))
+    (folder / "dataset_flickr30k.json").write_text(json.dumps({"images": entries}))
+    cfg.DATASET.NAME = "Flickr30k"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS = 1, 0
+    dataset = build_dataset(cfg)
+    assert [batch["text"] for _ in range(5) for batch in dataset.train_loader(cfg, None)] == [["a"]] * 5
+    assert "2 of 3 training pictures have no caption" in caplog.text
+
+
 def test_coco_with_karpathys_split(tmp_path, cfg):
     folder = tmp_path / "mscoco"
     entries = [
