@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from dassl.engine.run import error_line
 from reports.compare import compare
@@ -116,7 +117,7 @@ def write(report: Report, figures: Sequence[Plot], folder: Path, formats: Sequen
             save(plot, path)
     shown = pictures.get("png") or pictures.get("svg") or []
     makers = {
-        "md": lambda: to_markdown(report, [(plot.title, path.name) for plot, path in zip(figures, shown)]),
+        "md": lambda: to_markdown(report, [(plot.title, quote(path.name)) for plot, path in zip(figures, shown)]),
         "csv": lambda: to_csv(report),
         "tex": lambda: to_latex(report),
         "html": lambda: to_html(report, figures, folder, links),

@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks import Recipe, Run, step_part, step_parts
 
-from .published import AVERAGE, Book, Number
+from .published import AVERAGE, PROVENANCES, Book, Number
 from .readings import Reading
 from .stats import Summary, harmonic, summarize
 from .steps import STEP_METRICS, step_values
@@ -311,10 +311,7 @@ class _Builder:
         if not numbers or any(number is None for number in numbers):
             return None
         found = [number for number in numbers if number is not None]
-        worst = max(found, key=lambda number: _TRUST.index(number.provenance))
+        worst = max(found, key=lambda number: list(PROVENANCES).index(number.provenance))
         value = float(np.mean([number.value for number in found]))
         source = f"mean of the {len(found)} values of H; {worst.source}"
         return worst._replace(dataset=H_MEAN, value=value, source=source)
-
-
-_TRUST = ("published", "rerun", "digitised", "unverified")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -184,8 +185,8 @@ def _costs(readings: Sequence[Reading]) -> list[Cost]:
 
 
 def link(target: Path, folder: Path) -> str:
-    """A path relative to the folder of the report, with "/"; absolute where there is no relative one."""
+    """URL of a path, relative to the folder of the report; absolute where there is no relative one."""
     try:
-        return Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()
+        return quote(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
     except ValueError:  # another drive
         return target.resolve().as_uri()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .cells import H_MEAN, Block, Cell
 from .document import Report
-from .published import AVERAGE
-from .tables import csv_table, escape_latex, escape_markdown, latex_table, markdown_table
+from .published import AVERAGE, PROVENANCES
+from .tables import code_markdown, csv_table, escape_latex, escape_markdown, latex_table, markdown_table
 from .words import (
     CELL_HEADER,
     COMPARISON_HEADER,
@@ -29,9 +30,9 @@ def to_markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str
     """The report as Markdown.
 
     Args:
-        pictures: title and relative path of figures.
+        pictures: title and relative URL of figures.
     """
-    parts = [f"# {escape_markdown(report.recipe.title)}\n", f"{summary(report)} {legend(report)}\n"]
+    parts = [f"# {escape_markdown(report.recipe.title)}\n", f"{escape_markdown(summary(report))} {legend(report)}\n"]
     if report.missing:
         parts.append(f"**{report.asked - report.done} runs are missing**, see the end.\n")
     for block in report.blocks:
@@ -59,7 +60,7 @@ def to_markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str
     if report.missing:
         parts.append("## Missing\n")
         for entry in report.missing:
-            parts.append(f"- {escape_markdown(entry.text())}: `{entry.command}`")
+            parts.append(f"- {escape_markdown(entry.text())}: {code_markdown(entry.command)}")
         parts.append("")
     return "\n".join(parts)
 
@@ -118,16 +119,11 @@ def to_latex(report: Report) -> str:
                 rows.append([r"\quad\textit{published}", *(_latex_published(cell) for cell in cells)])
         header = ["method", *(escape_latex(block.column_title(column)) for column in block.columns)]
         notes = sorted({c.published.provenance for c in block.cells.values() if c.published} - {"published"})
-        words = {
-            "rerun": "run again by other authors",
-            "digitised": "measured in a figure",
-            "unverified": "recalled, read in no source",
-        }
-        marks = "".join(f" \\textsuperscript{{{note}}}: {words[note]}." for note in notes)
+        marks = "".join(f" \\textsuperscript{{{note}}}: {PROVENANCES[note]}." for note in notes)
         caption = (
             f"{escape_latex(report.recipe.title)}. {escape_latex(block.title)}. Best bold, second underlined.{marks}"
         )
-        label = f"tab:{report.recipe.name}:{block.name}".replace("_", "-")
+        label = "tab:" + ":".join(re.sub(r"[^A-Za-z0-9]+", "-", name) for name in (report.recipe.name, block.name))
         parts.append(latex_table(header, rows, caption, label))
     return "\n".join(parts)
 

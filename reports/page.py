@@ -58,7 +58,7 @@ td small { display: block; line-height: 1.35; font-size: .78em; }
 td small.spread { display: inline; }
 .best { background: var(--best); }
 .best b, .second u { text-underline-offset: 3px; }
-.rerun, .digitised, .unverified { font-style: italic; }
+.measured, .rerun, .digitised, .unverified { font-style: italic; }
 .plots { display: grid; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem), 1fr)); gap: .75rem; }
 .plots.single { display: block; overflow-x: auto; }

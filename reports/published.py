@@ -11,7 +11,14 @@ from .stats import harmonic
 
 FOLDER = Path(__file__).resolve().parent / "published"
 COLUMNS = ("task", "backbone", "shots", "method", "dataset", "metric", "value", "provenance", "source")
-PROVENANCES = ("published", "measured", "rerun", "digitised", "unverified")
+# What a provenance means, from the surest to the least sure.
+PROVENANCES = {
+    "published": "printed by its authors",
+    "measured": "measured by this project",
+    "rerun": "run again by other authors",
+    "digitised": "measured in a figure",
+    "unverified": "recalled, read in no source, a hint and no target",
+}
 METRICS = ("accuracy", "base", "new", "h", "recall1")
 AVERAGE = "average"
 # Rounding moves H, and papers that print the mean over seeds or data sets of H, not H of the means: by up to this much.

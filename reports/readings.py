@@ -17,6 +17,8 @@ from .logs import LogRun
 OF_THE_SEED = ("seed", "split")
 # Fields that all methods of a table must share on one data set, whatever they learn.
 OF_THE_DATA = ("test_split", "classnames", "backbone", "transforms.test")
+# Entries of result.json that are numbers, or null.
+COSTS = ("trainable_parameters", "train_seconds", "eval_seconds", "elapsed_seconds", "images_per_second")
 
 
 class ProtocolMismatch(ValueError):
@@ -71,11 +73,23 @@ def _read(run: Run) -> tuple[dict[str, Any] | None, str]:
     if state != "done":
         return None, state
     try:
-        result = read_result(run.output_dir)
+        return finished_result(run), ""
     except (OSError, ValueError) as error:
         return None, f"damaged: {error}"
+
+
+def finished_result(run: Run) -> dict[str, Any]:
+    """result.json of a run that is done.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is no JSON, lacks a figure, or is of another run.
+    """
+    result = read_result(run.output_dir)
     fault = _fault(result, run)
-    return (None, f"damaged: result.json {fault}") if fault else (result, "")
+    if fault:
+        raise ValueError(f"result.json {fault}")
+    return result
 
 
 def _fault(result: Any, run: Run) -> str:
@@ -84,16 +98,26 @@ def _fault(result: Any, run: Run) -> str:
         return "is no object"
     name = main_figure(result)
     figure = result.get(name)
-    if isinstance(figure, bool) or not isinstance(figure, (int, float)) or not math.isfinite(figure):
+    if not _is_number(figure):
         return f"has no {name} (it says {figure!r})"
     if not 0 <= figure <= 100:
         return f"has {name} {figure}, expected a percentage"
     if not isinstance(result.get("fingerprint"), dict):
         return "has no fingerprint"
-    for name, expected in (("method", run.trainer), ("seed", run.seed)):
-        if result.get(name) != expected:
-            return f"is of another run: {name} is {result.get(name)!r}, expected {expected!r}"
+    expected = {"method": run.trainer, "seed": run.seed}
+    if run.part != "target":  # another data set may have no number of shots
+        expected["shots"] = run.shots
+    for name, value in expected.items():
+        if result.get(name) != value:
+            return f"is of another run: {name} is {result.get(name)!r}, expected {value!r}"
+    for name in COSTS:
+        if result.get(name) is not None and not _is_number(result[name]):
+            return f"has {name} {result[name]!r}, expected a number"
     return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def protocol(result: dict[str, Any]) -> dict[str, Any]:

@@ -65,14 +65,15 @@ class Paired(NamedTuple):
 
 
 TESTS = ("wilcoxon", "t")
+EXACT_PAIRS = 50  # up to so many pairs p of the signed-rank test is exact
 
 
 def paired(first: Sequence[float], second: Sequence[float], test: str = "wilcoxon") -> Paired:
     """Two-sided paired test whether two methods differ, over the same data sets and seeds.
 
     Args:
-        test: "wilcoxon" is the signed-rank test (pairs without difference are left out; exact p for up to 50 pairs
-            without ties among the differences, the normal approximation otherwise); "t" is Student's t for pairs.
+        test: "wilcoxon" is the signed-rank test (pairs without difference are left out; exact p for up to 50 pairs, the
+            normal approximation for more); "t" is Student's t for pairs.
 
     Raises:
         ValueError: the lists differ in length or are empty, or the test is not known.
@@ -86,16 +87,28 @@ def paired(first: Sequence[float], second: Sequence[float], test: str = "wilcoxo
     summary = summarize(difference.tolist())
     statistic = p = None
     changed = difference[difference != 0]
-    if summary.n > 1 and len(changed) and (test == "wilcoxon" or summary.std):
-        if test == "wilcoxon":
-            found = stats.wilcoxon(changed, method=_method(changed))
-        else:
-            found = stats.ttest_1samp(difference, 0.0)
+    if summary.n > 1 and test == "wilcoxon" and len(changed):
+        statistic, p = _signed_rank(changed)
+    elif summary.n > 1 and test == "t" and np.ptp(difference) > 0:
+        found = stats.ttest_1samp(difference, 0.0)
         statistic, p = float(found.statistic), float(found.pvalue)
     wins, ties = int((difference > 0).sum()), int((difference == 0).sum())
     return Paired(test, summary.n, summary.mean, summary.low, summary.high, wins, ties, statistic, p)
 
 
-def _method(changed: np.ndarray) -> str:
-    """How scipy works out p: exactly where that is right, which ties among the absolute differences forbid."""
-    return "exact" if len(changed) <= 50 and len(np.unique(np.abs(changed))) == len(changed) else "approx"
+def _signed_rank(changed: np.ndarray) -> tuple[float, float]:
+    """Smaller sum of ranks and two-sided p of the signed-rank test; `changed` are differences other than 0.
+
+    For few pairs p is exact with ties too (equal differences share a mean rank), where the normal approximation gives
+    less than the data can show: all sums of ranks over all choices of signs are counted.
+    """
+    if len(changed) > EXACT_PAIRS:
+        found = stats.wilcoxon(changed, method="approx")
+        return float(found.statistic), float(found.pvalue)
+    ranks = np.rint(2 * stats.rankdata(np.abs(changed))).astype(int)  # twice, because mean ranks may be halves
+    ways = np.zeros(ranks.sum() + 1)
+    ways[0] = 1.0
+    for rank in ranks:
+        ways[rank:] = ways[rank:] + ways[: len(ways) - rank]
+    smaller = min(ranks[changed > 0].sum(), ranks[changed < 0].sum())
+    return smaller / 2, float(min(1.0, 2 * ways[: smaller + 1].sum() / ways.sum()))

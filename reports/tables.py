@@ -17,14 +17,22 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "−": "$-$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
 def escape_markdown(text: str) -> str:
     """Text that stands in a cell as it is; an underscore inside of a word needs no escape."""
-    text = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*|<>\[\]~$]|&(?=#?\w+;))", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+def code_markdown(text: str) -> str:
+    """Text as code in a line of Markdown."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def escape_latex(text: str) -> str:
@@ -73,7 +81,8 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",
-        *(" & ".join(row) + r" \\" if row else r"\midrule" for row in rows),
+        # After \\ a row that begins with [ or * would be taken for an argument of it.
+        *("{}" * row[0].startswith(("[", "*")) + " & ".join(row) + r" \\" if row else r"\midrule" for row in rows),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from .cells import H_MEAN, Block, Cell, title_of
 from .compare import Comparison
 from .document import Report
-from .published import AVERAGE
+from .published import AVERAGE, PROVENANCES
 from .stats import Paired
 
 LEGEND = "Accuracies in percent: mean ± sample standard deviation over seeds."
 LEGEND_PUBLISHED = (
-    "Difference: ours minus published, in points. "
-    "A published number without a word behind it was printed by its authors; (rerun): other authors ran the method "
-    "again; (digitised): measured in a figure; (unverified): recalled, read in no source, a hint and no target."
+    "Difference: ours minus published, in points. A published number without a word behind it was printed by its "
+    "authors; "
+    + "; ".join(f"({name}): {meaning}" for name, meaning in PROVENANCES.items() if name != "published")
+    + "."
 )
 LEGEND_H = (
     "H is the harmonic mean of base and new accuracy. Of a data set it is that of the two means over seeds; "

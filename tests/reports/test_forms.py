@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,10 +18,11 @@ from matplotlib.figure import Figure
 from test_logs import write_log
 
 import report as command
+from reports.cells import H_MEAN
 from reports.forms import to_csv, to_latex, to_markdown
 from reports.page import to_html
 from reports.plots import panel_svg, plots, save
-from reports.published import AVERAGE, Number
+from reports.published import AVERAGE, PROVENANCES, Number
 from tasks import expand, load_recipe
 
 SETS = ("dtd", "food101")
@@ -86,7 +88,10 @@ def test_csv_has_every_cell_unrounded(report):
 
 def test_latex(report):
     text = to_latex(report)
-    assert r"A\_1 \& <b>|*50\%* & \textbf{72.00}{\scriptsize$\pm$1.00} & \textbf{62.00}" in text
+    assert (
+        r"A\_1 \& \textless{}b\textgreater{}\textbar{}*50\%* & \textbf{72.00}{\scriptsize$\pm$1.00} & \textbf{62.00}"
+        in text
+    )
     assert r"CoOp & \underline{62.00}{\scriptsize$\pm$1.00}" in text
     assert r"55.00\textsuperscript{unverified}" in text
     assert r"\textsuperscript{unverified}: recalled, read in no source" in text
@@ -94,6 +99,32 @@ def test_latex(report):
     for table in re.findall(r"\\begin{tabular}{(.*?)}(.*?)\\end{tabular}", text, re.S):
         for line in table[1].split(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) in (0, len(table[0]) - 1), line
+
+
+def test_every_provenance_has_its_words(invented):
+    """Also where H is worked out from numbers of several."""
+    methods = (make_method("[*] 50%", shots=(16,), trainer="CoOp", published="CoOp"),)
+    recipe = replace(make_recipe("base2new", methods, datasets=tuple(PROVENANCES)), name="odd %#_name")
+    numbers = [
+        Number("base2new", "ViT-B/16", 16, "CoOp", word, metric, 50.0, word, "a table")
+        for word in PROVENANCES
+        for metric in ("base", "new", "h")
+    ]
+    report = invented(recipe, lambda run: 50.0, numbers).report()
+    assert report.blocks[2].cells["[*] 50%", H_MEAN].published.provenance == "unverified"
+    text = to_latex(report)
+    assert all(f"\\textsuperscript{{{word}}}: {meaning}." in text for word, meaning in list(PROVENANCES.items())[1:])
+    assert "\\label{tab:odd-name:h-16}" in text
+    assert "\n{}[*] 50\\% & " in text  # else \\\\ before it takes [*] for a length
+    assert "(measured): measured by this project" in to_markdown(report)
+    assert 'class="measured"' in to_html(report, [], Path())
+
+
+def test_links_are_urls(invented):
+    recipe = make_recipe(methods=(make_method("CoOp", seeds=(1,), variant="50% #1?"),), datasets=("dtd",))
+    case = invented(recipe, lambda run: 50.0)
+    page = Page(to_html(case.report(), [], case.folder))
+    assert "few_shot/dtd/shots_1/CoOp/emoji_50%25%20%231%3F/seed1/log.txt" in page.links
 
 
 class Page(HTMLParser):

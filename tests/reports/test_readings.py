@@ -81,6 +81,9 @@ def test_protocol_is_flat():
     }  # fmt: skip
 
 
+GOOD = '{"accuracy": 50, "fingerprint": {}, "method": "CoOp", "seed": 1, "shots": %s, "train_seconds": %s}'
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -94,6 +97,9 @@ def test_protocol_is_flat():
         ('{"accuracy": 50}', "has no fingerprint"),
         ('{"accuracy": 50, "fingerprint": {}, "method": "VPT"}', "method is 'VPT', expected 'CoOp'"),
         ('{"accuracy": 50, "fingerprint": {}, "method": "CoOp", "seed": 2}', "seed is 2, expected 1"),
+        (GOOD % ("4", "null"), "shots is 4, expected 1"),
+        (GOOD % ("1", '"long"'), "has train_seconds 'long', expected a number"),
+        (GOOD % ("1", "NaN"), "has train_seconds nan"),
     ],
 )
 def test_a_damaged_result_is_missing_and_says_why(done, text, fault):
@@ -136,6 +142,7 @@ def test_the_command_of_a_missing_cell_chooses_its_runs(invented):
 
 def test_escapes():
     assert escape_markdown("a|b *c* _d_ e_f <g>\n`h` [i]") == r"a\|b \*c\* \_d\_ e_f \<g\> \`h\` \[i\]"
+    assert escape_markdown("$x$ ~~y~~ &lt; R&D") == r"\$x\$ \~\~y\~\~ \&lt; R&D"
     assert escape_latex(r"50% of a_b & #1 {x} \y ~z^2 $") == (
         r"50\% of a\_b \& \#1 \{x\} \textbackslash{}y \textasciitilde{}z\textasciicircum{}2 \$"
     )

@@ -60,18 +60,21 @@ def test_wilcoxon_is_exact_and_counts_every_sign_pattern():
     assert found.mean == pytest.approx(np.mean(differences))
 
 
-def test_wilcoxon_with_ties_is_the_normal_approximation():
-    first = [0.0] * 8
-    second = [1.0, 1.0, 2.0, -1.0, 3.0, 2.0, 0.0, 4.0]
-    found = paired(first, second)
-    differences = np.array([d for d in second if d])
-    ranks = stats.rankdata(np.abs(differences))
-    n, statistic = len(differences), min(ranks[differences > 0].sum(), ranks[differences < 0].sum())
-    _, counts = np.unique(np.abs(differences), return_counts=True)
-    variance = n * (n + 1) * (2 * n + 1) / 24 - sum(counts**3 - counts) / 48
-    z = (statistic - n * (n + 1) / 4) / math.sqrt(variance)
-    assert found.p == pytest.approx(2 * stats.norm.cdf(z))
-    assert found.ties == 1
+@pytest.mark.parametrize(
+    "second", [[1.0, 1.0, 2.0, -1.0, 3.0, 2.0, 0.0, 4.0], [0.2] * 5, [1.0, 1.0], [1.0, -1.0], [-2.0, 1.0, 1.0, -3.0]]
+)
+def test_wilcoxon_with_ties_among_few_pairs_is_exact(second):
+    found = paired([0.0] * len(second), second)
+    assert found.p == pytest.approx(signed_rank_p([d for d in second if d]))
+    assert found.ties == second.count(0.0)
+
+
+def test_wilcoxon_of_many_pairs_is_that_of_scipy():
+    values = np.random.default_rng(1).normal(0.2, 1.0, 60)
+    for count, method in ((50, "exact"), (60, "approx")):
+        expected = stats.wilcoxon(values[:count], method=method)
+        found = paired([0.0] * count, values[:count].tolist())
+        assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue))
 
 
 def test_rounding_of_floats_is_a_tie():
@@ -95,6 +98,7 @@ def test_no_p_where_nothing_differs_or_one_pair_is_left(test, second):
 
 def test_t_without_spread_has_no_p():
     assert paired([50.0, 60.0], [51.0, 61.0], "t").p is None
+    assert paired([50.1, 60.2, 70.3], [50.2, 60.3, 70.4], "t").p is None  # nor what only rounding of floats spreads
 
 
 def test_faults_of_the_call():
