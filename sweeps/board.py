@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from dassl.engine.records import read_metrics
-from dassl.engine.run import CONFIG, read_result
+from dassl.engine.run import CONFIG
+from reports.readings import finished_result
 from tasks import Run
 
 from .journal import Event
@@ -37,7 +38,7 @@ class Durations:
             seconds = took.get(run.key)
             if seconds is None:
                 with contextlib.suppress(OSError, ValueError):
-                    result = read_result(run.output_dir)
+                    result = finished_result(run)
                     seconds = result.get("elapsed_seconds") or result.get("eval_seconds")
             if seconds:
                 self.add(run, seconds)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import yaml
 
 import train
-from dassl.engine.run import error_line, read_result, run_state
+from dassl.engine.run import error_line, run_state
 from reports import published
+from reports.readings import finished_result
 from tasks import Run
 from tasks.recipe import ROOT
 
@@ -115,7 +116,7 @@ def known_figures(folder: Path = published.FOLDER) -> list[published.Number]:
 def compare(run: Run, known: published.Number) -> Check:
     """A finished zero-shot run beside the known figure."""
     try:
-        result = read_result(run.output_dir)
+        result = finished_result(run)
     except (OSError, ValueError) as fault:
         return Check(run, known, None, remark=f"not compared: {error_line(fault)}")
     accuracy, origin = result.get("accuracy"), result.get("fingerprint", {}).get("split_origin")

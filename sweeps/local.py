@@ -14,13 +14,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dassl.engine.run import read_result, run_state
+from dassl.engine.run import run_state
+from reports.readings import finished_result, main_figure
 from tasks import Run
 
 from .board import Durations, time_text
 from .gate import Gate
 from .journal import Journal
-from .state import in_use, other_config
+from .state import damage, in_use, other_config
 from .worker import STDERR, Limits, Outcome, last_line, work
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +121,7 @@ class LocalSweep:
         keys = {run.key for run in finished}
         self.waiting = deque(run for run in self.waiting if run.key not in keys)
         for run in finished:
-            fault = other_config(run)
+            fault = damage(run) or other_config(run)
             if fault:
                 self._give_up(run, fault)
             else:
@@ -228,10 +229,10 @@ class LocalSweep:
 
     def _finish(self, run: Run, remark: str) -> None:
         self.done.add(run.key)
-        accuracy = None
+        shown = ""
         with contextlib.suppress(OSError, ValueError):
-            accuracy = read_result(run.output_dir).get("accuracy")
-        shown = "" if accuracy is None else f" {accuracy:.1f} %"
+            result = finished_result(run)
+            shown = f" {result[main_figure(result)]:.1f} %"
         left = [*self.waiting, *(active.run for active in self.active)]
         seconds = self.durations.left(left, len(self.limits))
         rest = f"; left: {len(left)}" if left else ""

@@ -13,6 +13,7 @@ import train
 from dassl.engine.resume import check_same_config
 from dassl.engine.run import CONFIG, DONE, ENVIRONMENT, FAILED, LOCK, error_line, run_state
 from dassl.utils import read_json
+from reports.readings import finished_result
 from tasks import Run
 
 from .journal import Event
@@ -28,14 +29,15 @@ class Look(NamedTuple):
 
 
 def look(run: Run, last: Mapping[str, Event] | None = None) -> Look:
-    """How far a run is.
+    """How far a run is; a result that cannot be used is a failure.
 
     A run that was killed without a word leaves no error in its folder; then the last event of a sweep's journal says
     how it ended.
     """
     state = run_state(run.output_dir)
     if state == "done":
-        return Look(state)
+        fault = damage(run)
+        return Look("failed", fault) if fault else Look(state)
     if in_use(run.output_dir):
         return Look("running")
     event = (last or {}).get(run.key)
@@ -69,6 +71,15 @@ def held(path: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+def damage(run: Run) -> str:
+    """What is wrong with result.json of a finished run: an error that says what to do, or ""."""
+    try:
+        finished_result(run)
+    except (OSError, ValueError) as fault:
+        return f'{error_line(fault)}; delete the folder "{run.output_dir}" to do the run again'
+    return ""
 
 
 def other_config(run: Run) -> str:

@@ -42,7 +42,8 @@ def runs_of(folder, **entries):
 def finish(run, accuracy, **marks):
     """A finished run with this accuracy."""
     run.output_dir.mkdir(parents=True)
-    result = {"accuracy": accuracy, "split": "test", "counts": {"test": 539}, "fingerprint": marks}
+    whose = {"method": run.trainer, "seed": run.seed, "shots": run.shots}
+    result = {**whose, "accuracy": accuracy, "split": "test", "counts": {"test": 539}, "fingerprint": marks}
     (run.output_dir / "result.json").write_text(json.dumps(result))
     (run.output_dir / "DONE").write_text("now")
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -154,6 +155,20 @@ def test_a_result_of_another_config_is_not_taken(tmp_path):
     assert "OPTIM.LR: 0.05 -> 0.5" in other_config(run)
     summary = sweep([run], tmp_path)
     assert "OPTIM.LR: 0.05 -> 0.5" in summary.errors[run.key]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"accuracy": "high"}', '{"accuracy": 50, "fingerprint": {}}'])
+def test_a_damaged_result_is_a_failure_and_stays(tmp_path, text):
+    (run,) = tiny_runs(tmp_path, seeds=1)
+    run.output_dir.mkdir(parents=True)
+    result = run.output_dir / "result.json"
+    result.write_text(text)
+    (run.output_dir / "DONE").touch()
+    assert look(run).state == "failed"
+    error = sweep([run], tmp_path).errors[run.key]
+    assert error == look(run).error
+    assert re.search(r'result\.json.*; delete the folder ".*" to do the run again', error)
+    assert result.read_text() == text
 
 
 def _sweep_in_process(runs, folder):
