@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from clip import Encoded
 from dassl.data.data_manager import build_data_loader
 from dassl.engine import TRAINER_REGISTRY
+from dassl.optim import build_optimizer
 
 from .base import PromptTrainer, Score, ensemble_features
 from .losses import normalise
@@ -146,7 +147,7 @@ class TipAdapter(PromptTrainer):
                     "SELECT": "val",
                     "SEARCH_SCALE": (),  # upper ends of beta and alpha; empty = released values of the data set
                     "SEARCH_STEP": (200, 20),  # steps of beta and alpha
-                    "STEP_SCHEDULE": True,  # fine-tuning: cosine to 0 by step, as released; False = OPTIM's, by epoch
+                    "STEP_SCHEDULE": True,  # fine-tuning: cosine to 0 by step, as released; False = that of OPTIM
                 }
             }
         )
@@ -283,10 +284,18 @@ class TipAdapter(PromptTrainer):
     # fine-tuning
 
     def register_learned(self, name: str, learned: nn.Module, params=None) -> None:
-        super().register_learned(name, learned, params)
-        if self.options.STEP_SCHEDULE:
-            steps = self.cfg.OPTIM.MAX_EPOCH * len(self.train_loader_x)
-            self.sched = self._scheds[name] = CosineAnnealingLR(self.optim, steps)
+        if not self.options.STEP_SCHEDULE:
+            super().register_learned(name, learned, params)
+            return
+        optim = self.cfg.OPTIM
+        if optim.WARMUP_EPOCH > 0:
+            raise ValueError(
+                f"OPTIM.WARMUP_EPOCH is {optim.WARMUP_EPOCH}, but the released schedule has no warm-up: set it 0, or "
+                "TRAINER.TIP_ADAPTER.STEP_SCHEDULE False"
+            )
+        self.optim = build_optimizer(learned if params is None else params, optim)
+        self.sched = CosineAnnealingLR(self.optim, optim.MAX_EPOCH * len(self.train_loader_x))
+        self.register_model(name, learned, self.optim, self.sched)
 
     def before_train(self) -> None:
         super().before_train()

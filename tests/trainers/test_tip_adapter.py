@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from yacs.config import CfgNode
 
 import clip
 import train
+from dassl.config import get_cfg_default
 from trainers import tip_adapter
 from trainers.base import PromptedCLIP
 from trainers.templates import IMAGENET_TEMPLATES_SELECT
@@ -292,9 +294,30 @@ def test_a_file_with_another_number_of_keys(build):
     assert other.class_bound
 
 
+def test_the_released_schedule_starts_at_the_rate_of_the_config(build):
+    """A warm-up would leave its own rate in the optimiser, from which a cosine of torch goes on."""
+    trainer = build("FINETUNE", True)
+    trainer.train_loader_x, trainer._scheds = range(5), {}
+    trainer.register_model = lambda name, learned, optim, sched: trainer._scheds.update({name: sched})
+    trainer.cfg.OPTIM = get_cfg_default().OPTIM
+    trainer.cfg.OPTIM.merge_from_list(["NAME", "sgd", "LR", 0.1, "MAX_EPOCH", 2, "LR_SCHEDULER", "batch_cosine"])
+    trainer.register_learned("tip_adapter", trainer.model.learner)
+    rates = []
+    for _ in range(11):
+        rates.append(trainer.optim.param_groups[0]["lr"])
+        trainer.optim.step()
+        trainer._scheds["tip_adapter"].step()
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 10)) for step in range(11)])
+    trainer.cfg.OPTIM.WARMUP_EPOCH = 1
+    with pytest.raises(ValueError, match=r"WARMUP_EPOCH is 1, but the released schedule has no warm-up"):
+        trainer.register_learned("tip_adapter", trainer.model.learner)
+
+
 def test_bad_options_are_refused(build):
     with pytest.raises(ValueError, match=r"AUGMENT_EPOCH is 0.*TEMPLATES is 'all'.*SELECT is 'test'.*SEARCH_SCALE is"):
         build("AUGMENT_EPOCH", 0, "TEMPLATES", "all", "SELECT", "test", "SEARCH_SCALE", (1.0,))
+    with pytest.raises(ValueError, match=r"SCALE is 'x', expected a number above 0.*SEARCH_SCALE is \('x', 'y'\)"):
+        build("SCALE", "x", "SEARCH_SCALE", ("x", "y"))
     with pytest.raises(ValueError, match="FINAL_MODEL must be last_step"):
         build("FINETUNE", True, "SELECT", "released", final="best_val")
 
