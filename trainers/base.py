@@ -191,13 +191,28 @@ class CLIPTrainer(TrainerX):
         """
         node = node or self.node
         options = cfg.TRAINER[node]
+
+        def allowed(holds: Callable[[Any], bool], value: Any) -> bool:
+            try:
+                return holds(value)
+            except TypeError:  # a word in the place of a number, where the default is None or a tuple
+                return False
+
         faults = [
             f"TRAINER.{node}.{key} is {options[key]!r}, expected {expected}"
             for key, (holds, expected) in rules.items()
-            if not holds(options[key])
+            if not allowed(holds, options[key])
         ]
         if faults:
             raise ValueError("; ".join(faults))
+
+    def check_eval_freq(self) -> None:
+        """ValueError if the method's EVAL_FREQ asks for evaluations of data without test images."""
+        if self.options.EVAL_FREQ > 0 and self.test_loader is None:
+            raise ValueError(
+                f"TRAINER.{self.node}.EVAL_FREQ is {self.options.EVAL_FREQ}, but {self.cfg.DATASET.NAME} has no test "
+                "images: set it 0"
+            )
 
     def precision_name(self) -> str:
         return self.options.PREC

@@ -160,6 +160,8 @@ class ContrastiveCLIP(CLIPTrainer):
                 "DROP_PATH": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
                 "CHUNK": (lambda value: value >= 0, "0 or a number of pairs"),
                 "KEEP_PATCHES": (share[0], "a share in (0, 1]"),
+                "MAX_SCALE": (lambda value: value >= 1, "1 or more"),
+                **dict.fromkeys(("FULL_EPOCHS", "EVAL_FREQ"), (lambda value: value >= 0, "0 or a number of epochs")),
             },
         )
         if options.PREC == "fp16":
@@ -192,6 +194,12 @@ class ContrastiveCLIP(CLIPTrainer):
         # MODEL.BACKBONE.NAME continues from a checkpoint; without it the weights are random.
         backbone = (self.load_clip() if self.cfg.MODEL.BACKBONE.NAME else self.build_clip()).to(self.device)
         self.context_length, self.vocab_size = backbone.context_length, backbone.vocab_size
+        if options.CHUNK and any(isinstance(part, nn.BatchNorm2d) for part in backbone.visual.modules()):
+            raise ValueError(
+                f"TRAINER.CONTRASTIVE.CHUNK is {options.CHUNK}, but the image tower has batch norms, which need the "
+                "whole batch at once: set it 0"
+            )
+        self.check_eval_freq()
         if options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME:
             self.whiten(backbone)
         self.backbone_hash = state_hash(backbone)

@@ -130,7 +130,8 @@ class TargetCache:
         if bool(new.any()):
             found = self.compute(image[new.to(image.device)])
             if self.features is None:
-                self.features = Targets(*(part.new_empty(len(self.known), *part.shape[1:]).cpu() for part in found))
+                count = len(self.known)
+                self.features = Targets(*(torch.empty(count, *part.shape[1:], dtype=part.dtype) for part in found))
             for store, part in zip(self.features, found):
                 store[index[new]] = part.cpu()
             self.known[index[new]] = True
@@ -269,6 +270,12 @@ class UTA(CLIPTrainer):
                 "patches are aligned one by one, so teacher and student need the same grid of patches (the student has "
                 f"{self.grid[0]} x {self.grid[1]}): change TRAINER.UTA.PATCH_SIZE, or set TRAINER.UTA.ALIGN class"
             )
+        if options.OBJECTIVE == "mask_tokens" and self.kept == self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"TRAINER.UTA.MASK_RATIO is {options.MASK_RATIO}, which masks none of {self.kept} patches, but "
+                "OBJECTIVE mask_tokens aligns those that are masked: set a larger one"
+            )
+        self.check_eval_freq()
         clip.convert_weights(teacher, self.precision.dtype)
         self.teacher = teacher.to(self.device)
         names = self.dm.dataset.classnames

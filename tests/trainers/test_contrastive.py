@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import clip
-from trainers.contrastive import TwoTowers, whiten_projections, whitening
+from dassl.config import get_cfg_default
+from dassl.engine import add_trainer_defaults
+from trainers.contrastive import ContrastiveCLIP, TwoTowers, whiten_projections, whitening
 
 
 @pytest.mark.parametrize("out", [16, 24])
@@ -58,3 +60,35 @@ def test_chunks_change_neither_features_nor_gradients(rng, share):
     assert len(found[0]) > 20
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def trainer(**options):
+    made = ContrastiveCLIP.__new__(ContrastiveCLIP)
+    made.cfg, made.device, made.test_loader = get_cfg_default(), torch.device("cpu"), None
+    add_trainer_defaults(made.cfg)
+    made.cfg.MODEL.BACKBONE.NAME, made.cfg.DATASET.NAME = "a ResNet", "images"
+    made.cfg.TRAINER.CONTRASTIVE.update(options)
+    made.load_clip = lambda: clip.CLIP(32, 32, (1, 1, 1, 1), 8, None, 77, 2048, 48, 2, 1)
+    return made
+
+
+def test_options_are_checked():
+    options = {"MAX_SCALE": 0.5, "FULL_EPOCHS": -1, "EVAL_FREQ": -1, "TEMPERATURE": "0,01"}
+    with pytest.raises(ValueError) as fault:
+        ContrastiveCLIP.check_cfg(made := trainer(**options), made.cfg)
+    assert all(
+        f"TRAINER.CONTRASTIVE.{key} is {value!r}, expected" in str(fault.value) for key, value in options.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"CHUNK": 2}, "CHUNK is 2, but the image tower has batch norms"),
+        ({"EVAL_FREQ": 1}, "EVAL_FREQ is 1, but images has no test images"),
+    ],
+)
+def test_what_only_the_data_or_the_tower_can_refuse(options, message):
+    """Statistics of a chunk are not those of the batch, and computing it again would count them twice."""
+    with pytest.raises(ValueError, match=message):
+        trainer(**options).build_model()

@@ -128,6 +128,19 @@ def test_cached_targets_are_computed_once(rng):
     assert calls == [2, 1, 3]
 
 
+def test_targets_are_kept_beside_the_device():
+    """Room for all images is never taken where the features come from."""
+
+    class Remote(torch.Tensor):
+        def new_empty(self, *size, **options):
+            raise AssertionError(f"{size} on the device")
+
+    def compute(image):
+        return Targets(image.mean((2, 3)).as_subclass(Remote), image.flatten(2).as_subclass(Remote))
+
+    assert TargetCache(9, compute)(torch.ones(2, 3, 4, 4), torch.tensor([4, 7])).pooled.shape == (2, 3)
+
+
 def config(**options):
     cfg = get_cfg_default()
     add_trainer_defaults(cfg)
@@ -226,6 +239,20 @@ def test_students_by_numbers_name_and_path(tiny_clip, tmp_path):
     assert torch.equal(again.proj, teacher.proj)
     for student in (eva, plain, base, again):
         assert (student.input_resolution, student.output_dim) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"OBJECTIVE": "mask_tokens", "MASK_RATIO": 0.02}, "MASK_RATIO is 0.02, which masks none of 16 patches"),
+        ({"EVAL_FREQ": 2}, "EVAL_FREQ is 2, but images has no test images"),
+    ],
+)
+def test_what_only_the_data_or_the_tower_can_refuse(tiny_clip, options, message):
+    trainer = builder(STUDENT="clip", LAYERS=1, WIDTH=64, **options)
+    trainer.load_clip, trainer.test_loader, trainer.cfg.DATASET.NAME = lambda: tiny_clip, None, "images"
+    with pytest.raises(ValueError, match=message):
+        trainer.build_model()
 
 
 def test_students_that_do_not_fit(tiny_clip, tmp_path):
