@@ -38,8 +38,8 @@ def read_run(folder: Path, keyword: str, signals: Sequence[str]) -> Row:
             why = f" ({(folder / 'FAILED').read_text(encoding='utf-8').strip()})" if state == "failed" else ""
             raise ValueError(f"the run is {state}{why}")
         result = read_result(folder)
-        value = result.get(keyword)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        value = result.get(keyword) if isinstance(result, dict) else None
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"result.json has no number called {keyword}")
         return Row(folder, float(value), str(result.get("protocol_hash", "")))
     log = folder / "log.txt"

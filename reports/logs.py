@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dassl.engine.run import error_line
+
 END_SIGNALS = ("Finish training", "Finished training")
 TEST_SIGNALS = ("=> result",)
 
@@ -36,6 +38,8 @@ class LogRun(NamedTuple):
     """An evaluation of a model that another run trained (--eval-only)."""
     transfer: bool
     """The evaluated model was trained on another data set: the path of the model does not name this one."""
+    untrained: bool
+    """An evaluation of no model of a run (--eval-only without --model-dir), as of zero-shot CLIP."""
     variant: str
     """Options of the command line that are no place in a table, such as TRAINER.COOP.CSC=False."""
     figures: dict[str, float]
@@ -75,6 +79,7 @@ def read_log(log: Path) -> LogRun:
     shots = options.get("DATASET.NUM_SHOTS", "")
     seed = arguments.get("seed", "")
     dataset = Path(_text(arguments.get("dataset_config_file"))).stem
+    model = _text(arguments.get("model_dir"))
     return LogRun(
         folder=log.parent,
         trainer=_text(arguments["trainer"]),
@@ -84,7 +89,8 @@ def read_log(log: Path) -> LogRun:
         seed=int(seed) if seed.isdigit() else None,
         subsample=options.get("DATASET.SUBSAMPLE_CLASSES", "all"),
         evaluation=evaluation,
-        transfer=evaluation and dataset not in Path(_text(arguments.get("model_dir"))).parts,
+        transfer=evaluation and bool(model) and dataset not in Path(model).parts,
+        untrained=evaluation and not model,
         variant=", ".join(f"{key}={value}" for key, value in sorted(options.items()) if key not in _PLACE),
         figures=figures,
     )
@@ -96,8 +102,8 @@ def find_logs(directory: Path) -> tuple[list[LogRun], list[tuple[Path, str]]]:
     for log in sorted(directory.rglob("log.txt")):
         try:
             runs.append(read_log(log))
-        except ValueError as fault:
-            faults.append((log.parent, str(fault)))
+        except (OSError, ValueError) as fault:
+            faults.append((log.parent, error_line(fault)))
     return runs, faults
 
 

@@ -331,7 +331,12 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _short(name: str, limit: int = 22) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    return _plain(name if len(name) <= limit else name[: limit - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a pair of $ would be a formula."""
+    return text.replace("$", r"\$")
 
 
 _OUTLINES = {
@@ -408,6 +413,8 @@ def save(plot: Plot, path: Path) -> None:
 
 def _handles(plot: Plot) -> list[Any]:
     return [
-        matplotlib.lines.Line2D([], [], color=color, marker=marker, label=name, linestyle="" if marker == "*" else "-")
+        matplotlib.lines.Line2D(
+            [], [], color=color, marker=marker, label=_plain(name), linestyle="" if marker == "*" else "-"
+        )
         for name, color, marker in plot.key
     ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dassl.engine.run import FAILED, read_result, run_state
 from tasks import Recipe, Run
+from tasks.settings import label
 
 from .logs import LogRun
 
@@ -184,7 +185,8 @@ def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> t
     """Logs as rows of their own below those of a recipe.
 
     A log has no fingerprint, so it is never averaged with a run of this project: its method is called
-    "<trainer> (log)", with config and options where the logs have several variants of one trainer.
+    "<trainer> (log)", with config and options where the logs have several variants of one trainer. A log without
+    training stands at 0 shots, and at seed 1 if it names none.
 
     Returns:
         the readings, and how many logs have no place in this table.
@@ -196,10 +198,13 @@ def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> t
     shots = sorted({run.shots for run in runs})
     placed = []
     for log in logs:
-        part = _part(recipe.task, log)
+        part = _part(recipe, log)
         known = log.shots if log.shots is not None else (shots[0] if len(shots) == 1 else None)
-        if not recipe.domain and (log.dataset, part) in parts and known is not None and log.seed is not None:
-            placed.append((log, part, known, log.seed))
+        seed = log.seed
+        if log.untrained:
+            known, seed = 0, 1 if seed is None else seed
+        if not recipe.domain and (log.dataset, part) in parts and known is not None and seed is not None:
+            placed.append((log, part, known, seed))
     variants = defaultdict(set)
     for log, *_ in placed:
         variants[log.trainer].add((log.config, log.variant))
@@ -216,12 +221,15 @@ def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> t
     return list(readings.values()), len(logs) - len(placed)
 
 
-def _part(task: str, log: LogRun) -> str:
+def _part(recipe: Recipe, log: LogRun) -> str:
     """Part of a setting a log belongs to, "" for none."""
-    if task == "base2new":
-        return log.subsample if (log.subsample, log.evaluation) in (("base", False), ("new", True)) else ""
+    if recipe.task == "base2new":
+        known = log.untrained or (log.subsample, log.evaluation) in (("base", False), ("new", True))
+        return log.subsample if known else ""
     if log.subsample != "all":
         return ""
-    if task == "few_shot":
+    if recipe.task == "few_shot":
         return "" if log.transfer else "all"
+    if log.untrained:
+        return "source" if log.dataset == label(recipe.source) else "target"
     return "target" if log.transfer else "" if log.evaluation else "source"

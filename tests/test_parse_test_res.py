@@ -76,6 +76,17 @@ def test_missing_runs_are_listed_and_change_the_exit_code(tmp_path, capsys):
     assert "hidden" not in shown.err
 
 
+@pytest.mark.parametrize("text", ["[]", "{", '{"accuracy": "high"}', '{"accuracy": NaN}', '{"accuracy": true}'])
+def test_a_damaged_result_is_missing(tmp_path, capsys, text):
+    finished(tmp_path / "seed1", 60.0)
+    finished(tmp_path / "seed2", 60.0)
+    (tmp_path / "seed2" / "result.json").write_text(text)
+    assert main([str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "60.00% +- 0.00% (1 runs)" in shown.out
+    assert "missing: " in shown.err
+
+
 def test_other_protocols_are_not_averaged(tmp_path, capsys):
     finished(tmp_path / "seed1", 60.0)
     finished(tmp_path / "seed2", 62.0, protocol="q")

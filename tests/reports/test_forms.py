@@ -120,6 +120,15 @@ def test_every_provenance_has_its_words(invented):
     assert 'class="measured"' in to_html(report, [], Path())
 
 
+def test_a_name_with_dollars_is_no_formula(invented, tmp_path):
+    methods = (make_method("CoOp", shots=(16,)), make_method("V$\\no$", shots=(16,), trainer="VPT"))
+    case = invented(make_recipe("base2new", methods, datasets=SETS), lambda run: 50.0)
+    for plot in plots(case.report()):
+        save(plot, tmp_path / "plot.svg")
+        if plot.name.startswith(("bars", "difference", "cost")):
+            assert "V$\\no$" in (tmp_path / "plot.svg").read_text()
+
+
 def test_links_are_urls(invented):
     recipe = make_recipe(methods=(make_method("CoOp", seeds=(1,), variant="50% #1?"),), datasets=("dtd",))
     case = invented(recipe, lambda run: 50.0)

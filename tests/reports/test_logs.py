@@ -70,11 +70,13 @@ def test_a_log_that_was_cut_off_is_named(tmp_path):
     write_log(tmp_path / "b", signal="Killed")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "log.txt").write_text("hello\n")
+    (tmp_path / "d" / "log.txt").mkdir(parents=True)
     runs, faults = find_logs(tmp_path)
     assert [run.folder.name for run in runs] == ["a"]
     assert [(folder.name, fault.split(",")[0]) for folder, fault in faults] == [
         ("b", "it has no accuracy after the end of the run"),
         ("c", 'there are no arguments in it ("** Arguments **")'),
+        ("d", f'Is a directory: "{tmp_path / "d" / "log.txt"}"'),
     ]
 
 
@@ -122,6 +124,26 @@ def test_base_and_new(tmp_path):
     write_log(tmp_path / "new", shots=16, opts=new, evaluation=True, model_dir="output/base2new/train_base/dtd/seed1")
     found, rest = placed(tmp_path, recipe)
     assert found == {("CoOp (log)", "dtd", part, 16, 1) for part in ("base", "new")}
+    assert rest == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "halves", "places"),
+    [
+        ({"task": "few_shot", "datasets": ("dtd",)}, [()], {("dtd", "all")}),
+        ({"task": "base2new", "datasets": ("dtd",)}, ["base", "new"], {("dtd", "base"), ("dtd", "new")}),
+        ({"task": "cross_dataset", "source": "dtd", "targets": ("food101",)}, [()], {("dtd", "source")}),
+        ({"task": "cross_dataset", "source": "food101", "targets": ("dtd",)}, [()], {("dtd", "target")}),
+    ],
+)
+def test_zero_shot_logs_need_no_shots_and_no_seed(tmp_path, entries, halves, places):
+    """As the script of the original leaves them: --eval-only, without a model, seed -1."""
+    for half in halves:
+        options = ("DATASET.SUBSAMPLE_CLASSES", half) if half else ()
+        write_log(tmp_path / str(half), shots=-1, seed=-1, opts=options, evaluation=True)
+    recipe = make_recipe(methods=(make_method("CoOp", shots=(1, 16)),), **entries)
+    found, rest = placed(tmp_path, recipe)
+    assert found == {("CoOp (log)", dataset, part, 0, 1) for dataset, part in places}
     assert rest == 0
 
 
