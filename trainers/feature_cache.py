@@ -142,7 +142,7 @@ class FeatureFile:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             logger.info("Another process writes %s; this evaluation goes on without it", self.path)
-        except OSError as fault:
+        except (OSError, NotImplementedError) as fault:  # the latter from file systems without locks
             logger.warning("Image features are not kept: %s", fault)
         else:
             return FeatureWriter(self, lock)
@@ -171,7 +171,8 @@ class FeatureWriter:
             if index.tolist() != list(range(self.rows, self.rows + len(index))):
                 raise ValueError("the images do not come in order")
             if self.file is None:
-                self.file = self._open(values)
+                self._open(values)
+            assert self.file is not None
             for name, value in values.items():
                 start, size = self.places[name]
                 data = _bytes(value)
@@ -201,13 +202,14 @@ class FeatureWriter:
 
     def close(self) -> None:
         """Remove what is not finished and let others write."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # on a full disk closing writes what is left, and fails
             if self.file is not None:
                 self.file.close()
+        with contextlib.suppress(OSError):
             self.temporary.unlink(missing_ok=True)
         self.lock.release()
 
-    def _open(self, values: Mapping[str, Tensor]) -> BinaryIO:
+    def _open(self, values: Mapping[str, Tensor]) -> None:
         start = 0
         for name, value in values.items():
             row = value[0].numel() * value.element_size()
@@ -221,10 +223,9 @@ class FeatureWriter:
         for name in values:
             first, end = self.entries[name]["data_offsets"]
             self.places[name] = (beginning + first, (end - first) // self.target.count)
-        file = open(self.temporary, "wb")  # noqa: SIM115 - a process that was killed may have left one
+        self.file = open(self.temporary, "wb")  # noqa: SIM115 - a process that was killed may have left one
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, beginning + start)  # a full disk says so here
-        return file
+            os.posix_fallocate(self.file.fileno(), 0, beginning + start)  # a full disk says so here
 
     def _header(self) -> bytes:
         """The beginning of a file of safetensors, as long before the sums are known as after."""

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 import clip
 import train
+from clip import Encoded
 from dassl.engine import build_trainer
 from dassl.engine.result import build_result
 from trainers import feature_cache
-from trainers.feature_cache import structure_hash
+from trainers.feature_cache import FeatureFile, structure_hash
 
 KEPT = ("ZeroshotCLIP", "CoOp", "CoCoOp", "PLOT", "TCP", "CoOpLAMM", "CLIPAdapter", "TipAdapter", "LinearProbe")
 PROMPTED = ("VPT", "MaPLe", "ALIGN", "PLOTPP")
@@ -191,6 +192,50 @@ def test_a_full_disk_costs_only_the_cache(make, kept, caplog, monkeypatch):
         "Image features are not kept: [Errno 28] No space left on device"
     ) == 1
     assert not kept(".safetensors", ".tmp")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Of a file of four images, with two of them in it."""
+    file = FeatureFile(str(tmp_path / "cache"), {"features": ["pooled"], "count": 4})
+    made = file.writer()
+    made.put(torch.arange(2), Encoded(torch.ones(2, 3), torch.ones(2, 0, 3)))
+    return made
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_nothing(writer, kept):
+    class Full:
+        def close(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert kept(".tmp")
+    writer.file.close()
+    writer.file = Full()
+    writer.close()
+    assert not kept(".tmp", ".safetensors")
+    again = writer.target.writer()  # the lock was let go
+    again.close()
+
+
+def test_a_file_that_gets_no_space_is_closed(writer, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer.close()
+    monkeypatch.setattr(feature_cache.os, "posix_fallocate", full)
+    again = writer.target.writer()
+    again.put(torch.arange(2), Encoded(torch.ones(2, 3), torch.ones(2, 0, 3)))
+    again.close()
+    assert again.file.closed
+
+
+def test_a_file_system_without_locks_costs_only_the_cache(tmp_path, monkeypatch, caplog):
+    def acquire(*_, **__):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    assert FeatureFile(str(tmp_path), {"features": ["pooled"], "count": 4}).writer() is None
+    assert "Image features are not kept: no flock here" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_costs_only_the_cache(make, tmp_path, caplog):
