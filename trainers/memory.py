@@ -8,6 +8,7 @@ machine (free memory, time), so that a run repeats itself.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,13 +38,13 @@ class MemoryPlan:
             activations; 0 = by the budget.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a number that is negative or not finite.
     """
 
     def __init__(self, budget: float = 0, text_rows: int = 0, image_rows: int = 0):
         for name, value in (("budget", budget), ("text_rows", text_rows), ("image_rows", image_rows)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}, expected 0 or more")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, expected a finite number of at least 0; 0 sets no bound")
         self.budget, self.text_rows, self.image_rows = budget * GIB, text_rows, image_rows
         self.known: dict[tuple, float] = {}  # bytes that a row keeps, by tower, length and type
         self.images = 0.0  # bytes that the encoded images of the step keep
@@ -60,12 +61,12 @@ class MemoryPlan:
             rows: B * M.
         """
         length = tokens.shape[1] + prompts.first.shape[-2]
-        if self.image_rows:
-            return Chunks(self.image_rows)
         if not self.budget:
-            return None
+            return Chunks(self.image_rows) if self.image_rows else None
         free = self._free(model) - SPARE * 4 * rows * length * clip.text_projection.shape[1] * 4  # features of tokens
         if not torch.is_grad_enabled():
+            if self.image_rows:
+                return Chunks(self.image_rows)
             working = SPARE * length * clip.visual.width * WORKING * 4
             return Chunks(max(1, min(rows, int(free / 2 / working))))
 
@@ -74,6 +75,9 @@ class MemoryPlan:
             return clip.visual.encode(tokens[:1], prompts._replace(layers=first))
 
         each = SPARE * self._bytes(clip, one, ("image", length, tokens.dtype))
+        if self.image_rows:  # the text gets what these chunks leave: one that is kept, one that is computed again
+            self.images = each * min(rows, 2 * self.image_rows)
+            return Chunks(self.image_rows)
         size = max(1, min(rows, CHUNK_POSITIONS // length, int(free / 8 / each)))
         counts = [min(size, rows - k) for k in range(0, rows, size)]
         chunks = self._fit(counts, counts, each, free / 2)

@@ -115,6 +115,24 @@ def test_a_budget_that_is_too_small_is_said(caplog):
     assert caplog.text.count("TRAIN.MEMORY_BUDGET 0.001 GiB is too small") == 1
 
 
+def test_a_budget_knows_of_image_chunks_by_hand(tiny_clip, names, images):
+    """The text gets what the images leave, whoever has chosen their chunks."""
+    trainer, taken = built("ALIGN", tiny_clip, names), []
+    for rows in (1, 2, 100):
+        trainer.model.memory = plan = MemoryPlan(1, image_rows=rows)
+        trainer.model.encode_image(images)
+        taken.append(plan.images)
+    count = len(images) * trainer.model.learner.vision_modes
+    assert taken[0] > 0
+    assert taken == pytest.approx([taken[0], 2 * taken[0], count / 2 * taken[0]])
+
+
+@pytest.mark.parametrize("budget", [-1, float("nan"), float("inf")])
+def test_budgets_that_are_no_number_of_bytes_are_refused(budget):
+    with pytest.raises(ValueError, match=f"budget is {budget}, expected a finite number of at least 0"):
+        MemoryPlan(budget)
+
+
 @pytest.mark.parametrize("key", ["MEMORY_BUDGET", "TEXT_CHUNK", "IMAGE_CHUNK"])
 def test_negative_options_are_refused(key):
     cfg = default_config()
