@@ -46,7 +46,7 @@ class Journal:
             file.write(json.dumps(asdict(event)) + "\n")
 
     def read(self) -> list[Event]:
-        """All events, oldest first; lines that a crash tore are left out."""
+        """All events, oldest first; lines that a crash tore, or that are no events, are left out."""
         if not self.path.is_file():
             return []
         names = {field.name for field in fields(Event)}
@@ -54,7 +54,9 @@ class Journal:
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 content = json.loads(line)
-                events.append(Event(**{name: value for name, value in content.items() if name in names}))
+                event = Event(**{name: value for name, value in content.items() if name in names})
+                if isinstance(event.key, str) and (event.seconds is None or event.seconds >= 0):
+                    events.append(event)
             except (ValueError, TypeError, AttributeError):
                 continue
         return events

@@ -26,6 +26,7 @@ from .worker import STDERR, Limits, Outcome, last_line, work
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 20.0  # between the request to stop and the end by force
+LONGEST_PAUSE = 3600.0  # seconds; a deadline may be further away than a system call can wait
 
 
 class Active(NamedTuple):
@@ -199,7 +200,7 @@ class LocalSweep:
             moments.append(self.deadline)
         if not self.active and self.waiting and not moments:
             return 0.0  # a failure has just blocked others
-        return max(min(moments) - now, 0.0) if moments else None
+        return min(max(min(moments) - now, 0.0), LONGEST_PAUSE) if moments else None
 
     def _collect(self, pause: float | None) -> None:
         if not self.active:

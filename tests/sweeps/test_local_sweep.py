@@ -17,7 +17,7 @@ from dassl.engine.run import RunFolder, read_result, run_state
 from sweeps.board import Durations, board, time_text
 from sweeps.cluster import Chain, chains, executor, run_local
 from sweeps.journal import Journal
-from sweeps.local import LocalSweep
+from sweeps.local import LONGEST_PAUSE, LocalSweep
 from sweeps.state import in_use, look, other_config
 
 pytestmark = pytest.mark.slow
@@ -169,6 +169,19 @@ def test_a_damaged_result_is_a_failure_and_stays(tmp_path, text):
     assert error == look(run).error
     assert re.search(r'result\.json.*; delete the folder ".*" to do the run again', error)
     assert result.read_text() == text
+
+
+def test_a_line_that_is_no_event_is_left_out(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("done", "a", seconds=1.0)
+    with open(journal.path, "a") as file:
+        file.write('[1]\n{"kind": "done", "key": [1]}\n{"kind": "done", "key": "b", "seconds": "x"}\n{"kind": "fai')
+    assert list(journal.last()) == ["a"]
+
+
+def test_a_deadline_far_away_is_no_limit(tmp_path):
+    made = LocalSweep(tiny_runs(tmp_path, seeds=1), tmp_path / "out", deadline=float("inf"))
+    assert made._pause() == LONGEST_PAUSE  # no system call waits forever
 
 
 def _sweep_in_process(runs, folder):
