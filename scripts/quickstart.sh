@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Methods side by side on handwritten digits with the small embedded CLIP, 16 shots, on a CPU or GPU: a task the model
-# cannot do without training. What they do where it can: recipes/overview_few_shot.yaml, table in the README.
+# cannot do without training. What they do where it can: recipes/embedded_few_shot.yaml, table in the README.
 # Sets up everything it needs; finished runs are used again. Results: output/quickstart/; DATA and OUTPUT name other folders.
 #   bash scripts/quickstart.sh                                              ZeroshotCLIP, CoOp and ALIGN
 #   METHODS="ZeroshotCLIP CoOp MaPLe ALIGN" bash scripts/quickstart.sh      any methods that have a config emoji.yaml
