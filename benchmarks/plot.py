@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 WAYS = {"reference": ("plain", "#c2442d"), "fp32": ("ours, fp32", "#2f6fb2"), "bf16": ("ours, bf16", "#3f9a5f")}
 USUAL = {"classes": 100, "modes": 4}
@@ -77,6 +78,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     ticks = sorted({x for curve in curves.values() for x in curve})
     axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(across)
