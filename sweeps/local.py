@@ -186,7 +186,12 @@ class LocalSweep:
         arguments = (run.argv, str(run.output_dir), self.limits[slot], other)
         process = self.context.Process(target=work, args=arguments, name=run.key)
         self.active.append(Active(run, slot, process, answer, time.monotonic()))  # first, so that it is stopped
-        process.start()
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as fault:
+            raise OSError(
+                "the process from which runs are forked has ended, perhaps killed for memory; the same command continues"
+            ) from fault
         other.close()
         self.journal.write("start", run.key, self.attempts.get(run.key, 0) + 1)
 

@@ -291,3 +291,12 @@ def test_durations_come_from_the_most_similar_runs(tmp_path):
         "1 h 40 min",
         "1 h 40 min",
     ]
+
+
+def test_a_fork_server_that_is_gone_is_said(tmp_path, monkeypatch):
+    def gone(process):
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr("multiprocessing.context.ForkServerProcess.start", gone)
+    with pytest.raises(OSError, match="from which runs are forked has ended"):
+        sweep(tiny_runs(tmp_path), tmp_path)
