@@ -190,7 +190,7 @@ class LocalSweep:
             process.start()
         except (EOFError, ConnectionError) as fault:
             raise OSError(
-                "the process from which runs are forked has ended, perhaps killed for memory; the same command continues"
+                "the process from which runs are forked has ended, perhaps for lack of memory; the same command goes on"
             ) from fault
         other.close()
         self.journal.write("start", run.key, self.attempts.get(run.key, 0) + 1)
