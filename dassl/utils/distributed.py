@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "all_gather_object",
@@ -83,8 +84,23 @@ def init_distributed(use_cuda: bool = True) -> bool:
                 f"start at most {gpus} processes (torchrun --nproc_per_node {gpus}) or set USE_CUDA False"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    _start_group("nccl" if cuda else "gloo")
     return True
+
+
+def _start_group(backend: str) -> None:
+    """Start the group, with names of its own in the launcher's store when the launcher has started this run again.
+
+    The launcher's store lives on and still has the addresses of the processes before, which one that looks too early
+    would wait for (seen with torch 2.14). On several machines the launchers do not count alike, so that nothing tells
+    the starts apart there: docs/engine.md says what to set.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    store, rank, world = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"restart_{restart}", store), rank=rank, world_size=world)
 
 
 def shutdown_distributed() -> None:

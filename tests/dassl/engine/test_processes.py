@@ -53,7 +53,7 @@ def launch(folder, *flags, **variables):
     code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *flags, str(SCRIPT)]
     arguments = [str(folder / "reports"), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent), **variables}
-    done = subprocess.run([*code, *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*code, *arguments], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done, reports_in(folder / "reports")
 

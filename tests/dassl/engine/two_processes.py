@@ -7,6 +7,7 @@ STOP_IN_EPOCH in the environment the second process dies in that epoch, unless t
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -69,5 +70,8 @@ def run(reports, arguments, stop_in_epoch=None):
 
 
 if __name__ == "__main__":
-    stop = os.environ.get("STOP_IN_EPOCH") if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else None
+    again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    if again and os.environ["RANK"] == "0":
+        time.sleep(3)  # the other one looks for addresses first, when the launcher's store has only the old ones
+    stop = None if again else os.environ.get("STOP_IN_EPOCH")
     run(Path(sys.argv[1]), sys.argv[2:], stop and int(stop))
