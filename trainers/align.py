@@ -34,8 +34,8 @@ class TwoLevelTransport:
     `entropy` holds the entropies of the last call's plans, 1 = uniform, so that a log shows what transport adds.
     """
 
-    def __init__(self, learner: MultiModeLearner, options: CfgNode):
-        self.learner, self.options = learner, options
+    def __init__(self, learner: MultiModeLearner, options: CfgNode, compiled: bool = False):
+        self.learner, self.options, self.compiled = learner, options, compiled
         self.entropy: dict[str, Tensor] = {}
 
     def text_mask(self, length: int) -> Tensor:
@@ -64,6 +64,7 @@ class TwoLevelTransport:
             reg=options.LAMBDA,
             max_iter=options.MAX_ITER,
             threshold=options.THRESHOLD,
+            compiled=self.compiled,
         )
         self.entropy = {"token_entropy": result.token_entropy, "prompt_entropy": result.prompt_entropy}
         return result.scores
@@ -74,6 +75,7 @@ class ALIGN(PromptTrainer):
     """Coupled multi-mode prompts (MaPLe's deep prompts, M = N of them) scored by two-level transport."""
 
     node = "ALIGN"
+    compiles = True  # the transport of the token level
     model_name = "MultiModalPromptLearner"
 
     @staticmethod
@@ -114,6 +116,11 @@ class ALIGN(PromptTrainer):
             faults.append(f"TRAINER.ALIGN.MAX_ITER is {options.MAX_ITER}, expected at least 1")
         if not options.BETA >= 0:
             faults.append(f"TRAINER.ALIGN.BETA is {options.BETA}, expected 0 or more")
+        if cfg.TRAIN.COMPILE and (options.SCORE, options.PLAN) != ("paper", "learned"):
+            faults.append(
+                f"TRAIN.COMPILE is True, but TRAINER.ALIGN.SCORE is {options.SCORE} and PLAN is {options.PLAN}, "
+                "expected paper and learned: only their transport is compiled"
+            )
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -133,7 +140,7 @@ class ALIGN(PromptTrainer):
         )
 
     def build_score(self, learner) -> Score:
-        self.transport = TwoLevelTransport(learner, self.options)
+        self.transport = TwoLevelTransport(learner, self.options, self.cfg.TRAIN.COMPILE)
         return self.transport
 
     def extra_metrics(self) -> dict[str, Tensor]:

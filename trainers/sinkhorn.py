@@ -9,8 +9,10 @@ contiguous.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -48,6 +50,7 @@ class Rule(NamedTuple):
     threshold: float
     max_iter: int
     reg: float
+    compiled: bool = False  # iterations by torch.compile, where the rule is `marginal` and scalings are used
 
 
 class Solution(NamedTuple):
@@ -152,7 +155,7 @@ def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return mask / count.to(dtype)
 
 
-def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> Rule:
+def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float, compiled: bool = False) -> Rule:
     """Checked options of `sinkhorn`; None = the rule's default threshold. Raises ValueError."""
     if stop not in THRESHOLDS:
         raise ValueError(f"stop is {stop!r}, expected one of {', '.join(THRESHOLDS)}")
@@ -163,7 +166,7 @@ def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> 
         raise ValueError(f"threshold is {threshold}, expected a number above 0")
     if max_iter < 1:
         raise ValueError(f"max_iter is {max_iter}, expected at least 1")
-    return Rule(stop, float(threshold), int(max_iter), float(reg))
+    return Rule(stop, float(threshold), int(max_iter), float(reg), compiled)
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -207,7 +210,9 @@ def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: tuple[int
     exponent = torch.empty(cost.shape, dtype=cost.dtype, device=cost.device)  # contiguous, whatever the cost is
     torch.sub(low[:, None, :, None], cost, out=exponent).mul_(1 / rule.reg)
     shift = low / rule.reg
-    if many == 0:
+    if many == 0 and rule.compiled and rule.stop == "marginal":
+        found = _iterate_compiled(_Scalings(exponent, rows, cols), rule)
+    elif many == 0:
         found = _iterate(_Scalings(exponent, rows, cols), shift, rule, group)
     elif many == hard.numel() or rule.stop != "marginal":  # problems that stop together are solved together
         found = _iterate(_Logarithms(exponent, rows, cols), shift, rule, group)
@@ -325,6 +330,55 @@ def _iterate(form: _Scalings | _Logarithms, shift: Tensor, rule: Rule, group: tu
             break
     _report(active, error, rule)
     return Solution(*form.finish(r, c), iterations, error)
+
+
+class _State(NamedTuple):
+    """Between two iterations: r (G, H, Y), the next r, c (G, X, H), and (G, H) which go on, iterations, error."""
+
+    r: Tensor
+    new: Tensor
+    c: Tensor
+    active: Tensor
+    iterations: Tensor
+    error: Tensor
+
+
+def _marginal_steps(kernel: Tensor, rows: Tensor, cols: Tensor, state: _State, threshold: float, steps: int) -> _State:
+    """So many iterations of `_iterate` with `_Scalings` and the rule `marginal`, without side effects.
+
+    A compiler makes one pass over the kernel of each product and its sum; step by step it takes three.
+    """
+    r, new, c, active, iterations, error = state
+    for _ in range(steps):
+        r = torch.where(active.unsqueeze(-1), new, r)
+        c = torch.where(active.unsqueeze(1), (kernel * (rows * r).unsqueeze(1)).sum(-1).reciprocal(), c)
+        iterations = iterations + active
+        new = (kernel * (cols * c).unsqueeze(-1)).sum(1).reciprocal()
+        error = ((r / new - 1).abs() * rows).sum(-1)
+        active = active & (error > threshold)
+    return _State(r, new, c, active, iterations, error)
+
+
+@functools.cache
+def _compiled_steps() -> Callable[..., _State]:
+    """`_marginal_steps` by torch.compile, which compiles at the first calls."""
+    return torch.compile(_marginal_steps, dynamic=True)
+
+
+def _iterate_compiled(form: _Scalings, rule: Rule) -> Solution:
+    """`_iterate` by torch.compile, for the rule `marginal`; equal to rounding."""
+    g, _, h, _ = form.kernel.shape
+    c = form.start().expand(form.kernel.shape[:-1]).contiguous()
+    r, count = form.fit_rows(c), form.kernel.new_zeros(g, h)
+    state = _State(r, r, c, count == 0, count.long(), count)
+    every = 1 if r.device.type == "cpu" else CHECK_EVERY
+    for done in range(0, rule.max_iter, every):
+        steps = min(every, rule.max_iter - done)
+        state = _compiled_steps()(form.kernel, form.rows, form.cols, state, rule.threshold, steps)
+        if not bool(state.active.any()):
+            break
+    _report(state.active, state.error, rule)
+    return Solution(*form.finish(state.r, state.c), state.iterations, state.error)
 
 
 def _mean_change(change: Tensor, rows: Tensor, group: tuple[int, int]) -> Tensor:

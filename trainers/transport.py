@@ -68,6 +68,7 @@ def align_scores(
     threshold: float | None = None,
     stop: str | None = None,
     budget_bytes: int | None = None,
+    compiled: bool = False,
 ) -> AlignScore:
     """Logits of ALIGN: an image and a class are sets of modes, a mode is a set of tokens, compared on both levels.
 
@@ -99,6 +100,8 @@ def align_scores(
             prompt-level problems of the call.
         budget_bytes: work space of the token level, which takes some images and classes at a time, in the backward pass
             too; None = by device. It changes speed and memory, not the result.
+        compiled: iterations of the token level by torch.compile, where `stop` is `marginal`; equal to rounding. Needs a
+            C++ compiler on a CPU and Triton on a GPU.
 
     Returns:
         AlignScore(scores, plan, token_entropy, prompt_entropy, iterations).
@@ -112,7 +115,7 @@ def align_scores(
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
     if stop is None:
         stop = "marginal" if mode == "paper" else "scaling_change"
-    rule = make_rule(stop, threshold, max_iter, reg)
+    rule = make_rule(stop, threshold, max_iter, reg, compiled)
     if budget_bytes is not None and budget_bytes < 1:
         raise ValueError(f"budget_bytes is {budget_bytes}, expected a positive number of bytes, or None")
     _check_shapes(image_pooled, image_tokens, text_pooled, text_tokens, text_mask)

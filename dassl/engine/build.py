@@ -19,7 +19,8 @@ def build_trainer(cfg: CfgNode) -> Any:
     """The trainer that TRAINER.NAME asks for, constructed with `cfg` (data, model and evaluator included).
 
     Raises:
-        ValueError: no trainer of that name is registered; the message lists those that are.
+        ValueError: no trainer of that name is registered; the message lists those that are. Or TRAIN.COMPILE is asked
+            of a trainer without a class attribute `compiles` that is true.
     """
     name = cfg.TRAINER.NAME
     known = TRAINER_REGISTRY.registered_names()
@@ -33,7 +34,10 @@ def build_trainer(cfg: CfgNode) -> Any:
         )
     if cfg.VERBOSE:
         logger.info("Loading trainer: %s", name)
-    return TRAINER_REGISTRY.get(name)(cfg)
+    trainer = TRAINER_REGISTRY.get(name)
+    if cfg.TRAIN.COMPILE and not getattr(trainer, "compiles", False):
+        raise ValueError(f"TRAIN.COMPILE is True, but {name} has nothing that is compiled: set it False")
+    return trainer(cfg)
 
 
 def add_trainer_defaults(cfg: CfgNode) -> None:

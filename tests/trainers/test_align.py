@@ -179,6 +179,14 @@ def test_entropy_of_uniform_plans_is_one(tiny_clip, names, images):
 
 
 def test_bad_options_are_named_together():
-    cfg = CfgNode({"TRAINER": {"ALIGN": {**options(), "SCORE": "papers", "LAMBDA": 0.0, "MAX_ITER": 0}}})
+    node = {**options(), "SCORE": "papers", "LAMBDA": 0.0, "MAX_ITER": 0}
+    cfg = CfgNode({"TRAINER": {"ALIGN": node}, "TRAIN": {"COMPILE": False}})
     with pytest.raises(ValueError, match=r"SCORE is 'papers'.*LAMBDA is 0.0.*MAX_ITER is 0"):
         ALIGN.check_cfg(object.__new__(ALIGN), cfg)
+
+
+def test_what_is_not_compiled_is_refused():
+    for other in ({"SCORE": "released"}, {"PLAN": "uniform"}):
+        cfg = CfgNode({"TRAINER": {"ALIGN": {**options(), **other}}, "TRAIN": {"COMPILE": True}})
+        with pytest.raises(ValueError, match="expected paper and learned: only their transport is compiled"):
+            ALIGN.check_cfg(object.__new__(ALIGN), cfg)

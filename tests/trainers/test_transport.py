@@ -1,12 +1,14 @@
 """ALIGN's score against plain loops over images and classes, and its gradient against autograd and differences."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.reference import align_loop
+from trainers import sinkhorn as sinkhorn_module
 from trainers.sinkhorn import WORKSPACES, sinkhorn
 from trainers.transport import _parts, align_scores, plot_scores
 
@@ -52,6 +54,19 @@ def test_scores_and_gradients_are_those_of_the_double_loop(mode, budget, rng):
     torch.testing.assert_close(found.plan, plan, atol=1e-12, rtol=0)
     for one, other in zip(gradients(found.scores, arguments), gradients(scores, arguments)):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("max_iter", [3, 100])  # 3: some problems are not solved
+def test_compiled_iterations_are_those_of_the_eager_ones(max_iter, rng):
+    arguments = features(rng, torch.float32)
+    eager, compiled = (align_scores(**arguments, max_iter=max_iter, compiled=choice) for choice in (False, True))
+    assert sinkhorn_module._compiled_steps.cache_info().misses == 1
+    torch.testing.assert_close(compiled.scores, eager.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(compiled.iterations, eager.iterations)
+    for one, other in zip(gradients(compiled.scores, arguments), gradients(eager.scores, arguments)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])
