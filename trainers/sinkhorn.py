@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
+import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -361,7 +363,10 @@ def _marginal_steps(kernel: Tensor, rows: Tensor, cols: Tensor, state: _State, t
 
 @functools.cache
 def _compiled_steps() -> Callable[..., _State]:
-    """`_marginal_steps` by torch.compile, which compiles at the first calls."""
+    """`_marginal_steps` by torch.compile, which compiles at the first calls. Raises ValueError without a compiler."""
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    if not any(map(shutil.which, compilers)):
+        raise ValueError(f"torch.compile needs a C++ compiler, none of {', '.join(compilers)} is found: install one")
     return torch.compile(_marginal_steps, dynamic=True)
 
 

@@ -69,6 +69,13 @@ def test_compiled_iterations_are_those_of_the_eager_ones(max_iter, rng):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
+def test_compiling_without_a_compiler(rng, monkeypatch):
+    sinkhorn_module._compiled_steps.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, none of .*clang\+\+ is found"):
+        align_scores(**features(rng), compiled=True)
+
+
 @pytest.mark.parametrize("mode", ["paper", "released"])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 4), (4, 1)])
 def test_other_numbers_of_modes(mode, m, n, rng):
