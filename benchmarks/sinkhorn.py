@@ -1,12 +1,15 @@
 """Token-level transport for all images and classes at once against one Sinkhorn call per pair, at ALIGN's sizes.
 
 Tokens are random vectors that share a few directions; a larger share spreads their similarities and makes the problems
-harder. `spread` is the standard deviation of the similarities.
+harder. `spread` is the standard deviation of the similarities. `against POT`, which requirements-dev.txt has, compares
+plans alone, without gradients: all problems of a level at once, one call of POT each with the same reg and number of
+iterations, and a plain loop; the shapes are those of the token and of the prompt level.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -15,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from trainers.sinkhorn import sinkhorn
 from trainers.transport import align_scores
 
-from .reference import align_loop
+from .reference import align_loop, sinkhorn_loop
 from .report import show
 
 SHARED = 8  # directions that all tokens share
@@ -33,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--width", type=int, default=512, help="E (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
+    parser.add_argument(
+        "--pot-problems", type=int, default=500, help="problems solved by POT too (default %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured, in turn (default %(default)s)")
 
 
@@ -60,8 +67,56 @@ def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.perf_counter() - start, scores.detach()
 
 
+def against_pot(shape: tuple[int, int], arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds per problem of one level, ours for all problems at once, and ratios to it."""
+    import ot  # of the tests, which the other benchmarks do without
+
+    count, iterations = arguments.pot_problems, 20
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(count, *shape, generator=generator)
+    rows, cols = (torch.full((count, size), 1 / size) for size in shape)
+    numbers = [x.double().numpy() for x in (rows, cols, cost)]
+
+    def pot() -> Tensor:
+        options = {"numItermax": iterations, "stopThr": 0, "warn": False}
+        plans = [ot.sinkhorn(b, a, c.T, 0.1, **options) for a, b, c in zip(*numbers)]  # POT fits its columns first
+        return torch.stack([torch.from_numpy(plan.T) for plan in plans])
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: sinkhorn(cost, rows, cols, 0.1, iterations, 1e-30).plan,
+        "pot": pot,
+        "loop": lambda: torch.cat(
+            [
+                sinkhorn_loop(c[None], a[None], b[None], 0.1, iterations, 1e-30, "marginal")
+                for a, b, c in zip(rows, cols, cost)
+            ]
+        ),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    plans: dict[str, Tensor] = {}
+    for _ in range(1 + arguments.rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            plans[name] = way()
+            found[name].append(time.perf_counter() - start)
+    seconds = {name: statistics.median(values[1:]) / count for name, values in found.items()}
+    figures = {"ours_s": seconds["ours"], "pot / ours": seconds["pot"] / seconds["ours"]}
+    figures["loop / ours"] = seconds["loop"] / seconds["ours"]
+    figures["largest_difference_to_pot"] = float((plans["ours"] - plans["pot"]).abs().max())
+    return figures
+
+
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
+    logging.getLogger("trainers").setLevel(logging.ERROR)  # more is asked for than can converge
+    levels = {
+        "tokens": (arguments.image_tokens, arguments.text_tokens),
+        "prompts": (arguments.modes, arguments.modes),
+    }
+    for level, shape in levels.items():
+        figures = against_pot(shape, arguments)
+        settings = {"against POT": level, "shape": list(shape), "problems": arguments.pot_problems}
+        show("sinkhorn", {name: float(f"{value:.4g}") for name, value in figures.items()}, settings)
     for share in (0.0, 0.3, 0.8):
         values = features(arguments, share)
         names = ("blocks_s", "one_block_s", "loop_s", "all_iterations_s")

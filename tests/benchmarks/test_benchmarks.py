@@ -42,11 +42,14 @@ def test_sinkhorn_benchmark_on_small_sets(capsys):
         "--width=16",
         "--threads=1",
     ]
-    sinkhorn.run(parser.parse_args([*sizes, "--rounds=1"]))
+    sinkhorn.run(parser.parse_args([*sizes, "--rounds=1", "--pot-problems=3"]))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     errors = [line["value"] for line in lines if line["figure"] == "largest_error_of_cosine"]
     assert len(errors) == 3
     assert max(errors) < 1e-2
+    differences = [line["value"] for line in lines if line["figure"] == "largest_difference_to_pot"]
+    assert len(differences) == 2  # token and prompt level
+    assert max(differences) < 1e-5
 
 
 @pytest.mark.slow
