@@ -63,6 +63,7 @@ def build_parser(status: bool = False) -> argparse.ArgumentParser:
         "several values: method=CoOp,ALIGN*; may be repeated",
     )
     if status:
+        parser.set_defaults(feature_cache=False)
         return parser
     parser.add_argument("--dry-run", action="store_true", help="show the runs, their state and their commands")
     parser.add_argument("--shuffle", metavar="SEED", type=_number(0), help="random order")
@@ -129,7 +130,7 @@ def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
     found: dict[str, Run] = {}
     for name in args.recipes:
         for run in expand(load_recipe(name), args.root and Path(args.root).absolute(), output):
-            if getattr(args, "feature_cache", False):  # status has no such flag
+            if args.feature_cache:
                 run = replace(run, argv=(*run.argv, "TEST.FEATURE_CACHE", "True"))
             earlier = found.setdefault(run.key, run)
             if earlier.argv != run.argv:
