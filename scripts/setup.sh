@@ -23,8 +23,12 @@ fi
 stamp=.venv/installed-$kind
 wanted=$(cat "${files[@]}" | cksum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-  echo "Installing ${files[*]} into .venv (the first time this downloads PyTorch, several GB) ..." >&2
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "${files[-1]}" >&2
+  echo "Installing ${files[*]} into .venv (the first time this downloads PyTorch; with CUDA .venv grows to 6 to 7 GB) ..." >&2
+  if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "${files[-1]}" >&2; then
+    free=$(df -Pk .venv | awk 'NR == 2 {printf "%.1f GB", $4 / 1e6}')
+    echo "error: pip could not install ${files[*]} (its message is above), expected a package index that can be reached and up to 7 GB for .venv, found $free free in $PWD; mend it and run the same command again" >&2
+    exit 1
+  fi
   echo "$wanted" > "$stamp"
   if [ "$kind" = dev ]; then cksum < requirements.txt > .venv/installed-run; fi
 fi

@@ -351,3 +351,23 @@ def test_quickstart_runs_what_it_is_told(tmp_path):
     trainers, report = start(METHODS="ALIGN ZeroshotCLIP ALIGN")
     assert trainers == ["ALIGN", "ZeroshotCLIP"]
     assert report.endswith("reports.quickstart output/quickstart ALIGN ZeroshotCLIP")
+
+
+def test_setup_tells_what_a_failed_installation_needs_and_tries_again(tmp_path):
+    """In an empty tree, with a stand-in for Python whose pip fails until told otherwise."""
+    for name in ("scripts/setup.sh", "requirements.txt", "requirements-dev.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+
+    def setup(pip_exit):
+        python.write_text(f"#!/usr/bin/env bash\necho $5 >> {tmp_path}/calls; echo PIP SAYS >&2; exit {pip_exit}\n")
+        python.chmod(0o755)
+        return subprocess.run(["bash", "scripts/setup.sh", "dev"], cwd=tmp_path, capture_output=True, text=True)
+
+    failed = setup(1)
+    assert failed.returncode == 1
+    assert re.search(r"PIP SAYS\nerror: pip could not install .*expected .*7 GB.*found [0-9.]+ GB free", failed.stderr)
+    assert [setup(0).returncode, setup(0).returncode] == [0, 0]
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2  # the third call finds everything installed
