@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME [options]`: measures one thing and prints it; `plot` draws what others printed."""
 
 import argparse
+import logging
 
 from . import align_step, checkpoint, feature_cache, loader, methods, plot, positions, quickstart, shots, sinkhorn
 
@@ -25,6 +26,7 @@ def main() -> None:
         summary = module.__doc__.split("\n", 1)[0]
         module.add_arguments(choices.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args()
+    logging.getLogger("trainers.sinkhorn").setLevel(logging.ERROR)  # some ask for more than can converge
     BENCHMARKS[arguments.name].run(arguments)
 
 

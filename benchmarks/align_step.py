@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import logging
 import resource
 import statistics
 import subprocess
@@ -275,7 +274,6 @@ class Process:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    logging.getLogger("trainers").setLevel(logging.ERROR)  # `transport` asks for more than can converge
     worker = Worker(arguments)
     for line in sys.stdin:
         print(json.dumps(getattr(worker, line.strip())()), flush=True)

@@ -9,7 +9,6 @@ iterations, and a plain loop; the shapes are those of the token and of the promp
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -108,7 +107,6 @@ def against_pot(shape: tuple[int, int], arguments: argparse.Namespace) -> dict[s
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    logging.getLogger("trainers").setLevel(logging.ERROR)  # more is asked for than can converge
     levels = {
         "tokens": (arguments.image_tokens, arguments.text_tokens),
         "prompts": (arguments.modes, arguments.modes),
