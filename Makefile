@@ -1,5 +1,7 @@
 # Targets for people who work on the code. Users need only scripts/quickstart.sh and scripts/test.sh.
 PYTHON := .venv/bin/python
+THREADS := 2
+STEP = $(PYTHON) -m benchmarks align_step --threads $(THREADS)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
@@ -27,14 +29,17 @@ test:             ## the whole suite
 
 check: lint types fast
 
-bench: setup      ## every benchmark, which takes hours; lines and a plot in output/benchmarks
+bench: setup      ## every benchmark, which takes hours; lines and a plot in output/benchmarks; THREADS=1 for a shared machine
 	mkdir -p output/benchmarks
-	$(PYTHON) -m benchmarks align_step --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --reference-rounds 2 | tee output/benchmarks/step.txt
-	$(PYTHON) -m benchmarks align_step --classes 10 50 400 1000 --budget 7 --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --rounds 2 | tee output/benchmarks/classes.txt
-	$(PYTHON) -m benchmarks align_step --modes 1 2 4 8 --precision fp32 bf16 --reference-rounds 0 --rounds 2 | tee output/benchmarks/modes.txt
-	$(PYTHON) -m benchmarks shots | tee output/benchmarks/shots.txt
+	$(STEP) --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --reference-rounds 2 | tee output/benchmarks/step.txt
+	$(STEP) --classes 10 50 400 1000 --budget 7 --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --rounds 2 | tee output/benchmarks/classes.txt
+	$(STEP) --modes 1 2 4 8 --precision fp32 bf16 --reference-rounds 0 --rounds 2 | tee output/benchmarks/modes.txt
+	$(PYTHON) -m benchmarks shots --threads $(THREADS) | tee output/benchmarks/shots.txt
 	$(PYTHON) -m benchmarks plot $(addprefix output/benchmarks/,modes.txt classes.txt step.txt shots.txt) --output output/benchmarks/cost.png
-	for name in positions methods sinkhorn loader checkpoint feature_cache quickstart; do \
+	for name in methods sinkhorn feature_cache; do \
+	  $(PYTHON) -m benchmarks $$name --threads $(THREADS) | tee output/benchmarks/$$name.txt || exit 1; \
+	done
+	for name in positions loader checkpoint quickstart; do \
 	  $(PYTHON) -m benchmarks $$name | tee output/benchmarks/$$name.txt || exit 1; \
 	done
 

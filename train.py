@@ -24,6 +24,7 @@ import yaml
 
 import datasets  # noqa: F401 - registers the data sets
 import trainers  # noqa: F401 - registers the methods
+from clip.linear import use_onednn
 from dassl.config import CfgNode, check_values, get_cfg_default
 from dassl.engine import add_trainer_defaults, build_trainer
 from dassl.engine.build import extend_config
@@ -287,6 +288,7 @@ def _work(args: argparse.Namespace, cfg: CfgNode, folder: RunFolder, mode: str, 
         torch.backends.cudnn.benchmark = True
     for fused in ("flash", "mem_efficient", "cudnn"):  # of CPUs too, in spite of the name
         getattr(torch.backends.cuda, f"enable_{fused}_sdp")(cfg.TRAIN.FUSED_ATTENTION)
+    use_onednn(cfg.TRAIN.ONEDNN)
     arguments = "\n".join(f"{name}: {value}" for name, value in sorted(vars(args).items()))
     logger.info("***************\n** Arguments **\n***************\n%s", arguments)
     logger.info("************\n** Config **\n************\n%s", cfg)

@@ -26,6 +26,7 @@ from torch.profiler import profile
 
 import clip.model
 from clip import CLIP, Encoded, convert_weights
+from clip.linear import use_onednn
 from clip.text_layout import text_layout
 from dassl.engine.precision import Precision
 from trainers.align import ALIGN, TwoLevelTransport
@@ -51,8 +52,9 @@ VIT_B16 = {
 }
 NAMES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "class_names.json"
 
-PRODUCTS = [f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")]
+PRODUCTS = ["mkldnn::_linear_pointwise", *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm"))]
 PRODUCTS += [f"aten::_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward")]
+REQUESTS = ("step", "images", "texts", "transport", "evaluate", "default_step", "default_evaluate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,10 +120,11 @@ def all_positions(_model: CLIP, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]
     return ids, ids.argmax(-1), [ids.shape[1] - 1] * len(ids)
 
 
-def plain_text() -> None:
-    """From now on this process encodes all positions of every sentence, on its own and all at once."""
+def compute_plainly() -> None:
+    """From now on this process encodes all positions of every sentence, on its own and all at once, by torch alone."""
     CLIP._cut = all_positions
     clip.model.text_layout = lambda ids, ends, owner, *rest: text_layout(ids, ends, None, *rest)
+    use_onednn(False)
 
 
 def peak_gib() -> float:
@@ -145,7 +148,7 @@ class Worker:
         reference = arguments.worker == "reference"
         score = self.loop if reference else TwoLevelTransport(learner, ALIGN.defaults().ALIGN)
         if reference:
-            plain_text()
+            compute_plainly()
         self.model = PromptedCLIP(model, learner, score)
         self.reference = reference
         (precision,) = arguments.precision
@@ -197,6 +200,21 @@ class Worker:
             with Clock() as clock:
                 self.model(self.tests, text)
         return clock.seconds
+
+    def default_step(self) -> dict[str, float]:
+        """`step` with torch's default products, where those by oneDNN are chosen otherwise."""
+        return self.by_default(self.step)
+
+    def default_evaluate(self) -> dict[str, float]:
+        """`evaluate` with torch's default products."""
+        return self.by_default(self.evaluate)
+
+    def by_default(self, request: Callable[[], dict[str, float]]) -> dict[str, float]:
+        use_onednn(False)
+        try:
+            return request()
+        finally:
+            use_onednn(True)
 
     def features(self) -> tuple[Encoded, Encoded, Tensor]:
         """Image and text features and the scale, as leaves."""
@@ -304,7 +322,7 @@ def measure(
     for k in range(max(arguments.rounds, arguments.reference_rounds)):
         if k < arguments.rounds:
             for process in ours:
-                process.measure("step", "images", "texts", "transport", "evaluate")
+                process.measure(*REQUESTS)
         if k < arguments.reference_rounds:
             for reference in references:
                 reference.measure("step", "evaluate")
@@ -327,6 +345,8 @@ def figures_of(ours: Process, references: list[Process], arguments: argparse.Nam
     figures["products_share"] = ours.found["products"][0]["cpu"]
     figures["transport_share_100_iterations"] = ours.median("transport", "cpu_100") / step
     figures["test_images_cpu_s"] = arguments.test_batch / ours.median("evaluate", "cpu")
+    for request in ("step", "evaluate"):
+        figures[f"onednn_times_{request}"] = ours.median(f"default_{request}", "cpu") / ours.median(request, "cpu")
     if references:
         figures["reference_s"], figures["reference_cpu_s"] = reference("step", "wall"), reference("step", "cpu")
         figures["reference_peak_gib"] = reference("peak", "gib")

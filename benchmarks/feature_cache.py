@@ -24,11 +24,10 @@ from typing import NamedTuple
 import torch
 
 import train
-from dassl.engine import build_trainer
 
+from . import methods
+from .methods import ROOT
 from .report import show
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,17 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def flags(arguments: argparse.Namespace, output: Path, cache: Path | None) -> list[str]:
     """Arguments of train.py; without a folder for the cache there is none."""
-    options = {"DATASET.NUM_SHOTS": 1, "DATALOADER.NUM_WORKERS": 0, "VERBOSE": False, "OPTIM.MAX_EPOCH": 1}
+    options: dict[str, object] = {
+        "DATASET.NUM_SHOTS": 1,
+        "DATALOADER.NUM_WORKERS": 0,
+        "VERBOSE": False,
+        "OPTIM.MAX_EPOCH": 1,
+    }
     if cache is not None:
         options |= {"TEST.FEATURE_CACHE": True, "DATASET.CACHE_DIR": str(cache)}
-    chosen = ["--root", arguments.root, "--trainer", "CoOp", "--seed", "1", "--output-dir", str(output)]
-    chosen += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{arguments.dataset}.yaml")]
-    chosen += ["--config-file", str(ROOT / "configs" / "trainers" / "CoOp" / "emoji.yaml")]
-    return [*chosen, *[str(item) for pair in options.items() for item in pair]]
-
-
-def build(arguments: argparse.Namespace, output: Path, cache: Path | None):
-    return build_trainer(train.build_config(train.build_parser().parse_args(flags(arguments, output, cache))))
+    config = methods.config_file("CoOp", "emoji")
+    return methods.flags("CoOp", config, arguments.dataset, arguments.root, str(output), options)
 
 
 def write_checkpoints(trainer, arguments: argparse.Namespace, folder: Path) -> list[Path]:
@@ -120,7 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = folder / "cache"
-        plain, cached = build(arguments, folder / "a", None), build(arguments, folder / "b", cache)
+        plain = methods.trainer_of(flags(arguments, folder / "a", None))
+        cached = methods.trainer_of(flags(arguments, folder / "b", cache))
         checkpoints = write_checkpoints(plain, arguments, folder / "checkpoints")
         expected, without = evaluate_all(plain, checkpoints)
         found, filled = evaluate_all(cached, checkpoints)

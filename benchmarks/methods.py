@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ import train
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import count_num_param
 
-from .align_step import VIT_B16, Clock, peak_gib, plain_text
+from .align_step import VIT_B16, Clock, compute_plainly, peak_gib
 from .report import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,12 +68,16 @@ def check_names(chosen: list[str]) -> None:
         raise SystemExit(f"error: no method {', '.join(unknown)}; known: {', '.join(methods())}")
 
 
-def trainer_of(method: str, config: Path, dataset: str, root: str, output: str, options: dict[str, object]):
-    """The trainer of a method as train.py builds it."""
-    flags = ["--root", root, "--trainer", method, "--seed", "1", "--output-dir", output, "--config-file", str(config)]
-    flags += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{dataset}.yaml")]
-    args = train.build_parser().parse_args([*flags, *[str(item) for pair in options.items() for item in pair]])
-    return build_trainer(train.build_config(args))
+def flags(method: str, config: Path, dataset: str, root: str, output: str, options: dict[str, object]) -> list[str]:
+    """Arguments of train.py for a method with seed 1."""
+    chosen = ["--root", root, "--trainer", method, "--seed", "1", "--output-dir", output, "--config-file", str(config)]
+    chosen += ["--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{dataset}.yaml")]
+    return [*chosen, *[str(item) for pair in options.items() for item in pair]]
+
+
+def trainer_of(argv: list[str]):
+    """The trainer that train.py builds from its arguments."""
+    return build_trainer(train.build_config(train.build_parser().parse_args(argv)))
 
 
 def build(arguments: argparse.Namespace, output: str):
@@ -83,7 +88,7 @@ def build(arguments: argparse.Namespace, output: str):
     if arguments.weights:
         options |= {"MODEL.BACKBONE.NAME": arguments.weights, "INPUT.SIZE": "(224, 224)"}
     config = config_file(method, arguments.backbone)
-    return trainer_of(method, config, arguments.dataset, arguments.root, output, options)
+    return trainer_of(flags(method, config, arguments.dataset, arguments.root, output, options))
 
 
 def node(method: str) -> str:
@@ -94,7 +99,7 @@ def work(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Figures of one method in this process."""
     torch.set_num_threads(arguments.threads)
     if arguments.plain:
-        plain_text()
+        compute_plainly()
     with tempfile.TemporaryDirectory() as output:
         trainer = build(arguments, output)
         figures: dict[str, float | None] = {"parameters": count_num_param(trainer.model.learner), "step_s": None}
@@ -128,15 +133,20 @@ def evaluation_speed(trainer, arguments: argparse.Namespace) -> float:
     return arguments.rounds * len(images) / (time.process_time() - start)
 
 
-def measure(method: str, arguments: argparse.Namespace, weights: str | None, plain: bool) -> dict[str, float | None]:
-    command = [sys.executable, "-m", "benchmarks", "methods", "--worker", method, "--backbone", arguments.backbone]
-    for key in ("dataset", "batch", "test_batch", "rounds", "threads", "root"):
-        command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
-    command += ["--weights", weights] if weights else []
-    child = subprocess.run([*command, *(["--plain"] if plain else [])], capture_output=True, text=True)
+def ask_worker(benchmark: str, method: str, options: dict[str, object], *switches: str) -> Any:
+    """What a benchmark finds about one method in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks", benchmark, "--worker", method, *switches]
+    command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
         raise RuntimeError(f"the process of {method} ended with status {child.returncode}:\n{child.stderr[-2000:]}")
     return json.loads(child.stdout.splitlines()[-1])
+
+
+def measure(method: str, arguments: argparse.Namespace, weights: str | None, plain: bool) -> dict[str, float | None]:
+    keys = ("backbone", "dataset", "batch", "test_batch", "rounds", "threads", "root")
+    options = {key: getattr(arguments, key) for key in keys} | ({"weights": weights} if weights else {})
+    return ask_worker("methods", method, options, *(["--plain"] if plain else []))
 
 
 def ratio(one: float | None, other: float | None) -> float | None:

@@ -7,8 +7,6 @@ the last step, without the start of Python and without an evaluation. Seconds ar
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 
 import torch
@@ -36,14 +34,10 @@ def train_once(arguments: argparse.Namespace) -> float:
     torch.set_num_threads(arguments.threads)
     (shots,) = arguments.shots
     with tempfile.TemporaryDirectory() as output:
-        trainer = methods.trainer_of(
-            arguments.worker,
-            methods.config_file(arguments.worker, "emoji"),
-            arguments.dataset,
-            arguments.root,
-            output,
-            {"DATASET.NUM_SHOTS": shots, "TEST.NO_TEST": True, "VERBOSE": False, "DATALOADER.NUM_WORKERS": 0},
-        )
+        config = methods.config_file(arguments.worker, "emoji")
+        options = {"DATASET.NUM_SHOTS": shots, "TEST.NO_TEST": True, "VERBOSE": False, "DATALOADER.NUM_WORKERS": 0}
+        argv = methods.flags(arguments.worker, config, arguments.dataset, arguments.root, output, options)
+        trainer = methods.trainer_of(argv)
         with Clock() as clock:
             trainer.train()
     return clock.seconds["cpu"]
@@ -56,11 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
     methods.check_names(arguments.methods)
     for method in arguments.methods:
         for shots in arguments.shots:
-            command = [sys.executable, "-m", "benchmarks", "shots", "--worker", method, "--shots", str(shots)]
-            for key in ("dataset", "threads", "root"):
-                command += [f"--{key}", str(getattr(arguments, key))]
-            child = subprocess.run(command, capture_output=True, text=True)
-            if child.returncode:
-                raise RuntimeError(f"{method} ended with status {child.returncode}:\n{child.stderr[-2000:]}")
-            figures = {"train_s": round(float(child.stdout.splitlines()[-1]), 2)}
+            options = {key: getattr(arguments, key) for key in ("dataset", "threads", "root")}
+            figures = {"train_s": round(methods.ask_worker("shots", method, options | {"shots": shots}), 2)}
             show("shots", figures, {"method": method, "shots": shots, "dataset": arguments.dataset})

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip.linear import linear
+
 from .sinkhorn import (
     THRESHOLDS,
     WORKSPACES,
@@ -325,14 +327,14 @@ class _TokenDistance(torch.autograd.Function):
                 plan = plan.add_(log_rows.unsqueeze(1)).add_(log_cols.unsqueeze(-1)).exp_()
                 weight = grad[some, many].permute(1, 3, 0, 2).reshape(len(plan), 1, -1, 1)  # (u N, 1, b M, 1)
                 plan = plan.mul_(weight).flatten(0, 1).flatten(1)  # (u N L, b M J)
-                grad_texts[many, :, :length] -= (plan @ image.flatten(0, 2)).view_as(text)
-                grad_images[some].view(plan.shape[1], -1).addmm_(plan.T, text.flatten(0, 2), alpha=-1)
+                grad_texts[many, :, :length] -= linear(plan, image.flatten(0, 2).T).view_as(text)
+                grad_images[some] -= linear(plan.T, text.flatten(0, 2).T).view_as(image)
         return grad_images, grad_texts, None, None, None, None, None
 
 
 def _similarity(images: Tensor, texts: Tensor) -> Tensor:
     """(b, M, J, E), (u, N, L, E) -> (u N, L, b M, J): all dot products, image tokens contiguous."""
-    product = texts.flatten(0, 2) @ images.flatten(0, 2).T
+    product = linear(texts.flatten(0, 2), images.flatten(0, 2))
     return product.view(-1, texts.shape[2], images.shape[0] * images.shape[1], images.shape[2])
 
 
