@@ -38,6 +38,7 @@ INSIDE_TRAINERS = {
     "prompts": set(),
     "feature_cache": set(),
     "logistic_regression": set(),
+    "cache_model": {"losses", "prompts"},
     "memory": set(),
     "base": {"prompts", "losses", "templates", "feature_cache", "memory"},
 }

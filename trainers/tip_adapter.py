@@ -19,14 +19,14 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 
 from .base import PromptTrainer, Score, ensemble_features
+from .cache_model import Cache
 from .losses import normalise
-from .prompts import FixedText, Learner
+from .prompts import Learner
 from .templates import TEMPLATE_SETS, template_set
 
 logger = logging.getLogger(__name__)
 
 SELECT = ("val", "released", "none")
-BLOCK = 1 << 24  # entries of the largest tensor of the search
 
 
 class Start(NamedTuple):
@@ -48,69 +48,6 @@ STARTS = {
     "OxfordFlowers": Start(10.0, 50.0, 50.0),
     "UCF101": Start(3.0, 7.0, 3.0),
 }
-
-
-class Cache(FixedText):
-    """Keys (K, E), one per training image, with their labels (K,), and the weights alpha and beta of the cache.
-
-    Training uses the alpha and beta of the start, evaluation those that the search has found.
-
-    Args:
-        features: (C, E) classifier of the templates.
-        images: K.
-        alpha, beta: at the start.
-        learned: the keys are fine-tuned.
-    """
-
-    class_bound = True
-    keys: Tensor
-    labels: Tensor
-    alpha: Tensor
-    beta: Tensor
-
-    def __init__(self, features: Tensor, images: int, alpha: float, beta: float, learned: bool):
-        super().__init__(features)
-        self.start = (alpha, beta)
-        keys = torch.zeros(images, features.shape[1])
-        if learned:
-            self.keys = nn.Parameter(keys)
-        else:
-            self.register_buffer("keys", keys)
-        self.register_buffer("labels", torch.zeros(images, dtype=torch.long))
-        self.register_buffer("alpha", torch.tensor(float(alpha)))
-        self.register_buffer("beta", torch.tensor(float(beta)))
-
-    def resize(self, images: int) -> None:
-        """Make room for the keys of another number of images."""
-        self.keys.data = self.keys.new_zeros(images, self.keys.shape[1])
-        self.labels = self.labels.new_zeros(images)
-
-    def values(self) -> Tensor:
-        """(K, C) one-hot labels."""
-        classes = torch.arange(len(self.features), device=self.labels.device)
-        return (self.labels[:, None] == classes).to(self.keys.dtype)
-
-    def logits(self, image: Tensor, scale: Tensor | float) -> Tensor:
-        """scale * f W + alpha * exp(-beta * (1 - f F)) V for the normalised features f of images (B, E): (B, C)."""
-        alpha, beta = self.start if self.training else (self.alpha, self.beta)
-        with torch.autocast(image.device.type, enabled=False):
-            feature = normalise(image)
-            affinity = feature @ self.keys.T  # (B, K)
-            return scale * feature @ self.features.T + alpha * torch.exp(-beta * (1 - affinity)) @ self.values()
-
-    @torch.no_grad()
-    def correct(self, image: Tensor, label: Tensor, scale: Tensor | float, alphas: Tensor, betas: Tensor) -> Tensor:
-        """Number of images (V, E) put into their class, for every pair of the given weights: (betas, alphas)."""
-        found = torch.zeros(len(betas), len(alphas), dtype=torch.long, device=image.device)
-        values = self.values()
-        rows = max(1, BLOCK // max(len(alphas) * len(self.features), len(self.keys)))
-        for part, truth in zip(normalise(image).split(rows), label.split(rows)):
-            zero_shot, affinity = scale * part @ self.features.T, part @ self.keys.T
-            for i, beta in enumerate(betas):
-                cached = torch.exp(-beta * (1 - affinity)) @ values  # (rows, C)
-                logits = zero_shot + alphas[:, None, None] * cached  # (alphas, rows, C)
-                found[i] += (logits.argmax(dim=-1) == truth).sum(dim=1)
-        return found
 
 
 @TRAINER_REGISTRY.register()
@@ -260,24 +197,17 @@ class TipAdapter(PromptTrainer):
         return self.known_features[split]
 
     def search(self) -> dict[str, float]:
-        """Set alpha and beta to the first pair with the most hits, beta in the outer loop (released code)."""
+        """Set alpha and beta to what is best on the images of the search; both, and that accuracy."""
         learner: Any = self.model.learner
         split = self.search_split()
         if split is None:
             if self.options.SELECT != "none":
                 logger.warning("there are no validation images of their own: alpha and beta are not searched")
             return {"alpha": float(learner.alpha), "beta": float(learner.beta)}
-        ends = self.options.SEARCH_SCALE or (self.released.beta_end, self.released.alpha_end)
-        betas, alphas = (
-            torch.tensor([0.1 + i * (end - 0.1) / steps for i in range(steps)], device=self.device)
-            for end, steps in zip(ends, self.options.SEARCH_STEP)
-        )
         feature, label = self.split_features(split)
-        hits = learner.correct(feature, label, self.scale(self.model.clip.logit_scale.exp()), alphas, betas)
-        first = int((hits == hits.max()).flatten().nonzero()[0])
-        learner.beta.copy_(betas[first // len(alphas)])
-        learner.alpha.copy_(alphas[first % len(alphas)])
-        accuracy = 100 * int(hits.max()) / len(label)
+        scale = self.scale(self.model.clip.logit_scale.exp())
+        ends = self.options.SEARCH_SCALE or (self.released.beta_end, self.released.alpha_end)
+        accuracy = 100 * learner.search(feature, label, scale, ends, self.options.SEARCH_STEP) / len(label)
         logger.info("alpha %.4g, beta %.4g: %.2f %% on %s", learner.alpha, learner.beta, accuracy, split)
         return {"alpha": float(learner.alpha), "beta": float(learner.beta), f"{split}_accuracy": accuracy}
 

@@ -16,8 +16,9 @@ import train
 from dassl.config import get_cfg_default
 from trainers import tip_adapter
 from trainers.base import PromptedCLIP
+from trainers.cache_model import Cache
 from trainers.templates import IMAGENET_TEMPLATES_SELECT
-from trainers.tip_adapter import Cache, TipAdapter
+from trainers.tip_adapter import TipAdapter
 
 SHOTS, VIEWS = 3, 2
 
@@ -151,22 +152,6 @@ def test_the_search_takes_the_first_best_pair(build, tiny_clip, names):
     assert figures["val_accuracy"] == pytest.approx(100 * best)
     assert float(trainer.model.learner.alpha) == pytest.approx(chosen[0], rel=1e-5)
     assert trainer.chosen_on() == "val"
-
-
-def test_hits_in_blocks(build, monkeypatch, rng):
-    trainer = build("SELECT", "none")
-    trainer.fit()
-    feature, label = trainer.split_features("test")
-    pair = (torch.tensor([0.5, 3.0, 20.0]), torch.tensor([0.2, 4.0]))
-    whole = trainer.model.learner.correct(feature, label, 100.0, *pair)
-    monkeypatch.setattr(tip_adapter, "BLOCK", 3 * 5 * 2)  # two images at a time
-    assert torch.equal(trainer.model.learner.correct(feature, label, 100.0, *pair), whole)
-    assert whole.shape == (2, 3)
-    learner = trainer.model.learner
-    for i, beta in enumerate(pair[1]):
-        for j, alpha in enumerate(pair[0]):
-            learner.alpha, learner.beta = alpha, beta
-            assert int((learner.logits(feature, 100.0).argmax(1) == label).sum()) == int(whole[i, j])
 
 
 def test_every_image_is_encoded_once(build, tiny_clip, monkeypatch):
