@@ -39,6 +39,7 @@ INSIDE_TRAINERS = {
     "feature_cache": set(),
     "logistic_regression": set(),
     "cache_model": {"losses", "prompts"},
+    "whitening": set(),
     "memory": set(),
     "base": {"prompts", "losses", "templates", "feature_cache", "memory"},
 }
