@@ -41,6 +41,7 @@ INSIDE_TRAINERS = {
     "cache_model": {"losses", "prompts"},
     "whitening": set(),
     "memory": set(),
+    "pretraining": {"base", "prompts"},
     "base": {"prompts", "losses", "templates", "feature_cache", "memory"},
 }
 SHARED = set(INSIDE_TRAINERS)  # every other module is a method

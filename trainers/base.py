@@ -206,12 +206,6 @@ class CLIPTrainer(TrainerX):
         if faults:
             raise ValueError("; ".join(faults))
 
-    def check_eval_freq(self) -> None:
-        """ValueError if the method's EVAL_FREQ asks for evaluations of data without test images."""
-        freq, data = self.options.EVAL_FREQ, self.cfg.DATASET.NAME
-        if freq > 0 and self.test_loader is None:
-            raise ValueError(f"TRAINER.{self.node}.EVAL_FREQ is {freq}, but {data} has no test images: set it 0")
-
     def precision_name(self) -> str:
         return self.options.PREC
 

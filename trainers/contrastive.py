@@ -9,9 +9,7 @@ of pairs, which are spread over processes and computed in chunks, with the loss 
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +22,12 @@ from clip.resnet import ModifiedResNet
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import distributed
 
-from .base import CLIPTrainer, PromptedCLIP, cosine_score, state_hash
+from .feature_cache import state_hash
 from .losses import global_contrastive_loss, normalise
 from .masking import gather_tokens, keep_patches
 from .parameter_groups import layer_decay_groups
-from .prompts import FixedText, Learner, TemplateText
+from .pretraining import PretrainingTrainer
 from .whitening import whiten_projections
-
-logger = logging.getLogger(__name__)
 
 
 class TwoTowers(nn.Module):
@@ -73,15 +69,13 @@ class TwoTowers(nn.Module):
 
 
 @TRAINER_REGISTRY.register()
-class ContrastiveCLIP(CLIPTrainer):
+class ContrastiveCLIP(PretrainingTrainer):
     """Trains all of CLIP on batches of images and captions.
 
     The data set brings its own loader (see `datasets.image_text`, `datasets.pairs`) with batches {img, text} and maybe
-    `positive`, which says which caption is true of which image; without it caption b is true of image b alone. The
-    classes and test images of the data set, if it has any, serve for zero-shot accuracy during training.
+    `positive`, which says which caption is true of which image; without it caption b is true of image b alone.
     MODEL.BACKBONE.NAME is the CLIP to go on from; without it the weights are random. With several processes every image
     is compared with the captions of all (GATHER).
-    The trained model is written to OUTPUT_DIR/clip.safetensors, loadable by `clip.load`.
     """
 
     node = "CONTRASTIVE"
@@ -119,7 +113,6 @@ class ContrastiveCLIP(CLIPTrainer):
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        options = cfg.TRAINER.CONTRASTIVE
         share = (lambda value: 0 < value <= 1, "a number in (0, 1]")
         self.check_options(
             cfg,
@@ -134,10 +127,6 @@ class ContrastiveCLIP(CLIPTrainer):
                 **dict.fromkeys(("FULL_EPOCHS", "EVAL_FREQ"), (lambda value: value >= 0, "0 or a number of epochs")),
             },
         )
-        if options.PREC == "fp16":
-            raise ValueError(
-                "TRAINER.CONTRASTIVE.PREC is 'fp16', but weights that learn stay fp32: use fp32, amp or bf16"
-            )
 
     def build_clip(self) -> CLIP:
         options = self.options
@@ -183,12 +172,7 @@ class ContrastiveCLIP(CLIPTrainer):
                     "TRAINER.CONTRASTIVE.DROP_PATH drops blocks of a transformer, the image tower is a ResNet"
                 )
             backbone.visual.set_training_options(options.DROP_PATH)
-        dataset = self.dm.dataset
-        if dataset.classnames:
-            classes: Learner = TemplateText(backbone, dataset.classnames, self.template, dataset.long_names)
-        else:
-            classes = FixedText(backbone.text_projection.new_zeros(0, backbone.text_projection.shape[1]))
-        self.model = PromptedCLIP(backbone, classes, cosine_score).to(self.device)
+        self.model = self.with_classes(backbone)
         self.towers = self.parallel(TwoTowers(backbone, options.CHUNK))
         groups = layer_decay_groups(
             backbone, optim.LR, optim.WEIGHT_DECAY, options.IMAGE_LAYER_DECAY, options.TEXT_LAYER_DECAY
@@ -215,8 +199,7 @@ class ContrastiveCLIP(CLIPTrainer):
 
     def losses(self, batch) -> dict[str, Tensor]:
         image, ids, positive = self.parse_batch_train(batch)
-        full = self.epoch >= self.max_epoch - self.options.FULL_EPOCHS
-        share = 1.0 if full else self.options.KEEP_PATCHES
+        share = 1.0 if self.on_all_patches else self.options.KEEP_PATCHES
         image_feature, text_feature, scale = self.towers(image, ids, share)
         keys, start = (image_feature, text_feature), 0
         if self.options.GATHER:
@@ -231,18 +214,3 @@ class ContrastiveCLIP(CLIPTrainer):
             with torch.no_grad():
                 self.model.clip.logit_scale.clamp_(0, math.log(self.options.MAX_SCALE))
         return shown
-
-    def after_epoch(self) -> None:
-        super().after_epoch()
-        frequency, done = self.options.EVAL_FREQ, self.epoch + 1
-        if frequency > 0 and done % frequency == 0 and done < self.max_epoch:
-            self.test()
-
-    def after_train(self) -> None:
-        path = os.path.join(self.output_dir, "clip.safetensors")
-        if distributed.is_main_process():
-            pixels = {"mean": list(self.cfg.INPUT.PIXEL_MEAN), "std": list(self.cfg.INPUT.PIXEL_STD)}
-            known = pixels if "normalize" in self.cfg.INPUT.TRANSFORMS else None
-            clip.save_model(self.model.clip, path, known, torch.float16)
-            logger.info("Trained CLIP written to %s", path)
-        super().after_train()

@@ -9,7 +9,6 @@ the student unchanged.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,18 +17,16 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 import clip
-from clip import CLIP
 from clip.eva import SIZES, EvaVisionTransformer
 from clip.model import HEAD_WIDTH, VisionTransformer
 from clip.resnet import ModifiedResNet
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import count_num_param, distributed
+from dassl.utils import count_num_param
 
-from .base import CLIPTrainer, PromptedCLIP, cosine_score
 from .losses import cosine_distance
 from .masking import MASKS, gather_tokens, keep_patches, left_out, mask_tokens
 from .parameter_groups import decay_groups
-from .prompts import FixedText, Learner, TemplateText
+from .pretraining import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +137,10 @@ class TargetCache:
 
 
 @TRAINER_REGISTRY.register()
-class UTA(CLIPTrainer):
+class UTA(PretrainingTrainer):
     """Pre-trains an image tower on images alone; labels and captions of the data are ignored.
 
-    MODEL.BACKBONE.NAME is the teacher. The student has its text tower and embedding space, so its zero-shot accuracy is
-    measured during training, and OUTPUT_DIR/clip.safetensors is a CLIP that `clip.load` reads and every method takes as
-    its backbone.
+    MODEL.BACKBONE.NAME is the teacher. The student has its text tower and embedding space, so that both make a CLIP.
     """
 
     node = "UTA"
@@ -186,8 +181,6 @@ class UTA(CLIPTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.UTA
-        if options.PREC == "fp16":
-            raise ValueError("TRAINER.UTA.PREC is 'fp16', but weights that learn stay fp32: use fp32, amp or bf16")
 
         def among(*names: str):
             return (lambda value: value in names), f"one of {', '.join(names)}"
@@ -276,11 +269,10 @@ class UTA(CLIPTrainer):
                 "OBJECTIVE mask_tokens aligns those that are masked: set a larger one"
             )
         self.check_eval_freq()
+        self.eval_split, self.saved_dtype = options.EVAL_SPLIT, torch.float16 if options.SAVE == "fp16" else None
         clip.convert_weights(teacher, self.precision.dtype)
         self.teacher = teacher.to(self.device)
-        names = self.dm.dataset.classnames
-        classes: Learner = TemplateText(model, names, self.template) if names else no_classes(model)
-        self.model = PromptedCLIP(model, classes, cosine_score).to(self.device)
+        self.model = self.with_classes(model)
         self.student = Student(visual, options.OBJECTIVE).to(self.device).requires_grad_(True)
         self.towers = self.parallel(self.student)
         self.targets = self.cached_targets() if options.CACHE_TEACHER else lambda image, _: self.teach(image)
@@ -324,9 +316,8 @@ class UTA(CLIPTrainer):
 
     def masks(self, rows: int) -> Tensor:
         """Numbers of the patches that are seen, (rows, K), drawn from torch's global generator."""
-        full = self.epoch >= self.max_epoch - self.options.FULL_EPOCHS
         patches = self.grid[0] * self.grid[1]
-        if full or self.kept == patches:
+        if self.on_all_patches or self.kept == patches:
             return torch.arange(patches).expand(rows, -1)
         return keep_patches(self.options.MASK, rows, self.grid, self.kept)
 
@@ -339,27 +330,7 @@ class UTA(CLIPTrainer):
             aligned, targets, weights[0] * self.options.CLASS_WEIGHT, weights[1] * self.options.TOKEN_WEIGHT
         )
 
-    def after_epoch(self) -> None:
-        super().after_epoch()
-        frequency, done = self.options.EVAL_FREQ, self.epoch + 1
-        if frequency > 0 and done % frequency == 0 and done < self.max_epoch:
-            self.test(self.options.EVAL_SPLIT)
-
-    def after_train(self) -> None:
-        path = os.path.join(self.output_dir, "clip.safetensors")
-        if distributed.is_main_process():
-            pixels = {"mean": list(self.cfg.INPUT.PIXEL_MEAN), "std": list(self.cfg.INPUT.PIXEL_STD)}
-            dtype = torch.float16 if self.options.SAVE == "fp16" else None
-            clip.save_model(self.model.clip, path, pixels if "normalize" in self.cfg.INPUT.TRANSFORMS else None, dtype)
-            logger.info("Student with the teacher's text tower written to %s", path)
-        super().after_train()
-
 
 def grid_of(visual: Tower) -> tuple[int, int]:
     """Patches per column and per row of a vision transformer."""
     return (visual.input_resolution // visual.patch_size,) * 2
-
-
-def no_classes(model: CLIP) -> FixedText:
-    """The text of data without classes."""
-    return FixedText(model.text_projection.new_zeros(0, model.text_projection.shape[1]))

@@ -154,7 +154,6 @@ def config(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"PREC": "fp16"}, "stay fp32"),
         ({"MASK": "blocks"}, "MASK is 'blocks'.*reversed"),
         ({"MASK_RATIO": 1.0}, r"MASK_RATIO is 1.0, expected a share in \[0, 1\)"),
         ({"ALIGN": "none", "DROP_PATH": 1.0}, "ALIGN.*; .*DROP_PATH|DROP_PATH.*; .*ALIGN"),
@@ -241,17 +240,10 @@ def test_students_by_numbers_name_and_path(tiny_clip, tmp_path):
         assert (student.input_resolution, student.output_dim) == (32, 32)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"OBJECTIVE": "mask_tokens", "MASK_RATIO": 0.02}, "MASK_RATIO is 0.02, which masks none of 16 patches"),
-        ({"EVAL_FREQ": 2}, "EVAL_FREQ is 2, but images has no test images"),
-    ],
-)
-def test_what_only_the_data_or_the_tower_can_refuse(tiny_clip, options, message):
-    trainer = builder(STUDENT="clip", LAYERS=1, WIDTH=64, **options)
-    trainer.load_clip, trainer.test_loader, trainer.cfg.DATASET.NAME = lambda: tiny_clip, None, "images"
-    with pytest.raises(ValueError, match=message):
+def test_a_mask_of_nothing_is_refused(tiny_clip):
+    trainer = builder(STUDENT="clip", LAYERS=1, WIDTH=64, OBJECTIVE="mask_tokens", MASK_RATIO=0.02)
+    trainer.load_clip = lambda: tiny_clip
+    with pytest.raises(ValueError, match=r"MASK_RATIO is 0.02, which masks none of 16 patches"):
         trainer.build_model()
 
 
