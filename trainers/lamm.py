@@ -15,7 +15,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import CLIP, Encoded, Prompts
@@ -23,7 +22,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import check_classnames
 
 from .base import Output, PromptTrainer
-from .losses import normalise
+from .losses import distillation_loss, normalise
 from .prompts import PROMPT_STD, Learner, readable, word_tokens
 
 logger = logging.getLogger(__name__)
@@ -187,8 +186,9 @@ def logit_term(logits: Tensor, reference: Tensor, temperature: float, target: st
     `target` reference: the reference is the soft target, without gradient. trained: the trained logits are the target
     and the reference the prediction, both with gradient (released code).
     """
-    given, wanted = (reference, logits) if target == "trained" else (logits, reference.detach())
-    return temperature**2 * F.cross_entropy(given / temperature, (wanted / temperature).softmax(dim=1))
+    if target == "trained":
+        return distillation_loss(reference, logits, temperature)
+    return distillation_loss(logits, reference.detach(), temperature)
 
 
 def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTrainer]:

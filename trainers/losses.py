@@ -105,3 +105,11 @@ def cosine_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 def cosine_distance(feature: Tensor, target: Tensor) -> Tensor:
     """1 - mean cosine similarity of the rows of (C, E) and (C, E), normalised or not: a scalar in [0, 2], in fp32."""
     return 1 - (normalise(feature) * normalise(target)).sum(dim=-1).mean()
+
+
+def distillation_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T^2 * cross-entropy of logits (B, C) with soft targets, mean over images (Hinton et al., 2015, Section 2).
+
+    Both are logits, whose softmax is taken at temperature T. The targets get a gradient, too, unless they are detached.
+    """
+    return temperature**2 * F.cross_entropy(logits / temperature, (target / temperature).softmax(dim=1))

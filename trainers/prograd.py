@@ -6,7 +6,6 @@ import logging
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import CLIP
@@ -14,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import Steering
 
 from .base import Output, PromptTrainer, template_features
-from .losses import cosine_logits
+from .losses import cosine_logits, distillation_loss
 from .prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
 
 logger = logging.getLogger(__name__)
@@ -134,9 +133,7 @@ class ProGrad(PromptTrainer):
 
     def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         teacher = cosine_logits(output.image.pooled, self.model.learner.teacher, self.model.clip.logit_scale.exp())
-        temperature = self.options.T
-        target = (teacher / temperature).softmax(dim=-1)
-        self.kl = temperature**2 * F.cross_entropy(output.logits / temperature, target)
+        self.kl = distillation_loss(output.logits, teacher, self.options.T)
         return {}
 
     def extra_metrics(self) -> dict[str, Tensor]:

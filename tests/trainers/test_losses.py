@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainers.losses import contrastive_loss, cosine_distance, cosine_logits
+from trainers.losses import contrastive_loss, cosine_distance, cosine_logits, distillation_loss
 
 
 def unit(*shape, generator):
@@ -91,3 +91,12 @@ def test_cosine_logits_are_not_rounded_under_autocast(rng):
 
 def unit_rows(x):
     return x / x.pow(2).sum(1, keepdim=True).sqrt()
+
+
+def test_distillation_against_a_loop_over_images_and_classes(rng):
+    logits, target = (3 * torch.randn(4, 5, generator=rng) for _ in range(2))
+    total = 0.0
+    for row, other in zip(logits.tolist(), target.tolist()):
+        log_norm, norm = math.log(sum(math.exp(y / 2.5) for y in row)), sum(math.exp(y / 2.5) for y in other)
+        total -= sum(math.exp(b / 2.5) / norm * (a / 2.5 - log_norm) for a, b in zip(row, other))
+    assert float(distillation_loss(logits, target, 2.5)) == pytest.approx(2.5**2 * total / 4, rel=1e-5)
