@@ -39,6 +39,7 @@ INSIDE_TRAINERS = {
     "feature_cache": set(),
     "logistic_regression": set(),
     "cache_model": {"losses", "prompts"},
+    "label_tokens": {"losses", "prompts"},
     "token_alignment": {"losses", "masking"},
     "whitening": set(),
     "memory": set(),
