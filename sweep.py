@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dassl.engine.run import error_line
+from dassl.engine.run import error_line, run_state
 from sweeps import cluster
 from sweeps.board import Durations, board
 from sweeps.gate import Gate
@@ -256,20 +256,24 @@ def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate
     if extra:
         parameters["slurm_additional_parameters"] = extra
     parameters = {key: value for key, value in parameters.items() if value is not None}
-    groups = [group for group in cluster.chains(runs) if any(look(run).state != "done" for run in group)]
+    ended = {run.key for run in runs if run_state(run.output_dir) == "done"}
+    errors = {run.key: error for run in runs if run.key in ended and (error := look(run).error)}
+    groups = [group for group in cluster.chains(runs) if any(run.key not in ended for run in group)]
     groups.sort(key=lambda group: gate is None or not any(run.key in gate.keys for run in group))
     work = [cluster.Chain(group, output, args.threads, args.retries, gate) for group in groups]
-    done = tuple(run.key for run in runs if not any(run in group for group in groups))
+    done = ended.difference(errors)
     print(f"{len(done)} of {len(runs)} runs are done already; {len(work)} jobs")
     if not work:
-        return Summary(done, {}, ())
+        return Summary(tuple(done), errors, ())
     made = cluster.executor(kind, output, args.jobs or (100 if args.slurm else 1), parameters)
     if args.slurm:
+        for key, error in errors.items():
+            print(f"failed: {key}: {error}")
         identifiers = cluster.submit_slurm(made, work)
         print(f"submitted {identifiers[0]} to {identifiers[-1]}; python sweep.py status shows how far they are")
         return None
     summary = cluster.run_local(made, work, args.jobs or 1)
-    return summary._replace(done=(*done, *summary.done))
+    return summary._replace(done=tuple(done.union(summary.done)), errors={**errors, **summary.errors})
 
 
 def show_runs(runs: Sequence[Run], output: Path) -> None:

@@ -21,7 +21,7 @@ from tasks import Run
 from .board import Durations, time_text
 from .gate import Gate
 from .journal import Journal
-from .state import damage, in_use, other_config
+from .state import in_use, look
 from .worker import STDERR, Limits, Outcome, last_line, work
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ class LocalSweep:
         keys = {run.key for run in finished}
         self.waiting = deque(run for run in self.waiting if run.key not in keys)
         for run in finished:
-            fault = damage(run) or other_config(run)
+            fault = look(run).error
             if fault:
                 self._give_up(run, fault)
             else:

@@ -29,14 +29,14 @@ class Look(NamedTuple):
 
 
 def look(run: Run, last: Mapping[str, Event] | None = None) -> Look:
-    """How far a run is; a result that cannot be used is a failure.
+    """How far a run is; a result that cannot be used, or of another config than the run's, is a failure.
 
     A run that was killed without a word leaves no error in its folder; then the last event of a sweep's journal says
     how it ended.
     """
     state = run_state(run.output_dir)
     if state == "done":
-        fault = damage(run)
+        fault = damage(run) or other_config(run)
         return Look("failed", fault) if fault else Look(state)
     if in_use(run.output_dir):
         return Look("running")

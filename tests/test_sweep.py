@@ -158,6 +158,29 @@ def test_the_feature_cache_does_not_make_another_run(recipe, places, capsys, tmp
     assert capsys.readouterr().out.splitlines()[0] == f"# done: {runs[0].key}"
 
 
+def test_a_result_of_other_options_is_nowhere_done(recipe, places, capsys, tmp_path):
+    """Neither for the board, nor for a dry run, nor for jobs of a cluster, which nothing is left for."""
+    pytest.importorskip("submitit")
+    made = {"task": "few_shot", "seeds": 1, "methods": ["Tiny"]}
+    (run,) = runs_of(recipe(**made), tmp_path)
+    train.run(list(run.argv))
+    path = str(recipe(**made))
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config.read_text().replace("0.05", "0.5"))
+    os.utime(config, (time.time() + 5, time.time() + 5))
+    capsys.readouterr()
+    assert sweep.main(["status", path, *places]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[1].split() == ["Tiny", "0", "0", "0", "1", "0"]
+    assert "OPTIM.LR: 0.05 -> 0.5" in shown
+    assert sweep.main([path, *places, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"# failed: {run.key}"
+    assert sweep.main([path, *places, "--local-executor"]) == 1
+    shown = capsys.readouterr().out
+    assert "0 of 1 runs are done already; 0 jobs" in shown
+    assert f'1 runs failed:\n  {run.key}: "{run.output_dir}" holds a run with another config' in shown
+
+
 def test_two_recipes_share_what_is_the_same(recipe, places, tmp_path, capsys):
     path = recipe()
     other = tmp_path / "other.yaml"

@@ -155,6 +155,7 @@ def test_a_result_of_another_config_is_not_taken(tmp_path):
     assert "OPTIM.LR: 0.05 -> 0.5" in other_config(run)
     summary = sweep([run], tmp_path)
     assert "OPTIM.LR: 0.05 -> 0.5" in summary.errors[run.key]
+    assert look(run) == ("failed", summary.errors[run.key])  # the board and the sweep agree
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"accuracy": "high"}', '{"accuracy": 50, "fingerprint": {}}'])
