@@ -26,6 +26,7 @@ from .worker import STDERR, Limits, Outcome, last_line, work
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 20.0  # between the request to stop and the end by force
+STOPS = 3  # by a signal from outside, as of a cluster before it preempts a job, that are no failure of a run
 LONGEST_PAUSE = 3600.0  # seconds; a deadline may be further away than a system call can wait
 
 
@@ -51,8 +52,9 @@ class Summary(NamedTuple):
 class LocalSweep:
     """Does runs in processes of their own, each after the runs it needs.
 
-    A run that fails, or whose process dies, is tried again later, `retries` times. A run that another sweep is at is
-    left to it, and looked at again after `patience` seconds.
+    A run that fails, or whose process dies, is tried again later, `retries` times; one that was asked to stop, by other
+    than this sweep, goes on and has not failed, the first `STOPS` times. A run that another sweep is at is left to it,
+    and looked at again after `patience` seconds.
 
     Args:
         runs: with everything they need, see `tasks.with_needs`.
@@ -96,6 +98,7 @@ class LocalSweep:
         self.done: set[str] = set()
         self.errors: dict[str, str] = {}
         self.attempts: dict[str, int] = {}
+        self.stops: dict[str, int] = {}
         self.not_before: dict[str, float] = {}
         self.durations = Durations()
         self.context = _context(forks)
@@ -222,8 +225,14 @@ class LocalSweep:
             self._put_off(run)
             self.waiting.append(run)
             return
-        attempt = self.attempts[run.key] = self.attempts.get(run.key, 0) + 1
+        attempt = self.attempts.get(run.key, 0) + 1
         self.journal.write(outcome.kind, run.key, attempt, seconds, outcome.error)
+        if outcome.kind == "stopped" and self.stops.get(run.key, 0) < STOPS:
+            self.stops[run.key] = self.stops.get(run.key, 0) + 1
+            self.say(f"{outcome.error}: {run.key}; it goes on")
+            self.waiting.append(run)
+            return
+        self.attempts[run.key] = attempt
         if outcome.kind == "done":
             self.durations.add(run, seconds)
             self._finish(run, time_text(seconds))

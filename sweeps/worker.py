@@ -93,7 +93,7 @@ def attempt(argv: Sequence[str], output_dir: Path) -> Outcome:
     except (filelock.Timeout, RunInUse) as fault:
         return Outcome("busy", error_line(fault))
     except KeyboardInterrupt:
-        return Outcome("stopped")
+        return Outcome("stopped", "stopped by a signal")
     except SystemExit:  # argparse has said why on stderr
         return Outcome("failed", last_line(output_dir / STDERR) or "bad arguments")
     except Exception as fault:  # noqa: BLE001 - whatever a run raises is its error; the engine keeps the traceback

@@ -101,6 +101,39 @@ def test_a_killed_run_is_tried_again_and_continues(tmp_path):
     assert [event.error for event in events(tmp_path, "failed")] == ["the process was ended by signal 9 (SIGKILL)"]
 
 
+def test_a_run_that_is_asked_to_stop_goes_on_and_has_not_failed(tmp_path):
+    """As by a cluster that preempts a job: it may end well in the time that is left, whatever `retries` is."""
+    (run,) = tiny_runs(tmp_path, seeds=1, methods=[slow(0.15, 4)])
+
+    def stop():
+        until(resume_file(run.output_dir).exists)
+        os.kill(json.loads((run.output_dir / "env.json").read_text())["pid"], signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    said = []
+    summary = sweep([run], tmp_path, said, retries=0)
+    thread.join()
+    assert (summary.done, summary.errors) == ((run.key,), {})
+    assert said[0] == f"stopped by a signal: {run.key}; it goes on"
+    assert starts(run) == 2
+    assert [event.attempt for event in Journal(tmp_path / "out").read()] == [1, 1, 1, 1]
+
+
+def test_a_run_that_is_asked_to_stop_too_often_has_failed(tmp_path, monkeypatch):
+    (run,) = tiny_runs(tmp_path, seeds=1, methods=[slow(5)])
+    monkeypatch.setattr("sweeps.local.STOPS", 0)
+
+    def stop():
+        until((run.output_dir / "env.json").exists)
+        os.kill(json.loads((run.output_dir / "env.json").read_text())["pid"], signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert sweep([run], tmp_path, retries=0).errors == {run.key: "stopped by a signal"}
+    thread.join()
+
+
 def test_a_run_that_is_killed_every_time_is_shown_as_failed(tmp_path):
     (run,) = tiny_runs(tmp_path, seeds=1, methods=[slow(5)])
 
