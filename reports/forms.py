@@ -15,7 +15,9 @@ from .words import (
     COST_HEADER,
     cell_rows,
     comparison_note,
+    comparison_pairs,
     comparison_rows,
+    comparison_title,
     cost_rows,
     legend,
     metric_of,
@@ -41,12 +43,10 @@ def to_markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str
         parts.append(markdown_table(header, _matrix(block)))
     for title, path in pictures:
         parts.append(f"![{escape_markdown(title)}]({path})\n")
-    for i, comparison in enumerate(report.comparisons):
-        if i == 0:
-            parts.append(f"## {escape_markdown(f'{comparison.second} against {comparison.first}')}\n")
-            parts.append(escape_markdown(comparison_note(comparison)) + "\n")
-    if report.comparisons:
-        rows = [row for comparison in report.comparisons for row in comparison_rows(comparison)]
+    for pair in comparison_pairs(report):
+        parts.append(f"## {escape_markdown(comparison_title(pair[0]))}\n")
+        parts.append(escape_markdown(comparison_note(pair[0])) + "\n")
+        rows = [row for comparison in pair for row in comparison_rows(comparison)]
         parts.append(markdown_table(COMPARISON_HEADER, [[escape_markdown(cell) for cell in row] for row in rows], 2))
     parts.append("## Every cell\n")
     rows = [[escape_markdown(cell) for cell in row] for row in cell_rows(report)]

@@ -17,7 +17,9 @@ from .words import (
     COST_HEADER,
     cell_rows,
     comparison_note,
+    comparison_pairs,
     comparison_rows,
+    comparison_title,
     cost_rows,
     has_published,
     legend,
@@ -217,9 +219,13 @@ def _figures(figures: Sequence[Plot]) -> str:
 
 
 def _comparisons(report: Report) -> str:
-    note = comparison_note(report.comparisons[0])
-    rows = [row for comparison in report.comparisons for row in comparison_rows(comparison)]
-    return f'<p class="note">{escape(note)}</p>\n' + _table(COMPARISON_HEADER, _text_rows(rows, text=(0, 1)))
+    parts = []
+    for pair in comparison_pairs(report):
+        rows = [row for comparison in pair for row in comparison_rows(comparison)]
+        parts.append(f"<h3>{escape(comparison_title(pair[0]))}</h3>\n")
+        parts.append(f'<p class="note">{escape(comparison_note(pair[0]))}</p>\n')
+        parts.append(_table(COMPARISON_HEADER, _text_rows(rows, text=(0, 1))))
+    return "".join(parts)
 
 
 def _cells(report: Report) -> str:

@@ -132,6 +132,18 @@ def cell_rows(report: Report) -> list[list[str]]:
 COMPARISON_HEADER = ("table", "pairs", "mean difference", "95 % interval", "higher / equal / lower", "p")
 
 
+def comparison_pairs(report: Report) -> list[list[Comparison]]:
+    """The comparisons of a report, those of the same two methods together."""
+    pairs: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in report.comparisons:
+        pairs.setdefault((comparison.first, comparison.second), []).append(comparison)
+    return list(pairs.values())
+
+
+def comparison_title(comparison: Comparison) -> str:
+    return f"{comparison.second} against {comparison.first}"
+
+
 def comparison_rows(comparison: Comparison) -> list[list[str]]:
     """Two rows: over data sets and seeds, and over data sets."""
     rows = []

@@ -285,6 +285,23 @@ def test_command_writes_all_forms(written, capsys):
     assert "9 of 9 runs done" in capsys.readouterr().out
 
 
+def test_every_pair_that_is_compared_has_its_own_table(written):
+    folder, _ = written
+    assert call(folder, "--compare", "CoOp", "ALIGN", "--compare", "Zero-shot CLIP", "CoOp", "--format", "md,html") == 0
+    text = (folder / "out" / "invented.md").read_text()
+    first, second = text.split("## CoOp against Zero-shot CLIP")
+    first = first.split("## ALIGN against CoOp")[1]
+    assert first.strip().startswith("ALIGN minus CoOp, ")
+    assert second.strip().startswith("CoOp minus Zero-shot CLIP, ")
+    assert first.count("x data set and seed") == second.count("x data set and seed") == 3
+    page = (folder / "out" / "invented.html").read_text()
+    assert (
+        page.index("<h3>ALIGN against CoOp</h3>")
+        < page.index("ALIGN minus CoOp")
+        < page.index("CoOp minus Zero-shot CLIP")
+    )
+
+
 def test_command_lists_what_is_missing(written, capsys):
     folder, runs = written
     lost = next(run for run in runs if (run.method, run.shots, run.seed) == ("ALIGN", 16, 2))
