@@ -82,7 +82,7 @@ class Block:
     sources: tuple[str, ...] = ()
     """Columns that comparisons leave out: what a model was trained on, where the others are what it was carried to."""
     untrained: frozenset[str] = frozenset()
-    """Methods without a learned parameter: one run of them stands for every seed."""
+    """Methods that learn nothing, neither parameters nor from images: one run of them stands for every seed."""
     name: str = ""
     """Tells the blocks of a report apart in names of files."""
     dataset: str = ""
@@ -144,12 +144,13 @@ class _Builder:
             self.names[name] = by_trainer.get(trainer, trainer)
         parts = list(dict.fromkeys(run.part for run in runs))
         self.columns = {part: tuple(dict.fromkeys(run.dataset for run in runs if run.part == part)) for part in parts}
-        counts: dict[str, set[object]] = {}
+        learning: dict[str, bool] = {}
         for reading in readings:
             if reading.result is not None:
-                counts.setdefault(reading.method, set()).add(reading.result.get("trainable_parameters"))
+                learns = reading.result.get("trainable_parameters") != 0 or bool(reading.result.get("epochs"))
+                learning[reading.method] = learning.get(reading.method, False) or learns
         self.untrained = frozenset(
-            name for name, own in self.shots.items() if own == {0} or counts.get(name, {None}) == {0}
+            name for name, own in self.shots.items() if own == {0} or not learning.get(name, True)
         )
 
     def blocks(self) -> list[Block]:

@@ -44,7 +44,7 @@ def write_run(run, accuracy, fingerprint=None, **changed):
         "seed": run.seed,
         "shots": run.shots,
         "mode": "train",
-        "epochs": 5,
+        "epochs": 0 if run.trainer == "ZeroshotCLIP" else 5,
         "selection": "last",
         "accuracy": accuracy,
         "train_seconds": 10.0 * run.seed,

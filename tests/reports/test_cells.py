@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from invented_runs import make_method, make_recipe
+from invented_runs import make_method, make_recipe, write_run
 
 from reports.compare import compare
 from reports.forms import to_markdown
@@ -172,6 +172,20 @@ def test_one_zero_shot_value_is_paired_with_every_seed(invented):
     expected = [v - values("CLIP", d, "all", 0)[0] for d in SETS for v in values("CoOp", d, "all", 1)]
     assert found.runs.n == 9
     assert found.runs.mean == pytest.approx(np.mean(expected))
+
+
+def test_a_method_that_keeps_images_without_learning_is_paired_seed_by_seed(invented):
+    """Tip-Adapter has no parameters to learn, but the images it keeps are those of a seed."""
+    methods = (make_method("CLIP", trainer="ZeroshotCLIP"), make_method("TipAdapter"), make_method("CoOp"))
+    measured = {"CLIP": (50, 50, 50), "TipAdapter": (40, 50, 60), "CoOp": (41, 51, 61)}
+    made = invented(make_recipe(methods=methods, datasets=("dtd",)), lambda run: measured[run.method][run.seed - 1])
+    for run in made.runs:
+        if run.method == "TipAdapter":
+            write_run(run, measured["TipAdapter"][run.seed - 1], epochs=1, trainable_parameters=0)
+    report = made.report()
+    assert report.blocks[0].untrained == {"CLIP"}
+    (found,) = compare(report.blocks, "TipAdapter", "CoOp", "t")
+    assert (found.runs.wins, found.runs.low, found.runs.high) == (3, 1.0, 1.0)
 
 
 def test_transfer_is_compared_on_the_targets(invented):
