@@ -117,6 +117,8 @@ def to_latex(report: Report) -> str:
             rows.append([escape_latex(method), *shown])
             if any(cell.published is not None for cell in cells):
                 rows.append([r"\quad\textit{published}", *(_latex_published(cell) for cell in cells)])
+                if any(cell.delta is not None for cell in cells):
+                    rows.append([r"\quad\textit{difference}", *(escape_latex(signed(c.delta)) for c in cells)])
         header = ["method", *(escape_latex(block.column_title(column)) for column in block.columns)]
         notes = sorted({c.published.provenance for c in block.cells.values() if c.published} - {"published"})
         marks = "".join(f" \\textsuperscript{{{note}}}: {PROVENANCES[note]}." for note in notes)

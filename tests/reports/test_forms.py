@@ -94,6 +94,7 @@ def test_latex(report):
     )
     assert r"CoOp & \underline{62.00}{\scriptsize$\pm$1.00}" in text
     assert r"55.00\textsuperscript{unverified}" in text
+    assert r"\quad\textit{difference} & +10.50 & $-$3.00 & +4.00 \\" in text
     assert r"\textsuperscript{unverified}: recalled, read in no source" in text
     assert not re.search(r"55\.00(?!\\textsuperscript)", text)
     for table in re.findall(r"\\begin{tabular}{(.*?)}(.*?)\\end{tabular}", text, re.S):
