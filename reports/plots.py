@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from .cells import Block, shots_text, title_of
 from .document import Report
 from .published import AVERAGE
+from .words import signed
 
 # Light enough for a dark page and dark enough for a white one.
 COLORS = ("#c8502f", "#3b7fc4", "#3f9a66", "#b07d1a", "#8d63c7", "#2596a5", "#c65393", "#7d8a2e", "#9b6b4c", "#6c7fd8")
@@ -67,7 +68,7 @@ class Plot(NamedTuple):
 
 
 class Look:
-    """Colour and marker of every method, the same in all figures of a report; without training grey."""
+    """Colour and marker of every method, the same in all figures; without training stars, the first grey."""
 
     def __init__(self, report: Report):
         names = list(dict.fromkeys(name for block in report.blocks for name in block.methods))
@@ -75,8 +76,9 @@ class Look:
         trained = [name for name in names if name not in untrained]
         self.color = {name: COLORS[i % len(COLORS)] for i, name in enumerate(trained)}
         self.marker = {name: MARKERS[(i + i // len(COLORS)) % len(MARKERS)] for i, name in enumerate(trained)}
-        self.color.update(dict.fromkeys(untrained, GREY))
-        self.marker.update(dict.fromkeys(untrained, "*"))
+        stars = [name for name in names if name in untrained]
+        self.color.update((name, COLORS[-i % len(COLORS)] if i else GREY) for i, name in enumerate(stars))
+        self.marker.update(dict.fromkeys(stars, "*"))
 
     def key(self, names: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
         return tuple((name, self.color[name], self.marker[name]) for name in names)
@@ -272,7 +274,7 @@ def _heat_panel(block: Block, rows: Sequence[str], columns: Sequence[str], basel
                 if not math.isnan(value):
                     # Fixed colours: the cells are light in the middle of the scale on any page.
                     color = "#ffffff" if abs(value) > 0.62 * reach else "#1d2127"
-                    axes.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=color)
+                    axes.text(j, i, signed(value, 1), ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(len(columns)), [block.column_title(c) for c in columns], rotation=35, ha="right")
         axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
         axes.tick_params(length=0)

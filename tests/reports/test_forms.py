@@ -222,6 +222,29 @@ def test_figures_of_few_shot(report, tmp_path):
         plots(report, "VPT")
 
 
+def test_every_method_looks_different_and_only_those_without_training_are_stars(invented):
+    zero_shot = {"shots": (0,), "seeds": (1,), "trainer": "ZeroshotCLIP"}
+    methods = [make_method("CLIP", **zero_shot), make_method("CLIP (80)", variant="80", **zero_shot)]
+    methods += [make_method(name, shots=(1, 16)) for name in ("TipAdapter", "CoOp")]
+    made = invented(make_recipe(methods=tuple(methods), datasets=SETS), lambda run: 50.0 + run.seed)
+    for run in made.runs:
+        if run.method == "TipAdapter":  # no parameters, but images
+            write_run(run, 50.0, epochs=1, trainable_parameters=0)
+    key = plots(made.report())[0].key
+    assert len({(color, marker) for _, color, marker in key}) == 4
+    assert [name for name, _, marker in key if marker == "*"] == ["CLIP", "CLIP (80)"]
+
+
+def test_heat_maps_have_no_negative_zero(invented):
+    methods = (make_method("CLIP", shots=(0,), seeds=(1,), trainer="ZeroshotCLIP"), make_method("CoOp", shots=(16,)))
+    values = {"CLIP": 50.0, "CoOp": 49.99}
+    report = invented(make_recipe(methods=methods, datasets=("dtd",)), lambda run: values[run.method]).report()
+    (heat,) = [figure for figure in plots(report) if figure.name.startswith("difference")]
+    axes = Figure().add_subplot()
+    heat.panels[0].draw(axes)
+    assert [text.get_text() for text in axes.texts] == ["±0.0"]
+
+
 def test_curves_show_the_means(report):
     axes = Figure().add_subplot()
     plots(report)[0].panels[1].draw(axes)
