@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -95,8 +97,16 @@ def other_config(run: Run) -> str:
         if command == list(run.argv) and all(file.stat().st_mtime < finished for file in files):
             return ""
         stored = (folder / CONFIG).read_text(encoding="utf-8")
+        for key in run.needs:  # the folder of all runs may have been moved
+            path = json.dumps(str(_output(run) / key)).replace("\\", r"\\")
+            stored = re.sub(rf"(?m)^(\s*\w+: ).*/{re.escape(key)}[\"']?$", rf"\g<1>{path}", stored)
         cfg = train.build_config(train.build_parser().parse_args(list(run.argv)))
         check_same_config(stored, cfg, str(folder))
     except (OSError, ValueError, KeyError) as fault:
         return error_line(fault)
     return ""
+
+
+def _output(run: Run) -> Path:
+    """The folder of all runs."""
+    return run.output_dir.parents[run.key.count("/")]

@@ -19,6 +19,7 @@ from sweeps.cluster import Chain, chains, executor, run_local
 from sweeps.journal import Journal
 from sweeps.local import LONGEST_PAUSE, LocalSweep
 from sweeps.state import in_use, look, other_config
+from tasks import expand, load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -189,6 +190,16 @@ def test_a_result_of_another_config_is_not_taken(tmp_path):
     summary = sweep([run], tmp_path)
     assert "OPTIM.LR: 0.05 -> 0.5" in summary.errors[run.key]
     assert look(run) == ("failed", summary.errors[run.key])  # the board and the sweep agree
+
+
+def test_a_folder_of_all_runs_may_be_moved(tmp_path):
+    """Also with runs whose config names the folder of another one."""
+    entries = {"task": "incremental", "sets": 2, "seeds": 1}
+    sweep(tiny_runs(tmp_path, **entries), tmp_path)
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    recipe = load_recipe(tmp_path / "table.yaml")
+    runs = expand(recipe, root=tmp_path / "images", output=tmp_path / "elsewhere")
+    assert {look(run) for run in runs} == {("done", "")}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"accuracy": "high"}', '{"accuracy": 50, "fingerprint": {}}'])
