@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,14 @@ class Look(NamedTuple):
 
 
 def look(run: Run, last: Mapping[str, Event] | None = None) -> Look:
-    """How far a run is; a result that cannot be used, or of another config than the run's, is a failure.
+    """How far a run is; a result that cannot be used, of another config, or of an earlier training is a failure.
 
     A run that was killed without a word leaves no error in its folder; then the last event of a sweep's journal says
     how it ended.
     """
     state = run_state(run.output_dir)
     if state == "done":
-        fault = damage(run) or other_config(run)
+        fault = damage(run) or other_config(run) or outdated(run)
         return Look("failed", fault) if fault else Look(state)
     if in_use(run.output_dir):
         return Look("running")
@@ -107,6 +108,28 @@ def other_config(run: Run) -> str:
     return ""
 
 
+def outdated(run: Run) -> str:
+    """What is wrong with a finished run that goes on from others: the error if one of these is gone or was trained
+    again since, else ""."""
+    for key in run.needs:
+        folder = _output(run) / key
+        trained, own = _start(folder, "train"), _start(run.output_dir)
+        if run_state(folder) != "done" or (trained is not None and own is not None and own < trained):
+            return f'the result is of an earlier run of {key}; delete the folder "{run.output_dir}" to do the run again'
+    return ""
+
+
 def _output(run: Run) -> Path:
     """The folder of all runs."""
     return run.output_dir.parents[run.key.count("/")]
+
+
+def _start(folder: Path, mode: str = "") -> datetime | None:
+    """When a run, or its part of this mode, last started; None if its files do not say."""
+    try:
+        environment = read_json(folder / ENVIRONMENT)
+        starts = [environment, *environment.get("earlier_starts", ())]
+        moments = [start["started"] for start in starts if mode in ("", start["mode"])]
+        return max((datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S%z") for moment in moments), default=None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

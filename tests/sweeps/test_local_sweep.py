@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tiny_recipe import BROKEN, slow, tiny_runs
 
+import train
 from dassl.engine.resume import resume_file
 from dassl.engine.run import RunFolder, read_result, run_state
 from sweeps.board import Durations, board, time_text
@@ -190,6 +192,24 @@ def test_a_result_of_another_config_is_not_taken(tmp_path):
     summary = sweep([run], tmp_path)
     assert "OPTIM.LR: 0.05 -> 0.5" in summary.errors[run.key]
     assert look(run) == ("failed", summary.errors[run.key])  # the board and the sweep agree
+
+
+def test_an_evaluation_of_an_earlier_training_is_not_taken(tmp_path):
+    """The training was done again: what it had then been evaluated to would stand beside it in one table."""
+    base, new = tiny_runs(tmp_path, task="base2new", seeds=1)
+    sweep([base, new], tmp_path)
+    assert look(new).state == "done"
+    shutil.rmtree(base.output_dir)
+    text = f'the result is of an earlier run of {base.key}; delete the folder "{new.output_dir}" to do the run again'
+    assert look(new) == ("failed", text)
+    time.sleep(1.1)  # starts are noted to the second
+    summary = sweep([base, new], tmp_path)
+    assert (summary.done, summary.errors) == ((base.key,), {new.key: text})
+    assert look(new) == ("failed", text)
+    shutil.rmtree(new.output_dir)
+    assert sweep([base, new], tmp_path).errors == {}
+    train.run(["--eval-only", "--model-dir", str(base.output_dir), *base.argv])
+    assert look(new).state == "done"  # evaluated again is not trained again
 
 
 def test_a_folder_of_all_runs_may_be_moved(tmp_path):
