@@ -22,6 +22,7 @@ from .document import Report
 from .published import AVERAGE
 from .words import signed
 
+MOST_BANDS = 10  # methods whose spreads can be told apart in one panel
 # Light enough for a dark page and dark enough for a white one.
 COLORS = ("#c8502f", "#3b7fc4", "#3f9a66", "#b07d1a", "#8d63c7", "#2596a5", "#c65393", "#7d8a2e", "#9b6b4c", "#6c7fd8")
 GREY = "#868d98"
@@ -147,17 +148,20 @@ def _curves(report: Report, look: Look) -> list[Plot]:
                     axes.axhline(y[0], color=look.color[method], linewidth=0.8, linestyle=":")
                 else:
                     axes.plot(x, y, color=look.color[method], marker=look.marker[method], markersize=4, linewidth=1.5)
-                    axes.fill_between(x, low, high, color=look.color[method], alpha=0.15, linewidth=0)
+                    if not crowded:
+                        axes.fill_between(x, low, high, color=look.color[method], alpha=0.15, linewidth=0)
             axes.set_xticks(sorted({0, *by_shots}) if any(p[0][0] == 0 for p in lines.values()) else sorted(by_shots))
             axes.set_xlabel("training images per class")
             axes.set_ylabel("accuracy, %")
             axes.grid(True)
 
-        return Panel(title_of(column), draw, *((6.4, 4.4) if len(columns) == 1 else ()))
+        return Panel(title_of(column), draw, *((6.4, 6.4 if crowded else 4.4) if len(columns) == 1 else ()))
 
     columns = [c for c in _panels(first) if any(_measured(block, c) for block in by_shots.values())]
     names = list(dict.fromkeys(name for block in by_shots.values() for c in columns for name in _measured(block, c)))
-    note = "Means over seeds; bands are one standard deviation; the star is zero-shot, with its level dotted."
+    crowded = len(names) > MOST_BANDS
+    bands = "so many methods have no bands" if crowded else "bands are one standard deviation"
+    note = f"Means over seeds; {bands}; the star is zero-shot, with its level dotted."
     return [Plot("curves", "Few-shot accuracy", note, tuple(map(panel, columns)), look.key(names))] if columns else []
 
 

@@ -1,7 +1,11 @@
 """Averages over runs, from result.json and from logs of the original family."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +108,19 @@ def test_several_experiments(tmp_path, capsys):
 def test_folder_that_is_not_there(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no SIGPIPE")
+@pytest.mark.parametrize("program", ["parse_test_res.py", "report.py"])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, program):
+    finished(tmp_path / "seed1", 60.0)
+    given = {
+        "parse_test_res.py": [tmp_path],
+        "report.py": ["embedded_precision", "--runs", tmp_path, "--format", "csv", "--output", tmp_path / "report"],
+    }
+    command = [sys.executable, str(Path(__file__).parents[1] / program), *map(str, given[program])]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.stderr, done.returncode) == ("", -13)

@@ -253,6 +253,17 @@ def test_curves_show_the_means(report):
     assert ([0], [51.0]) in lines
 
 
+@pytest.mark.parametrize(("count", "bands"), [(10, 10), (11, 0)])
+def test_curves_of_many_methods_have_no_bands(invented, count, bands):
+    methods = tuple(make_method(f"CoOp {i}", trainer="CoOp", variant=f"v{i}", shots=(1, 16)) for i in range(count))
+    report = invented(make_recipe(methods=methods, datasets=("dtd",)), lambda run: 50.0 + run.seed).report()
+    curves = plots(report)[0]
+    axes = Figure().add_subplot()
+    curves.panels[0].draw(axes)
+    assert (len(axes.get_lines()), len(axes.collections)) == (count, bands)
+    assert ("bands are one standard deviation" in curves.note) == bool(bands)
+
+
 def test_figures_of_base_to_new(invented):
     methods = (make_method("CoOp", shots=(16,)), make_method("ALIGN", shots=(16,)))
     recipe = make_recipe("base2new", methods, datasets=SETS)
