@@ -31,7 +31,7 @@ check: lint types fast
 
 bench: setup      ## every benchmark, which takes hours; lines and a plot in output/benchmarks; THREADS=1 for a shared machine
 	mkdir -p output/benchmarks
-	$(STEP) --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --reference-rounds 2 | tee output/benchmarks/step.txt
+	$(STEP) --precision fp32 bf16 --test-batch 4 --reference-rounds 2 | tee output/benchmarks/step.txt
 	$(STEP) --classes 10 50 400 1000 --budget 7 --precision fp32 bf16 --reference-classes 15 35 --test-batch 4 --rounds 2 | tee output/benchmarks/classes.txt
 	$(STEP) --modes 1 2 4 8 --precision fp32 bf16 --reference-rounds 0 --rounds 2 | tee output/benchmarks/modes.txt
 	$(PYTHON) -m benchmarks shots --threads $(THREADS) | tee output/benchmarks/shots.txt
