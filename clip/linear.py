@@ -27,7 +27,7 @@ def onednn_is_faster() -> bool:
     """Whether this is a processor on which torch's own fp32 products are slow and oneDNN's are there instead.
 
     They go through MKL, which keeps to AVX2 on processors by AMD. With AVX-512 (EPYC, torch 2.14, one thread) oneDNN
-    makes 170 to 220 GFLOP/s of the products of ViT-B/16, MKL 90 to 100. On other processors nothing was measured.
+    makes 140 to 220 GFLOP/s of the products of ViT-B/16, MKL 90 to 100. On other processors nothing was measured.
     """
     if "AuthenticAMD" not in _processor() or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
