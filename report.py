@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from dassl.engine.run import error_line
-from reports.compare import compare
-from reports.document import Report, build_report
-from reports.forms import to_csv, to_latex, to_markdown
-from reports.logs import find_logs
-from reports.page import to_html
-from reports.plots import Plot, plots, save
-from reports.published import load
-from reports.readings import place_logs, read_runs
-from reports.stats import TESTS
-from tasks import expand, load_recipe
-from tasks.recipe import ROOT
+from dassl.utils.errors import error_line
+from experiments import expand, load_recipe
+from experiments.recipe import ROOT
+from experiments.reports.compare import compare
+from experiments.reports.document import Report, build_report
+from experiments.reports.forms import to_csv, to_latex, to_markdown
+from experiments.reports.logs import find_logs
+from experiments.reports.page import to_html
+from experiments.reports.plots import Plot, plots, save
+from experiments.reports.published import load
+from experiments.reports.readings import place_logs, read_runs
+from experiments.reports.stats import TESTS
 
 TEXTS, PICTURES = ("md", "csv", "tex", "html"), ("png", "svg", "pdf")
 MISSING, BAD_INPUT = 1, 2

@@ -26,7 +26,7 @@ def main() -> None:
         summary = module.__doc__.split("\n", 1)[0]
         module.add_arguments(choices.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args()
-    logging.getLogger("trainers.sinkhorn").setLevel(logging.ERROR)  # some ask for more than can converge
+    logging.getLogger("transport.sinkhorn").setLevel(logging.ERROR)  # some ask for more than can converge
     BENCHMARKS[arguments.name].run(arguments)
 
 

@@ -26,14 +26,13 @@ from torch.profiler import profile
 
 import clip.model
 from clip import CLIP, Encoded, convert_weights
-from clip.linear import use_onednn
 from clip.text_layout import text_layout
 from dassl.engine.precision import Precision
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP, freeze_all_but
-from trainers.memory import MemoryPlan
-from trainers.prompts import MultiModeLearner
-from trainers.transport import align_scores
+from trainers.parts.memory import MemoryPlan
+from trainers.parts.prompts import MultiModeLearner
+from transport.scores import align_scores
 
 from .reference import align_loop
 from .report import show
@@ -54,7 +53,7 @@ NAMES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "class_names.
 
 PRODUCTS = ["mkldnn::_linear_pointwise", *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm"))]
 PRODUCTS += [f"aten::_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward")]
-REQUESTS = ("step", "images", "texts", "transport", "evaluate", "default_step", "default_evaluate")
+REQUESTS = ("step", "images", "texts", "transport", "evaluate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +123,6 @@ def compute_plainly() -> None:
     """From now on this process encodes all positions of every sentence, on its own and all at once, by torch alone."""
     CLIP._cut = all_positions
     clip.model.text_layout = lambda ids, ends, owner, *rest: text_layout(ids, ends, None, *rest)
-    use_onednn(False)
 
 
 def peak_gib() -> float:
@@ -200,21 +198,6 @@ class Worker:
             with Clock() as clock:
                 self.model(self.tests, text)
         return clock.seconds
-
-    def default_step(self) -> dict[str, float]:
-        """`step` with torch's default products, where those by oneDNN are chosen otherwise."""
-        return self.by_default(self.step)
-
-    def default_evaluate(self) -> dict[str, float]:
-        """`evaluate` with torch's default products."""
-        return self.by_default(self.evaluate)
-
-    def by_default(self, request: Callable[[], dict[str, float]]) -> dict[str, float]:
-        use_onednn(False)
-        try:
-            return request()
-        finally:
-            use_onednn(True)
 
     def features(self) -> tuple[Encoded, Encoded, Tensor]:
         """Image and text features and the scale, as leaves."""
@@ -345,8 +328,6 @@ def figures_of(ours: Process, references: list[Process], arguments: argparse.Nam
     figures["products_share"] = ours.found["products"][0]["cpu"]
     figures["transport_share_100_iterations"] = ours.median("transport", "cpu_100") / step
     figures["test_images_cpu_s"] = arguments.test_batch / ours.median("evaluate", "cpu")
-    for request in ("step", "evaluate"):
-        figures[f"onednn_times_{request}"] = ours.median(f"default_{request}", "cpu") / ours.median(request, "cpu")
     if references:
         figures["reference_s"], figures["reference_cpu_s"] = reference("step", "wall"), reference("step", "cpu")
         figures["times_faster"] = figures["reference_s"] / figures["step_s"]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-import train
+from dassl.engine import command
 
 from . import methods
 from .methods import ROOT
@@ -85,7 +85,7 @@ def evaluate_all(trainer, folders: list[Path]) -> tuple[list[float], Times]:
 def fork_seconds(argv: list[str], threads: int) -> float:
     """Processor seconds of an evaluation in a process like those of a sweep."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sweeps.worker"])
+    context.set_forkserver_preload(["experiments.sweeps.worker"])
     ours, theirs = context.Pipe()
     child = context.Process(target=evaluate_forked, args=(argv, threads, theirs))
     child.start()
@@ -99,7 +99,7 @@ def fork_seconds(argv: list[str], threads: int) -> float:
 def evaluate_forked(argv: list[str], threads: int, answer: Connection) -> None:
     torch.set_num_threads(threads)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        train.run(argv)
+        command.run(argv)
     answer.send(time.process_time())
 
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 import clip
-import train
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer, command
 from dassl.utils import count_num_param
 
 from .align_step import VIT_B16, Clock, compute_plainly, peak_gib
@@ -77,7 +76,7 @@ def flags(method: str, config: Path, dataset: str, root: str, output: str, optio
 
 def trainer_of(argv: list[str]):
     """The trainer that train.py builds from its arguments."""
-    return build_trainer(train.build_config(train.build_parser().parse_args(argv)))
+    return build_trainer(command.build_config(command.build_parser().parse_args(argv)))
 
 
 def build(arguments: argparse.Namespace, output: str):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainers.sinkhorn import sinkhorn
-from trainers.transport import align_scores
+from transport.scores import align_scores
+from transport.sinkhorn import sinkhorn
 
 from .reference import align_loop, sinkhorn_loop
 from .report import show

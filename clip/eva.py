@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.layers import LayerNorm, append_prompts, attend, check_image, drop_path, run_blocks, set_drop_path
-from clip.linear import Linear, linear
 from clip.prompts import Encoded, Prompts
 
 EPS = 1e-6
@@ -95,15 +94,15 @@ class EvaAttention(nn.Module):
         if heads < 1 or width % heads:
             raise ValueError(f"a width of {width} cannot be divided into {heads} heads")
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj = (Linear(width, width, bias=False) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(2))
-        self.proj = Linear(width, width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: (rows, L, d); cos, sin as in :func:`rotate`. Returns (rows, L, d)."""
         weights = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(weights.dtype)
-        qkv = linear(x, weights, bias)  # (rows, L, 3 d)
+        qkv = F.linear(x, weights, bias)  # (rows, L, 3 d)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 times (rows, heads, L, d / heads)
         out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -114,9 +113,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w1, self.w2 = Linear(width, hidden), Linear(width, hidden)
+        self.w1, self.w2 = nn.Linear(width, hidden), nn.Linear(width, hidden)
         self.ffn_ln = LayerNorm(hidden, eps=EPS)
-        self.w3 = Linear(hidden, width)
+        self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d). Returns the same shape."""
@@ -204,7 +203,7 @@ class EvaVisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, width))
         self.blocks = nn.ModuleList(EvaBlock(width, heads, mlp_width) for _ in range(layers))
         self.norm = LayerNorm(width, eps=EPS)
-        self.head = Linear(width, output_dim)
+        self.head = nn.Linear(width, output_dim)
         # Row 0 turns by nothing: class token and prompts. Row 1 + p is patch p.
         angles = F.pad(rotary_angles(side, width // heads, rope_grid), (0, 0, 1, 0))
         self.register_buffer("rope_cos", angles.cos(), persistent=False)

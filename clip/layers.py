@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clip.linear import Linear, linear
 from clip.prompts import Prompts, check_prompts, overwrite
 
 
@@ -114,7 +113,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -132,7 +131,7 @@ class Attention(nn.Module):
         Returns:
             (rows, L, d).
         """
-        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (rows, L, 3 d)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (rows, L, 3 d)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 times (rows, heads, L, d / heads)
         if kept is not None:
             kept.append(Past(k, v))
@@ -147,9 +146,9 @@ class Perceptron(nn.Module):
 
     def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
         super().__init__()
-        self.c_fc = Linear(width, hidden)
+        self.c_fc = nn.Linear(width, hidden)
         self.gelu = QuickGELU() if quick_gelu else nn.GELU()
-        self.c_proj = Linear(hidden, width)
+        self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d). Returns the same shape."""

@@ -1,16 +1,12 @@
 """Readers of data sets. Importing this package registers them under their class names; DATASET.NAME picks one."""
 
-from . import (
+from datasets import (  # noqa: F401 - importing registers
     caltech101,
     cifar,
-    digits,
     dtd,
-    emoji,
     eurosat,
     fgvc_aircraft,
-    folder,
     food101,
-    image_text,
     imagenet,
     imagenet_a,
     imagenet_r,
@@ -18,34 +14,10 @@ from . import (
     imagenetv2,
     oxford_flowers,
     oxford_pets,
-    pairs,
-    retrieval,
     stanford_cars,
     sun397,
     ucf101,
 )
-
-__all__ = [
-    "caltech101",
-    "cifar",
-    "digits",
-    "dtd",
-    "emoji",
-    "eurosat",
-    "fgvc_aircraft",
-    "folder",
-    "food101",
-    "image_text",
-    "imagenet",
-    "imagenet_a",
-    "imagenet_r",
-    "imagenet_sketch",
-    "imagenetv2",
-    "oxford_flowers",
-    "oxford_pets",
-    "pairs",
-    "retrieval",
-    "stanford_cars",
-    "sun397",
-    "ucf101",
-]
+from datasets.custom import folder  # noqa: F401
+from datasets.embedded import digits, emoji  # noqa: F401
+from datasets.image_text import artwork, pairs, retrieval  # noqa: F401

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-
-from .known import TrainTestFolders, find_classnames
+from datasets.standard import TrainTestFolders, find_classnames
 
 
 class CIFAR(TrainTestFolders):

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl.utils import write_json, write_text
-
-from .catalog import CATALOG
-from .health import SAMPLES, Report, examine
-from .own_health import NAME as OWN
-from .own_health import examine_own
-from .prepare import find_name
+from datasets.custom.health import NAME as OWN
+from datasets.custom.health import examine_own
+from datasets.prepare.catalog import CATALOG
+from datasets.prepare.command import find_name
+from datasets.prepare.health import SAMPLES, Report, examine
 
 __all__ = ["as_markdown", "main"]
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-
-from .known import KnownDataset
-from .splits import Splits, read_lines
+from datasets.prepare.splits import Splits, read_lines
+from datasets.standard import KnownDataset
 
 
 @DATASET_REGISTRY.register()

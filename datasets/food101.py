@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY
-
-from .known import KnownDataset
-from .splits import Splits, split_class_folders
+from datasets.prepare.splits import Splits, split_class_folders
+from datasets.standard import KnownDataset
 
 
 @DATASET_REGISTRY.register()

@@ -1,8 +1,7 @@
 """ImageNet (ILSVRC 2012)."""
 
 from dassl.data.datasets import DATASET_REGISTRY
-
-from .known import TrainTestFolders, read_classnames
+from datasets.standard import TrainTestFolders, read_classnames
 
 
 @DATASET_REGISTRY.register()

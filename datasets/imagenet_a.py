@@ -1,8 +1,7 @@
 """ImageNet-A: photos that classifiers get wrong."""
 
 from dassl.data.datasets import DATASET_REGISTRY
-
-from .known import TestFolders
+from datasets.standard import TestFolders
 
 
 @DATASET_REGISTRY.register()

@@ -1,8 +1,7 @@
 """ImageNet-R: art, cartoons, toys and other renditions."""
 
 from dassl.data.datasets import DATASET_REGISTRY
-
-from .known import TestFolders
+from datasets.standard import TestFolders
 
 
 @DATASET_REGISTRY.register()

@@ -1,8 +1,7 @@
 """ImageNet-Sketch: drawings of ImageNet's classes."""
 
 from dassl.data.datasets import DATASET_REGISTRY
-
-from .known import TestFolders
+from datasets.standard import TestFolders
 
 
 @DATASET_REGISTRY.register()

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-
-from .known import TestFolders, list_folder
+from datasets.standard import TestFolders, list_folder
 
 
 @DATASET_REGISTRY.register()

@@ -5,9 +5,8 @@ from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import read_json
-
-from .known import KnownDataset
-from .splits import Splits, read_mat, split_groups
+from datasets.prepare.splits import Splits, read_mat, split_groups
+from datasets.standard import KnownDataset
 
 
 @DATASET_REGISTRY.register()

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
+from datasets.prepare.splits import Splits, read_lines, split_trainval
+from datasets.standard import KnownDataset
 
 from .few_shot import read_split, save_split, subsample_classes
-from .known import KnownDataset
-from .splits import Splits, read_lines, split_trainval
 
 
 @DATASET_REGISTRY.register()

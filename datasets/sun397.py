@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-
-from .known import KnownDataset
-from .splits import Splits, read_lines, split_trainval
+from datasets.prepare.splits import Splits, read_lines, split_trainval
+from datasets.standard import KnownDataset
 
 
 @DATASET_REGISTRY.register()

@@ -8,8 +8,8 @@ bash scripts/setup.sh
 output=output/pretrain/emoji_vit_s8
 
 if [ ! -f "${XDG_CACHE_HOME:-$HOME/.cache}/align-prompt/embedded/icons.xz" ]; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-build.txt
-  .venv/bin/python -m datasets.embedded.build --icons
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tools/embedded/requirements.txt
+  .venv/bin/python -m tools.embedded.build --icons
 fi
 
 # stage CONFIG SEED OUTPUT [KEY VALUE]...
@@ -26,5 +26,5 @@ stage emoji_vit_s8_stage2 3 "$output/stage3" MODEL.BACKBONE.NAME "$output/stage2
   OPTIM.MAX_EPOCH 150 TRAINER.CONTRASTIVE.EVAL_FREQ 25
 
 cp "$output/stage3/clip.safetensors" clip/weights/emoji_vit_s8.safetensors
-.venv/bin/python -m reports.emoji_zero_shot emoji-ViT-S/8 --root "${DATA:-data}" \
+.venv/bin/python -m tools.emoji_zero_shot emoji-ViT-S/8 --root "${DATA:-data}" \
   --run "$output"/stage{1,2,3} --curve docs/images/emoji_vit_s8_curve.png

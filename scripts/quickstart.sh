@@ -30,4 +30,4 @@ for method in "${methods[@]}"; do
     --dataset-config-file configs/datasets/digits.yaml \
     --output-dir "$folder/$method" DATASET.NUM_SHOTS 16
 done
-.venv/bin/python -m reports.quickstart "$folder" "${methods[@]}"
+.venv/bin/python -m tools.quickstart "$folder" "${methods[@]}"

@@ -350,7 +350,7 @@ def test_quickstart_runs_what_it_is_told(tmp_path):
     assert start()[0] == ["ZeroshotCLIP", "CoOp", "ALIGN"]
     trainers, report = start(METHODS="ALIGN ZeroshotCLIP ALIGN")
     assert trainers == ["ALIGN", "ZeroshotCLIP"]
-    assert report.endswith("reports.quickstart output/quickstart ALIGN ZeroshotCLIP")
+    assert report.endswith("tools.quickstart output/quickstart ALIGN ZeroshotCLIP")
 
 
 def test_setup_tells_what_a_failed_installation_needs_and_tries_again(tmp_path):

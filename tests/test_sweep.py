@@ -15,7 +15,7 @@ import sweep
 import train
 from dassl.engine.resume import resume_file
 from dassl.engine.run import run_state
-from tasks import expand, load_recipe
+from experiments import expand, load_recipe
 
 ROOT = Path(sweep.__file__).parent
 TINY = ROOT / "tests" / "dassl" / "engine" / "tiny_method.py"

@@ -78,15 +78,6 @@ def test_fused_attention_has_an_off_switch(tmp_path):
         assert [state() for state in states] == [chosen, chosen]
 
 
-def test_onednn_has_an_off_switch(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(train, "use_onednn", calls.append)
-    for chosen in (False, True):
-        folder = ("--output-dir", str(tmp_path / str(chosen)))
-        train.run(command(tmp_path, *folder, opts=("TRAIN.ONEDNN", str(chosen))))
-    assert calls == [False, True]
-
-
 def test_compiling_is_refused_where_nothing_is_compiled(tmp_path):
     with pytest.raises(ValueError, match=r"TRAIN.COMPILE is True, but Tiny has nothing that is compiled"):
         train.run(command(tmp_path, opts=("TRAIN.COMPILE", "True")))

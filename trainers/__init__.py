@@ -3,9 +3,14 @@
 import importlib
 import pkgutil
 
-COMMANDS = frozenset({"import_checkpoint", "new_method"})  # command-line tools, run with `python -m trainers.NAME`
-LAST = ("lamm",)  # made from methods that are registered before
+LAST = "trainers.lamm"  # wraps methods that are registered before
 
-_names = {module.name for module in pkgutil.iter_modules(__path__)} - COMMANDS
-for _name in (*sorted(_names - set(LAST)), *LAST):
-    importlib.import_module(f"{__name__}.{_name}")
+
+def _methods() -> list[str]:
+    """Dotted names of the modules that hold methods: those of this package and of its rooms, without parts/."""
+    names = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.")]
+    return sorted(name for name in names if not name.startswith(f"{__name__}.parts"))
+
+
+for _name in sorted(_methods(), key=lambda name: (name == LAST, name)):
+    importlib.import_module(_name)

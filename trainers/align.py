@@ -13,10 +13,10 @@ from yacs.config import CfgNode
 
 from clip import Encoded
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.prompts import Learner, MultiModeLearner
+from transport.scores import align_scores
 
 from .base import PromptTrainer, Score
-from .prompts import Learner, MultiModeLearner
-from .transport import align_scores
 
 SCORES = ("paper", "released")
 PLANS = ("learned", "uniform")
@@ -28,7 +28,7 @@ class TwoLevelTransport:
     `paper`: logit = scale * (1 - <T, C>) with C_mn = 1 - cos(x_m, y_n) + beta * d_mn, where d_mn is the transport cost
     between the tokens of image prompt m (patches and visual prompts) and those of sentence n (context and class name),
     and T the plan of the prompts for C (paper, Section 3). `released`: what the authors' code computes instead, see
-    `trainers.transport.align_scores`; its text tokens run from the start token over as many positions as mode 0 has
+    `transport.scores.align_scores`; its text tokens run from the start token over as many positions as mode 0 has
     before its period.
 
     `entropy` holds the entropies of the last call's plans, 1 = uniform, so that a log shows what transport adds.

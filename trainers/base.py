@@ -23,12 +23,11 @@ from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch,
 from dassl.engine.precision import PRECISIONS, Steering
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
-
-from .feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
-from .losses import cosine_logits, normalise
-from .memory import MemoryPlan
-from .prompts import Learner, TemplateText, through_half
-from .templates import template_for
+from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
+from trainers.parts.losses import cosine_logits, normalise
+from trainers.parts.memory import MemoryPlan
+from trainers.parts.prompts import Learner, TemplateText, through_half
+from trainers.parts.templates import template_for
 
 logger = logging.getLogger(__name__)
 

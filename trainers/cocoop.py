@@ -7,10 +7,10 @@ from yacs.config import CfgNode
 
 from clip import Encoded, Prompts
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.losses import normalise
+from trainers.parts.prompts import Learner, TextContext, meta_net
 
 from .base import PromptTrainer, Score
-from .losses import normalise
-from .prompts import Learner, TextContext, meta_net
 
 REDUCTION = 16  # the meta-net's hidden layer is this many times narrower than the image feature
 

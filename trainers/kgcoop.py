@@ -6,10 +6,10 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.losses import cosine_distance
+from trainers.parts.prompts import Learner, TextContext
 
 from .base import Output, PromptTrainer, template_features
-from .losses import cosine_distance
-from .prompts import Learner, TextContext
 
 # Sentences of the teacher where they are not those of zero-shot CLIP.
 TEACHER_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}

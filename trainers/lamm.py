@@ -18,10 +18,10 @@ from yacs.config import CfgNode
 from clip import Encoded
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import check_classnames
+from trainers.parts.label_tokens import PLACES, TOKENS, LabelTokens, feature_term, logit_term
+from trainers.parts.prompts import Learner
 
 from .base import Output, PromptTrainer
-from .label_tokens import PLACES, TOKENS, LabelTokens, feature_term, logit_term
-from .prompts import Learner
 
 logger = logging.getLogger(__name__)
 

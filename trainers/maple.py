@@ -5,9 +5,9 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.prompts import Learner, MultiModeLearner
 
 from .base import PromptTrainer
-from .prompts import Learner, MultiModeLearner
 
 
 @TRAINER_REGISTRY.register()

@@ -10,11 +10,11 @@ from yacs.config import CfgNode
 
 from clip import Encoded
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.losses import cosine_logits
+from trainers.parts.prompts import CLASS_POSITIONS, Learner, ModeContext, build_sentences, random_prompt
+from transport.scores import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 from .base import PromptTrainer, Score
-from .losses import cosine_logits
-from .prompts import CLASS_POSITIONS, Learner, ModeContext, build_sentences, random_prompt
-from .transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 POOLED = ("imagenet", "always", "never")
 

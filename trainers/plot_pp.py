@@ -19,11 +19,11 @@ from clip import CLIP, Encoded, Prompts
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import last_epoch
 from dassl.utils.torchtools import BEST_MODEL
+from trainers.parts.losses import cosine_logits
+from trainers.parts.prompts import Learner, ModeContext, random_prompt, readable, vision_blocks, word_tokens
+from transport.scores import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 from .base import PromptTrainer, Score
-from .losses import cosine_logits
-from .prompts import Learner, ModeContext, random_prompt, readable, vision_blocks, word_tokens
-from .transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from yacs.config import CfgNode
 from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import Steering
+from trainers.parts.losses import cosine_logits, distillation_loss
+from trainers.parts.prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
 
 from .base import Output, PromptTrainer, template_features
-from .losses import cosine_logits, distillation_loss
-from .prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from yacs.config import CfgNode
 
 from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.losses import cosine_logits, normalise
+from trainers.parts.prompts import Learner, MultiModeLearner
+from trainers.parts.templates import IMAGENET_TEMPLATES
 
 from .base import PromptTrainer, template_features
-from .losses import cosine_logits, normalise
-from .prompts import Learner, MultiModeLearner
-from .templates import IMAGENET_TEMPLATES
 
 # The released code's 60: the first 60 of CLIP's 80 sentences.
 TEACHER_TEMPLATES = IMAGENET_TEMPLATES[:60]

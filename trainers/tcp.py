@@ -11,10 +11,19 @@ from yacs.config import CfgNode
 from clip import CLIP, Prompts
 from clip.layers import QuickGELU
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.losses import cosine_distance, normalise
+from trainers.parts.prompts import (
+    PLACEHOLDER,
+    Learner,
+    TemplateText,
+    init_context,
+    meta_net,
+    random_prompt,
+    readable,
+    word_tokens,
+)
 
 from .base import Output, PromptTrainer, template_features
-from .losses import cosine_distance, normalise
-from .prompts import PLACEHOLDER, Learner, TemplateText, init_context, meta_net, random_prompt, readable, word_tokens
 
 REDUCTION = 4  # the meta-net's hidden layer is this many times narrower than the text feature
 

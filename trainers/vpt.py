@@ -7,9 +7,9 @@ from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.prompts import FixedText, Learner, visual_prompts
 
 from .base import PromptTrainer, template_features
-from .prompts import FixedText, Learner, visual_prompts
 
 
 class VisualPromptLearner(FixedText):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.prompts import FixedText, Learner, TemplateText
+from trainers.parts.templates import TEMPLATE_SETS, template_set
 
 from .base import PromptTrainer, ensemble_features
-from .prompts import FixedText, Learner, TemplateText
-from .templates import TEMPLATE_SETS, template_set
 
 
 @TRAINER_REGISTRY.register()

@@ -170,8 +170,6 @@ def _train() -> CN:
     node.IMAGE_CHUNK = 0  # + images of such a chunk by hand, each visual mode counted; 0: by MEMORY_BUDGET
     # + attention by one fused kernel where that is faster; False: always written out, which takes more memory
     node.FUSED_ATTENTION = True
-    # + fp32 matrix products of the towers by oneDNN on processors where it is faster; False: always torch's default
-    node.ONEDNN = True
     node.COMPILE = False  # + torch.compile of what a method says is worth it: ALIGN's token-level transport
     node.COUNT_ITER = "train_x"  # train_x | train_u | smaller_one: what an epoch of two loaders is
     return node

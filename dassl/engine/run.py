@@ -27,6 +27,7 @@ import filelock
 from yacs.config import CfgNode
 
 from dassl.utils import distributed, environment, read_json, write_json, write_text
+from dassl.utils.errors import error_line
 
 from .records import plain
 from .resume import check_same_config, resume_file
@@ -188,18 +189,6 @@ class RunFolder:
                 file.write(trace)
             if run_state(self.path) != "done":
                 write_text(error_line(fault) + "\n", self.path / FAILED)
-
-
-def error_line(fault: BaseException) -> str:
-    """What went wrong, without the quotes that a KeyError puts around a message and the number of an OSError."""
-    if isinstance(fault, OSError) and fault.strerror:
-        text = fault.strerror if fault.filename is None else f'{fault.strerror}: "{fault.filename}"'
-    elif isinstance(fault, KeyError) and type(fault).__str__ is KeyError.__str__ and fault.args:
-        text = str(fault.args[0])
-        text = text if " " in text else f"KeyError: {text!r}"  # a bare key says nothing
-    else:
-        text = str(fault)
-    return text or type(fault).__name__
 
 
 def _started(mode: str, seed: int, command: Sequence[str]) -> dict[str, Any]:

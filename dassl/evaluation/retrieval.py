@@ -26,8 +26,8 @@ class Retrieval(EvaluatorBase):
     """Recall at 1, 5 and 10 of captions for an image and of images for a caption, in percent.
 
     The "classes" are all captions, those of an image next to each other, and the label of an image is the number of its
-    first caption; `datasets.retrieval` makes data sets like this. A search for the captions of an image succeeds if any
-    of them is among the first K; a search for the image of a caption if that image is.
+    first caption; `datasets.image_text.retrieval` makes data sets like this. A search for the captions of an image
+    succeeds if any of them is among the first K; a search for the image of a caption if that image is.
 
     Ties count against the model: a wrong candidate that is exactly as similar as the right one stands before it. A
     model that finds everything equally similar has a recall of 0.

@@ -87,5 +87,5 @@ def style_concepts(name: str) -> tuple[int, ...]:
 def _existing(name: str) -> Path:
     path = style_path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; restore it or run python -m datasets.embedded.build")
+        raise FileNotFoundError(f"{path} is missing; restore it or run python -m tools.embedded.build")
     return path

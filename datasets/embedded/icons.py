@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.embedded.match import name_key
+
 from . import concepts, pack
-from .match import name_key
 
 LONGEST = 4  # words of a name
 

@@ -80,4 +80,4 @@ for PART in $PARTS; do
     esac
 done
 cd "$HERE/.."
-exec "${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}" -m reports.checkpoint "$PLACE"
+exec "${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}" -m tools.checkpoint "$PLACE"

@@ -35,6 +35,6 @@ for stage in "${@:-start uta mask_tokens contrastive finetune}"; do
         MODEL.BACKBONE.NAME "$output/uta/clip.safetensors" ;;
       *) echo "error: unknown stage $name; see the top of scripts/uta/pretrain.sh" >&2; exit 2 ;;
     esac
-    [ "$name" = start ] || .venv/bin/python -m reports.emoji_zero_shot "$output/$name/clip.safetensors" --root "$data"
+    [ "$name" = start ] || .venv/bin/python -m tools.emoji_zero_shot "$output/$name/clip.safetensors" --root "$data"
   done
 done

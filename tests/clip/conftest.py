@@ -5,7 +5,6 @@ import torch
 from clip_reference import HEADS, LAYERS, VOCAB, WIDTH, randomised
 
 import clip
-from clip.linear import use_onednn
 
 
 @pytest.fixture
@@ -37,14 +36,6 @@ def tiny(make_clip):
 @pytest.fixture
 def tiny_resnet(make_clip):
     return make_clip(vision_layers=(1, 2, 1, 1), vision_width=8, vision_patch_size=None, image_resolution=64)
-
-
-@pytest.fixture
-def torch_products():
-    """Matrix products by torch's default kernels, for what must equal a plain computation to the last bit."""
-    use_onednn(False)
-    yield
-    use_onednn(True)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from clip.layers import QuickGELU
 from clip.model import convert_weights
 
 
-@pytest.mark.usefixtures("torch_products")
 @pytest.mark.parametrize("grad", [False, True])
 def test_without_prompts_it_is_plain_clip_to_the_last_bit(tiny, images, ids, grad):
     weights = tiny.state_dict()
@@ -25,7 +24,6 @@ def test_without_prompts_it_is_plain_clip_to_the_last_bit(tiny, images, ids, gra
     assert torch.equal(text.pooled, reference.plain_text(weights, short, LAYERS, HEADS))
 
 
-@pytest.mark.usefixtures("torch_products")
 def test_gelu_by_argument(make_clip, images, ids):
     model = make_clip(quick_gelu=False)
     weights = model.state_dict()
@@ -46,7 +44,6 @@ def test_tokens_hold_every_position_and_the_pooled_one(tiny, images, ids):
     torch.testing.assert_close(text.tokens[torch.arange(3), end], text.pooled)
 
 
-@pytest.mark.usefixtures("torch_products")
 def test_text_cut_equals_all_positions(tiny, ids):
     """The longest text decides the cut; every position that is left equals the one of the whole context."""
     full = ids.clone()

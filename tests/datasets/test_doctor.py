@@ -11,13 +11,13 @@ from known_trees import write_golden_tree, write_image
 from PIL import Image
 
 from dassl.data.fingerprint import classnames_hash
-from datasets import health
-from datasets.catalog import CATALOG
 from datasets.doctor import as_markdown, main
 from datasets.few_shot import read_split
-from datasets.health import Report, examine
-from datasets.known import make_split, picks_hash
-from datasets.sources import SOURCES, checksums
+from datasets.prepare import health
+from datasets.prepare.catalog import CATALOG
+from datasets.prepare.health import Report, examine
+from datasets.prepare.sources import SOURCES, checksums
+from datasets.standard import make_split, picks_hash
 
 
 def write_noise(path, seed):

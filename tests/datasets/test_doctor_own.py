@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from datasets.custom.health import examine_own
 from datasets.doctor import main
-from datasets.own_health import examine_own
 
 
 def picture(seed):

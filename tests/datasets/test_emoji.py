@@ -11,8 +11,17 @@ import pytest
 from PIL import Image
 
 from dassl.config import get_cfg_default
-from datasets import digits, emoji
-from datasets.embedded import STYLES, UNSEEN_STYLES, benchmark, concept_ids, load_style, pictures, style_concepts
+from datasets.embedded import (
+    STYLES,
+    UNSEEN_STYLES,
+    benchmark,
+    concept_ids,
+    digits,
+    emoji,
+    load_style,
+    pictures,
+    style_concepts,
+)
 from datasets.few_shot import subsample_classes
 
 FINE = {

@@ -18,7 +18,7 @@ import train
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from datasets.folder import Folder
+from datasets.custom.folder import Folder
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dassl.config import get_cfg_default
-from datasets import image_text
 from datasets.embedded import SEEN_STYLES, UNSEEN_STYLES, augment, benchmark, concept_ids, concepts, icons, load_style
 from datasets.embedded.captions import TEMPLATES, Captions, is_upright, subgroup_phrase
-from datasets.image_text import Artwork, CaptionLoader
+from datasets.image_text import artwork as image_text
+from datasets.image_text.artwork import Artwork, CaptionLoader
 
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 

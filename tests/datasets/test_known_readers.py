@@ -25,8 +25,8 @@ import datasets
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
 from dassl.data.fingerprint import classnames_hash
-from datasets.catalog import CATALOG, prepare_command
-from datasets.known import differences, make_split, picks_hash, read_classnames
+from datasets.prepare.catalog import CATALOG, prepare_command
+from datasets.standard import differences, make_split, picks_hash, read_classnames
 
 RAW = golden("raw_readers")
 READERS = RAW["readers"]
@@ -352,7 +352,7 @@ def test_missing_folder_is_one_clear_error(tmp_path, cfg, name):
     assert prepare_command(name, str(root)) in str(caught.value)
     assert f"--root '{root}'" in str(caught.value)
     (root / CATALOG[name].folder).mkdir()
-    with pytest.raises(FileNotFoundError, match=f"datasets.prepare {name}"):
+    with pytest.raises(FileNotFoundError, match=f"datasets.prepare.command {name}"):
         build(cfg, root, name)
     assert [path.name for path in root.rglob("*")] == [CATALOG[name].folder]
 

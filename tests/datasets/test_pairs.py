@@ -14,8 +14,8 @@ from PIL import Image
 import train
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets.pairs import folder_pairs, table_pairs
-from datasets.shards import Damaged, ShardLoader, count_pairs, decode, find_shards, read_shard
+from datasets.image_text.pairs import folder_pairs, table_pairs
+from datasets.image_text.shards import Damaged, ShardLoader, count_pairs, decode, find_shards, read_shard
 
 
 def picture(shade: int) -> bytes:

@@ -17,15 +17,15 @@ from PIL import Image
 from scipy.io import savemat
 
 from dassl.data.fingerprint import classnames_hash
-from datasets import download
-from datasets.catalog import CATALOG
-from datasets.convert import cifar, imagenet_train, imagenet_val
-from datasets.download import fetch
 from datasets.few_shot import read_split
-from datasets.known import make_split, picks_hash
-from datasets.prepare import WORK, Settings, find_name, main, prepare
-from datasets.sources import DRIVE, HAND, SOURCES, Source, checksums
-from datasets.unpack import entries, safe_path, unpack
+from datasets.prepare import download
+from datasets.prepare.catalog import CATALOG
+from datasets.prepare.command import WORK, Settings, find_name, main, prepare
+from datasets.prepare.convert import cifar, imagenet_train, imagenet_val
+from datasets.prepare.download import fetch
+from datasets.prepare.sources import DRIVE, HAND, SOURCES, Source, checksums
+from datasets.prepare.unpack import entries, safe_path, unpack
+from datasets.standard import make_split, picks_hash
 
 DATA = bytes(range(256)) * 40
 QUICK = Settings(quiet=True, pause=0)

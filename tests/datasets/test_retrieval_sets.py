@@ -8,7 +8,7 @@ from PIL import Image
 import train
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets.retrieval import EmojiRetrieval
+from datasets.image_text.retrieval import EmojiRetrieval
 
 
 @pytest.fixture

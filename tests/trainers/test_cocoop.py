@@ -12,7 +12,7 @@ from dassl.engine.precision import Precision
 from tests.clip.clip_reference import plain_image, prompted_text
 from trainers.base import PromptedCLIP, cosine_score
 from trainers.cocoop import CoCoOp, ConditionalContext, cosine_by_image
-from trainers.prompts import TextContext, readable
+from trainers.parts.prompts import TextContext, readable
 
 VOCAB, HEADS, LAYERS = 2048, 2, 4
 LABEL = torch.tensor([0, 3, 2])

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from trainers.lamm import ALIGNLAMM, DEFAULTS, LAMM, CoOpLAMM, MaPLeLAMM
-from trainers.prompts import init_context, word_tokens
+from trainers.parts.prompts import init_context, word_tokens
 
 LABELS = torch.tensor([0, 3, 1])
 SHOTS = 4  # of trainer_of

@@ -13,7 +13,7 @@ from plain_towers import (
 
 import clip
 from trainers.maple import MaPLe
-from trainers.prompts import MultiModeLearner, init_context
+from trainers.parts.prompts import MultiModeLearner, init_context
 
 LABELS = torch.tensor([0, 3, 1])
 

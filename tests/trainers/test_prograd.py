@@ -15,9 +15,9 @@ from plain_towers import (
 
 import clip
 from dassl.engine.precision import Precision
+from trainers.parts.prompts import word_tokens
+from trainers.parts.templates import template_for
 from trainers.prograd import TEACHER_TEMPLATES, ProGrad, project
-from trainers.prompts import word_tokens
-from trainers.templates import template_for
 
 VOCAB = 2048
 LABELS = torch.tensor([0, 3, 1])

@@ -17,8 +17,8 @@ from plain_towers import (
 
 import clip
 import train
+from trainers.parts.templates import IMAGENET_TEMPLATES
 from trainers.promptsrc import PromptSRC, average_of_copies, gaussian_weights
-from trainers.templates import IMAGENET_TEMPLATES
 
 LABELS = torch.tensor([0, 3, 1])
 

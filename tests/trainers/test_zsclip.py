@@ -8,8 +8,8 @@ from yacs.config import CfgNode
 
 import clip
 from trainers.base import PromptedCLIP, cosine_score, ensemble_features
-from trainers.prompts import FixedText, TemplateText
-from trainers.templates import IMAGENET_TEMPLATES, IMAGENET_TEMPLATES_SELECT, template_set
+from trainers.parts.prompts import FixedText, TemplateText
+from trainers.parts.templates import IMAGENET_TEMPLATES, IMAGENET_TEMPLATES_SELECT, template_set
 from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 
 PETS = "a photo of a {}, a type of pet."

@@ -14,8 +14,9 @@ from tiny_runs import EPOCHS, TINY, tiny_arguments
 import train
 from dassl.data.datasets import DatasetBase
 from dassl.engine.records import read_metrics
-from dassl.engine.run import RunFolder, RunInUse, error_line, read_result, run_state
+from dassl.engine.run import RunFolder, RunInUse, read_result, run_state
 from dassl.utils import read_json
+from dassl.utils.errors import error_line
 
 
 def test_states(tmp_path):

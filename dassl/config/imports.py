@@ -1,0 +1,67 @@
+"""Modules of the user that register trainers or data sets: --import and the config key IMPORTS."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+
+from dassl.utils.errors import error_line
+
+
+def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
+    """Import modules by dotted name (the current folder is searched too) or by the path of a .py file, each once.
+
+    Returns:
+        The modules by the names given.
+
+    Raises:
+        ImportError: there is no such module or file, or it fails while it is imported; the message says where.
+    """
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append("")
+    modules = {}
+    for name in names:
+        try:
+            modules[name] = _import(name)
+        except Exception as fault:  # foreign code may raise anything
+            raise ImportError(f"cannot import {name!r}: {type(fault).__name__}: {error_line(fault)}") from fault
+    return modules
+
+
+def _import(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).expanduser().resolve()
+    unique = f"_imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+def imports_of(file: str | Path) -> list[str]:
+    """IMPORTS of a yaml file, needed before its other keys can be checked; faults are left to that check."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        names = content.get("IMPORTS") if isinstance(content, dict) else None
+        return list(names) if isinstance(names, (list, tuple)) else []
+    return []

@@ -1,0 +1,257 @@
+"""The command `python train.py`: its flags, the config they make, and one run from start to result.json."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dassl.config import CfgNode, check_values, get_cfg_default
+from dassl.config.imports import import_modules, imports_of
+from dassl.engine.build import add_trainer_defaults, build_trainer, extend_config
+from dassl.engine.checkpoints import last_epoch
+from dassl.engine.result import build_result
+from dassl.engine.run import RunFolder, read_result
+from dassl.utils import collect_env_info, distributed, set_random_seed, setup_logger
+from dassl.utils.errors import error_line
+from dassl.utils.torchtools import BEST_MODEL
+
+logger = logging.getLogger(__name__)
+
+# What bad input, a full disk or a diverging loss raise; anything else is a fault of the code and shows its traceback.
+CLEAR_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, torch.cuda.OutOfMemoryError)
+
+EPILOG = """\
+KEY VALUE pairs come last and set any key of the config, for example
+  OPTIM.MAX_EPOCH 50 DATASET.NUM_SHOTS 16 TRAINER.COOP.N_CTX 4
+
+Later wins: defaults of the engine and of the methods, data set file, config file, flags, KEY VALUE pairs.
+
+A run is continued, or its result used again, by starting it once more with the same --output-dir.
+With several processes: torchrun --nproc_per_node 2 train.py ...
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of Dassl's train.py, and --import and --verbose-errors."""
+    parser = argparse.ArgumentParser(
+        description="Train or evaluate one method on one data set.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--root", metavar="DIR", help="folder that holds the data sets")
+    data.add_argument("--dataset-config-file", metavar="YAML", help="config of the data set, configs/datasets/*.yaml")
+    data.add_argument("--source-domains", metavar="NAME", nargs="+", help="domains to train on")
+    data.add_argument("--target-domains", metavar="NAME", nargs="+", help="domains to test on")
+    data.add_argument("--transforms", metavar="NAME", nargs="+", help="augmentations, see docs/engine.md")
+    method = parser.add_argument_group("method")
+    method.add_argument("--trainer", metavar="NAME", help="method, such as CoOp")
+    method.add_argument("--config-file", metavar="YAML", help="config of the method, configs/trainers/*/*.yaml")
+    method.add_argument("--backbone", metavar="NAME", help="name of the backbone or path of its weights")
+    method.add_argument("--head", metavar="NAME", help="head of the network, for trainers that have one")
+    method.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        help="module, or path of a .py file, that registers trainers or data sets of your own; may be repeated",
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--output-dir", metavar="DIR", help="folder for everything the run writes (default ./output)")
+    run.add_argument("--resume", metavar="DIR", help="folder of another run to continue from")
+    run.add_argument("--seed", metavar="N", type=int, help="0 or more makes the run repeatable; negative: random")
+    run.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    run.add_argument(
+        "--model-dir", metavar="DIR", help="folder of the trained run, for --eval-only (default: --output-dir)"
+    )
+    run.add_argument(
+        "--load-epoch",
+        metavar="N",
+        type=_epoch,
+        help="checkpoint for --eval-only: a number of epochs or last (default: the best on validation data, else last)",
+    )
+    run.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    run.add_argument("--verbose-errors", action="store_true", help="show the traceback of every error")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and their values")
+    return parser
+
+
+def _epoch(text: str) -> int | str:
+    if text == "last":
+        return text
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no epoch: expected a number from 1, or last")
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a command line, after importing what it asks for.
+
+    Raises:
+        ConfigError: unknown keys or wrong values, all of one file or of the command line together.
+        ImportError: see import_modules.
+        FileNotFoundError: a config file is missing.
+    """
+    files = [file for file in (args.dataset_config_file, args.config_file) if file is not None]
+    cfg = known_config([name for file in files for name in imports_of(file)] + (args.imports or []))
+    for file in files:
+        cfg.merge_from_file(file)
+    flags = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+        "IMPORTS": args.imports,
+    }
+    _check_places(args)
+    cfg.merge_from_list([item for key, value in flags.items() if value is not None for item in (key, value)])
+    cfg.merge_from_list([item for item in args.opts if item != "--"])
+    check_values(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def known_config(imports: Iterable[str] = ()) -> CfgNode:
+    """Every key there is, with its default: the engine's, the methods' and those of the modules to import.
+
+    Raises:
+        ImportError: see import_modules; or the extend_cfg() of a module fails.
+    """
+    modules = import_modules(imports)
+    cfg = get_cfg_default()
+    add_trainer_defaults(cfg)
+    for name, module in modules.items():
+        try:
+            extend_config(cfg, getattr(module, "extend_cfg", None))
+        except Exception as fault:  # foreign code may raise anything
+            raise ImportError(f"extend_cfg() of {name!r} fails: {type(fault).__name__}: {error_line(fault)}") from fault
+    return cfg
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse flags among the KEY VALUE pairs, and pairs that a flag with a list of names has swallowed."""
+    misplaced = [item for item in args.opts if item.startswith("--") and item != "--"]
+    if misplaced:
+        raise ValueError(f"{', '.join(misplaced)} stands among the KEY VALUE pairs; flags come before them")
+    for flag in ("source_domains", "target_domains", "transforms"):
+        keys = [item for item in getattr(args, flag) or () if re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", item)]
+        if keys:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} takes every name up to the next flag, {keys[0]} too; "
+                "put another flag, or --, between its names and the KEY VALUE pairs"
+            )
+
+
+def checkpoint_epoch(directory: str, wanted: int | str | None) -> int | None:
+    """The epoch to load from a trained run: a number, or None for model-best.pth.tar."""
+    if isinstance(wanted, int):
+        return wanted
+    if wanted is None and any(Path(directory).glob(f"*/{BEST_MODEL}")):
+        return None
+    return last_epoch(directory)
+
+
+def evaluate(trainer: Any, args: argparse.Namespace) -> str | None:
+    """Load what --model-dir and --load-epoch name into the trainer and test it; returns what was loaded."""
+    directory, loaded = args.model_dir, None
+    if trainer.get_model_names():
+        if directory is None and any(Path(trainer.output_dir).glob("*/model*.pth.tar*")):
+            directory = trainer.output_dir
+        if directory:
+            epoch = checkpoint_epoch(directory, args.load_epoch)
+            trainer.load_model(directory, epoch=epoch)
+            trainer.epoch = trainer.epoch if epoch is None else epoch - 1  # of the figures in metrics.jsonl
+            loaded = f"{directory} ({'best on validation data' if epoch is None else f'epoch {epoch}'})"
+        else:
+            logger.warning("no --model-dir is given: what is evaluated has not been trained")
+    trainer.test()
+    return loaded
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Do what a command line asks for; raises what goes wrong.
+
+    Returns:
+        The content of result.json; {"mode": "none"} with --no-train.
+    """
+    return _run(*_parse(argv))
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    command = list(sys.argv[1:] if argv is None else argv)
+    return build_parser().parse_args(command), command
+
+
+def _run(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
+    cfg = build_config(args)
+    started = distributed.init_distributed(cfg.USE_CUDA)
+    try:
+        with RunFolder(cfg.OUTPUT_DIR) as folder:
+            mode = "eval" if args.eval_only else "none" if args.no_train else "train"
+            folder.check(cfg, mode)
+            if mode == "train" and folder.state == "done":
+                setup_logger(None)
+                logger.info("%s is done already; its result is used again", folder.path)
+                return read_result(folder.path)
+            seed = folder.start(cfg, mode, command)
+            log = setup_logger(cfg.OUTPUT_DIR)
+            try:
+                return _work(args, cfg, folder, mode, seed)
+            finally:
+                if log is not None:
+                    log.close()
+    finally:
+        if started:
+            distributed.shutdown_distributed()
+
+
+def _work(args: argparse.Namespace, cfg: CfgNode, folder: RunFolder, mode: str, seed: int) -> dict[str, Any]:
+    logger.info("Setting %s seed: %d", "fixed" if cfg.SEED >= 0 else "random", seed)
+    set_random_seed(seed)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    for fused in ("flash", "mem_efficient", "cudnn"):  # of CPUs too, in spite of the name
+        getattr(torch.backends.cuda, f"enable_{fused}_sdp")(cfg.TRAIN.FUSED_ATTENTION)
+    arguments = "\n".join(f"{name}: {value}" for name, value in sorted(vars(args).items()))
+    logger.info("***************\n** Arguments **\n***************\n%s", arguments)
+    logger.info("************\n** Config **\n************\n%s", cfg)
+    logger.info("Collecting env info ...\n** System info **\n%s\n", collect_env_info())
+    trainer = build_trainer(cfg)
+    checkpoint = None
+    if mode == "none":
+        return {"mode": mode}
+    if mode == "eval":
+        checkpoint = evaluate(trainer, args)
+    else:
+        trainer.train()
+    result = build_result(trainer, mode, seed, checkpoint)
+    folder.finish(result)
+    return read_result(folder.path)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Like `run`, but bad input ends in one line `error: ...` on stderr and exit code 2."""
+    args, command = _parse(argv)
+    try:
+        return _run(args, command)
+    except CLEAR_ERRORS as fault:
+        if args.verbose_errors:
+            raise
+        print(f"error: {error_line(fault)}", file=sys.stderr)
+        raise SystemExit(2) from fault
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues after the last whole epoch", file=sys.stderr)
+        raise SystemExit(130) from None

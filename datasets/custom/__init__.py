@@ -1,0 +1,1 @@
+"""Images of your own: class folders, tables and parquet files (DATASET.NAME folder)."""

@@ -1,0 +1,1 @@
+"""Images with captions: pairs, shards and the retrieval sets."""

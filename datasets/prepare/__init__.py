@@ -1,0 +1,1 @@
+"""The standard data sets on disk: facts, download, conversion, splits and checks."""

@@ -1,0 +1,354 @@
+"""What is wrong with the folder of a known data set, and how to put it right. datasets.doctor prints it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.data.fingerprint import classnames_hash, split_hash
+from dassl.utils import read_image
+from datasets.prepare.catalog import CATALOG, Facts, prepare_command
+from datasets.prepare.sources import SOURCES, checksums
+from datasets.prepare.splits import Splits
+from datasets.standard import differences, picks_hash
+
+__all__ = ["SAMPLES", "Finding", "Report", "check_decoding", "check_duplicates", "check_files", "examine"]
+
+SAMPLES = 200
+LARGE = 200_000
+"""From so many images on, duplicates are looked for on request only."""
+ELSEWHERE: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "Caltech101": (("caltech101", "caltech-101"),),
+    "OxfordPets": (("oxford-iiit-pet", "oxford_pets"),),
+    "OxfordFlowers": (("flowers-102", "oxford_flowers"),),
+    "FGVCAircraft": (("fgvc-aircraft-2013b/data", "fgvc_aircraft"),),
+    "SUN397": (("SUN397", "sun397/SUN397"),),
+    "ImageNetV2": (
+        (
+            "imagenetv2-matched-frequency-format-val",
+            "imagenetv2/imagenetv2-matched-frequency-format-val",
+        ),
+    ),
+    "ImageNetSketch": (("sketch", "imagenet-sketch/images"),),
+    "ImageNetA": (("imagenet-a", "imagenet-adversarial/imagenet-a"),),
+    "ImageNetR": (("imagenet-r", "imagenet-rendition/imagenet-r"),),
+}
+"""Where torchvision or the archives put the same images, and where they belong; both below the data root."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong: level error or warning, or a note; what to do against it."""
+
+    level: str
+    check: str
+    text: str
+    fix: str = ""
+
+
+@dataclass
+class Report:
+    """What was found in the folder of a data set.
+
+    Attributes:
+        counts: images per split, {} if the items could not be read.
+        split: published, self-made or unrecognised; "" if not read.
+        hashes: sha256 (or git) of the split file, of class names, of the 16-shot picks of seed 1, of each split.
+        decoded: images that were opened and decoded.
+        compared: images whose content was compared between training and test.
+    """
+
+    name: str
+    folder: str
+    counts: dict[str, int] = field(default_factory=dict)
+    classes: int = 0
+    split: str = ""
+    hashes: dict[str, str] = field(default_factory=dict)
+    decoded: int = 0
+    compared: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, level: str, check: str, text: str, fix: str = "") -> None:
+        self.findings.append(Finding(level, check, text, fix))
+
+    def count(self, level: str) -> int:
+        """Number of findings of a level."""
+        return sum(finding.level == level for finding in self.findings)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no errors."""
+        return not self.count("error")
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {**asdict(self), "findings": [finding._asdict() for finding in self.findings], "ok": self.ok}
+
+
+def examine(
+    name: str, root: str | os.PathLike[str], full: bool = False, samples: int = SAMPLES, quiet: bool = True
+) -> Report:
+    """Look over the folder of a data set; nothing is written.
+
+    Args:
+        name: of the catalogue.
+        root: the data root.
+        full: decode every image, and look for duplicates in large data sets as well.
+        samples: images to decode otherwise, spread evenly over all of them.
+    """
+    facts = CATALOG[name]
+    home = Path(os.path.abspath(os.path.expanduser(root)))
+    folder = home / facts.folder
+    report = Report(name, str(folder))
+    try:
+        if not _check_layout(report, facts, home, folder):
+            return report
+        _check_files(report, facts, folder)
+        splits = _check_items(report, facts, home, folder)
+        if splits is not None:
+            paths = dict.fromkeys(item.impath for items in splits for item in items)
+            sizes = check_files(report, paths, lambda missing: _again(facts, home, missing))
+            check_decoding(report, list(sizes), full, samples, quiet, lambda damaged: _again(facts, home, damaged))
+            check_duplicates(report, splits, sizes, full)
+    except PermissionError as fault:
+        report.add("error", "layout", f'"{fault.filename}" may not be read', f"chmod -R u+rX {_quote(folder)}")
+    return report
+
+
+def _check_layout(report: Report, facts: Facts, home: Path, folder: Path) -> bool:
+    """Folders and files that the reader needs; False if there is no point in going on."""
+    fetch = prepare_command(facts.name, str(home))
+    if not home.is_dir():
+        report.add("error", "layout", f'there is no data root "{home}"', "give another --root, or make it")
+        return False
+    if not folder.is_dir():
+        fix, seen = fetch, ""
+        alike = tuple((other, facts.folder) for other in _alike(folder))
+        for other, place in (*ELSEWHERE.get(facts.name, ()), *alike):
+            if (home / other).is_dir():
+                seen, fix = f', but there is "{other}"', f"ln -s {_quote(home / other)} {_quote(home / place)}"
+                if "/" in place:
+                    fix = f"mkdir {_quote(folder)} && {fix}"
+                break
+        report.add("error", "layout", f'there is no folder "{facts.folder}" in the data root{seen}', fix)
+        return False
+    wanted = [facts.images] if facts.images and not any(part.startswith(facts.images) for part in facts.layout) else []
+    for part in (*wanted, *facts.layout):
+        path = folder / part
+        if part == "classnames.txt" and not path.exists() and (home / "imagenet" / part).is_file():
+            continue  # readers take it from there
+        if path.is_dir() and not any(path.iterdir()):
+            report.add("error", "layout", f'"{part}" is empty', fetch)
+        elif not path.exists():
+            found = _find_below(folder, Path(part).name)
+            text = f'there is no "{part}"' + (f', but there is "{found.relative_to(folder)}"' if found else "")
+            report.add("error", "layout", text, f"mv {_quote(found)} {_quote(path)}" if found else fetch)
+    if facts.split_file and not (folder / facts.split_file).is_file():
+        if (folder / facts.made_split).is_file():
+            text = f"the split was made on this machine ({facts.made_split}): results cannot be compared with others'"
+            report.add("warning", "split", text, fetch)
+        else:
+            report.add("error", "split", f'there is no split file "{facts.split_file}"', fetch)
+    return report.ok
+
+
+def _check_files(report: Report, facts: Facts, folder: Path) -> None:
+    """Checksums of split file and class names."""
+    for source in SOURCES[facts.name]:
+        path = folder / source.file
+        if source.role != "names" or not path.is_file():
+            continue
+        (kind, known), *_ = source.checks.items() or [("sha256", "")]
+        report.hashes[source.file] = found = checksums(path, (kind,))[kind]
+        if not known:
+            report.add("note", "split", f"{source.file}: no checksum known; {kind} {found}")
+        elif found != known and source.file != facts.split_file:
+            text = f"{source.file} is not the published one ({kind} {found}, expected {known}): class names may differ"
+            report.add("error", "class names", text, _replace(facts, folder.parent, source.file))
+
+
+def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Splits | None:
+    """Counts, class names and hashes of what the reader reads."""
+    try:
+        splits, origin, items_root = _read(facts, folder)
+    except (OSError, ValueError, ImportError) as fault:
+        if isinstance(fault, PermissionError):
+            raise
+        report.add("error", "items", str(fault), "" if isinstance(fault, ImportError) else _anew(facts, home))
+        return None
+    train, val, test = splits
+    report.counts = {"train": len(train), "val": len(val), "test": len(test)}
+    names = dict(sorted({item.label: item.classname for item in train}.items()))
+    report.classes = len(names)
+    report.hashes["class names"] = classnames_hash(list(names.values()))
+    for part, items in zip(report.counts, splits):
+        report.hashes[f"{part} items"] = split_hash(items, items_root)
+    if facts.picks_sha256:
+        report.hashes["16-shot picks of seed 1"] = picks_hash(train, val, items_root)
+    odd = differences(facts, train, val, test, root=items_root)
+    report.split = origin or ("unrecognised" if odd else "published")
+    level = "warning" if origin else "error"
+    for text in odd:
+        report.add(level, "split", f"not the published data: {text}", "" if origin else _anew(facts, home))
+    known = dict(next((source.checks for source in SOURCES[facts.name] if source.file == facts.split_file), {}))
+    if not odd and not origin and known and report.hashes.get(facts.split_file) not in known.values():
+        text = f"{facts.split_file} has other bytes than known, but counts, class names and few-shot picks are right"
+        report.add("note", "split", text)
+    return splits
+
+
+def _read(facts: Facts, folder: Path) -> tuple[Splits, str, str]:
+    """Items by the reader, without its check that all images are there; where the split comes from; their folder."""
+    reader = DATASET_REGISTRY.get(facts.name)
+    instance = reader.__new__(reader)  # not built: that ends at the first fault
+    instance.source, instance.items_root = prepare_command(facts.name), str(folder / facts.images)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the report says what the reader would warn of
+    try:
+        return instance.read_items(folder), instance.split_origin, instance.items_root
+    finally:
+        logging.disable(level)
+
+
+def check_files(report: Report, paths: Iterable[str], fix: Callable[[Sequence[str]], str]) -> dict[str, int]:
+    """Path -> bytes of the images that are there; says which are missing, with `fix(missing)` as what to do."""
+    sizes: dict[str, int] = {}
+    missing: list[str] = []
+    for path in paths:
+        try:
+            sizes[path] = os.stat(path).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(path)
+    if missing:
+        text = (
+            f"{len(missing)} of {len(missing) + len(sizes)} images are missing: {_some(missing, Path(report.folder))}"
+        )
+        alike = next(iter(_alike(Path(missing[0]))), None)
+        if alike:
+            text += f'. There is "{alike}": names of files were changed'
+        report.add("error", "images", text, fix(missing))
+    return sizes
+
+
+def check_decoding(
+    report: Report, paths: Sequence[str], full: bool, samples: int, quiet: bool, fix: Callable[[Sequence[str]], str]
+) -> None:
+    """Decode all images or a sample of them; `fix(damaged)` is what to do."""
+    if not full and len(paths) > samples:
+        paths = [paths[index * len(paths) // samples] for index in range(samples)]
+    damaged = []
+    for path in tqdm(paths, desc=f"{report.name}: decoding", unit=" images", disable=quiet):
+        try:
+            read_image(path)
+        except ValueError:
+            damaged.append(path)
+    report.decoded = len(paths)
+    if damaged:
+        text = f"{len(damaged)} of {len(paths)} images cannot be decoded: {_some(damaged, Path(report.folder))}"
+        report.add("error", "images", text, fix(damaged))
+
+
+def check_duplicates(report: Report, splits: Splits, sizes: Mapping[str, int], full: bool) -> None:
+    """The same image in training and test: by path, and by content."""
+    train, _, test = splits
+    if train is test:
+        return
+    there = {item.impath for item in train}
+    both = list(dict.fromkeys(item.impath for item in test if item.impath in there))
+    if both:
+        text = f"{len(both)} images are in training and in test: {_some(both, Path(report.folder))}"
+        report.add("error", "duplicates", text, "the split is broken; fetch the published split file")
+    if len(sizes) >= LARGE and not full:
+        report.add("note", "duplicates", f"contents of {len(sizes)} images were not compared; --full does")
+        return
+    contents = _contents(train, sizes, {sizes[item.impath] for item in test if item.impath in sizes})
+    known: dict[str, str] = {}
+    for path, digest in contents:
+        report.compared += 1
+        known.setdefault(digest, path)
+    pairs = []
+    for path, digest in _contents(test, sizes, {sizes[path] for path in known.values()}):
+        report.compared += 1
+        if digest in known and path not in there:
+            pairs.append(f"{os.path.relpath(known[digest], report.folder)} = {os.path.relpath(path, report.folder)}")
+    if pairs:
+        published = report.split == "published"
+        text = f"{len(pairs)} test images have the content of a training image: {'; '.join(pairs[:3])}"
+        fix = "none: the published data is so" if published else "leave them out of one of the two"
+        report.add("warning", "duplicates", text, fix)
+
+
+def _contents(items: Sequence[Datum], sizes: Mapping[str, int], wanted: set[int]) -> Iterator[tuple[str, str]]:
+    """Path and hash of the content of the images that have one of the wanted sizes."""
+    for item in items:
+        if sizes.get(item.impath) in wanted:
+            with open(item.impath, "rb") as file:
+                yield item.impath, hashlib.sha256(file.read()).hexdigest()
+
+
+def _anew(facts: Facts, home: Path) -> str:
+    """How to get items anew: the split file where there is one, else the images and lists."""
+    if facts.split_file:
+        made = home / facts.folder / facts.made_split
+        official = home / facts.folder / facts.split_file
+        return _replace(
+            facts, home, facts.made_split if made.is_file() and not official.is_file() else facts.split_file
+        )
+    return _again(facts, home, [])
+
+
+def _again(facts: Facts, home: Path, paths: Sequence[str]) -> str:
+    """How to get the images anew: only whole folders are put in place, and never over what is there."""
+    folder = home / facts.folder
+    tops = {os.path.relpath(path, folder).split(os.sep)[0] for path in paths} if not facts.images else {facts.images}
+    moves = [f"mv {_quote(folder / top)} {_quote(folder / f'{top}.old')}" for top in sorted(tops)]
+    return " && ".join([*moves, prepare_command(facts.name, str(home))])
+
+
+def _replace(facts: Facts, home: Path, file: str) -> str:
+    """How to get the published file in the place of another one."""
+    path = home / facts.folder / file
+    return f"mv {_quote(path)} {_quote(path.with_name(f'{file}.old'))} && {prepare_command(facts.name, str(home))}"
+
+
+def _find_below(folder: Path, name: str) -> Path | None:
+    """A file or folder of this name (in any case) up to three levels below `folder`."""
+    level = [folder]
+    for _ in range(3):
+        inner: list[Path] = []
+        for path in level:
+            for child in sorted(path.iterdir())[:2000]:
+                if child.name.lower() == name.lower():
+                    return child
+                if child.is_dir() and not child.name.startswith("."):
+                    inner.append(child)
+        level = inner[:500]
+    return None
+
+
+def _alike(path: Path) -> list[str]:
+    """Names beside `path` that differ from its name in case, dashes or the suffix only."""
+
+    def plain(name: str) -> str:
+        return os.path.splitext(name.lower())[0].replace("-", "").replace("_", "")
+
+    if not path.parent.is_dir():
+        return []
+    return [name for name in sorted(os.listdir(path.parent)) if name != path.name and plain(name) == plain(path.name)]
+
+
+def _some(paths: Sequence[str], folder: Path) -> str:
+    shown = ", ".join(os.path.relpath(path, folder) for path in paths[:3])
+    return f"{shown}, ..." if len(paths) > 3 else shown
+
+
+def _quote(path: Path) -> str:
+    return shlex.quote(str(path))

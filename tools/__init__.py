@@ -1,0 +1,1 @@
+"""Commands that are used rarely: python -m tools.NAME."""

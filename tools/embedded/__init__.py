@@ -1,0 +1,1 @@
+"""Builds the packed pictures of datasets.embedded from the published artwork."""

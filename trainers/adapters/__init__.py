@@ -1,0 +1,1 @@
+"""Methods that leave the prompt alone and adapt features or classify them: caches, adapters, probes."""

@@ -1,0 +1,135 @@
+"""Linear probe: multinomial logistic regression on features of the frozen image tower (CLIP, Section 3.2)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from clip import Encoded
+from dassl.data.data_manager import build_data_loader
+from dassl.engine import TRAINER_REGISTRY
+from trainers.base import PromptTrainer, Score
+from trainers.parts.logistic_regression import Regression, fit_regression, search_strength
+from trainers.parts.prompts import Learner
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_VAL = 0.316  # C of CLIP's own example
+
+
+class LinearClassifier(Learner):
+    """weight (C, E) and bias (C,) of the logits; zero until they are fitted."""
+
+    class_bound = True
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, width))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def text_features(self) -> Encoded | None:
+        return Encoded(self.weight, self.weight[:, None])
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(PromptTrainer):
+    """logit = W x + b on the image feature x of plain CLIP, not normalised, without augmentation.
+
+    The features of training and validation images are computed once. The regularisation is searched on the validation
+    images. Nothing says what a new class looks like, so there is no zero-shot evaluation.
+    """
+
+    node = "LINEAR_PROBE"
+    model_name = "linear_probe"
+    by_steps = False
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "LINEAR_PROBE": {
+                    "PREC": "fp16",  # precision of the backbone: fp32, fp16, amp or bf16
+                    "C": None,  # inverse regularisation; None = searched on the validation images
+                    "ROUNDS": 8,  # of the search after the grid
+                    "MAX_ITER": 1000,  # of L-BFGS
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        self.check_options(
+            cfg,
+            {
+                "C": (lambda value: value is None or value > 0, "a number above 0, or None"),
+                "ROUNDS": (lambda value: value >= 0, "at least 0"),
+                "MAX_ITER": (lambda value: value >= 1, "at least 1"),
+            },
+        )
+
+    def build_learner(self, model, classnames) -> Learner:
+        return LinearClassifier(len(classnames), model.visual.output_dim)
+
+    def build_score(self, learner) -> Score:
+        def score(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
+            with torch.autocast(image.pooled.device.type, enabled=False):
+                return image.pooled.float() @ text.pooled.T + learner.bias
+
+        return score
+
+    @property
+    def searched(self) -> bool:
+        """Whether C is searched: it is not given, and there are validation images other than the test images."""
+        return self.options.C is None and self.has_own_val
+
+    def chosen_on(self) -> str | None:
+        return "val" if self.searched else None
+
+    def fit(self) -> dict[str, float]:
+        """Fits the classifier; raises ValueError if a class has no training image."""
+        dataset, part = self.dm.dataset, self.cfg.DATALOADER.TEST
+        loader = build_data_loader(
+            self.cfg, data_source=dataset.train_x, batch_size=part.BATCH_SIZE, tfm=self.dm.tfm_test, is_train=False
+        )
+        train = self.as_arrays(loader)
+        empty = sorted(set(range(self.num_classes)) - set(train[1].tolist()))
+        if empty:
+            raise ValueError(
+                f"{len(empty)} classes have no training image, such as {self.lab2cname[empty[0]]!r}: "
+                f"a linear probe needs some of every class"
+            )
+        fitted: dict[float, Regression] = {}
+
+        def fit(strength: float) -> Regression:
+            if strength not in fitted:
+                fitted[strength] = fit_regression(*train, strength, self.options.MAX_ITER)
+            return fitted[strength]
+
+        figures = {}
+        if self.searched:
+            val = self.as_arrays(self.val_loader)
+            strength = search_strength(lambda value: fit(value).accuracy(*val), self.options.ROUNDS)
+            figures["val_accuracy"] = 100 * fit(strength).accuracy(*val)
+        elif self.options.C is not None:
+            strength = self.options.C
+        else:
+            logger.warning("there are no validation images of their own to search C on: C is %g", WITHOUT_VAL)
+            strength = WITHOUT_VAL
+        chosen = fit(strength)
+        if not chosen.converged:
+            logger.warning("L-BFGS did not converge in %d iterations at C = %g", self.options.MAX_ITER, strength)
+        learner: Any = self.model.learner
+        with torch.no_grad():
+            learner.weight.copy_(torch.from_numpy(chosen.weight))
+            learner.bias.copy_(torch.from_numpy(chosen.bias))
+        return {"C": float(strength), **figures, "train_accuracy": 100 * chosen.accuracy(*train)}
+
+    def as_arrays(self, loader) -> tuple[np.ndarray, np.ndarray]:
+        """Features (K, E) in double precision and labels (K,) of a loader's images."""
+        feature, label = self.frozen_features(loader)
+        return feature.double().cpu().numpy(), label.cpu().numpy()

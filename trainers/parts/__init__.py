@@ -1,0 +1,1 @@
+"""What several methods share: prompts, losses, label tokens, masking, memory, feature caches."""

@@ -1,0 +1,1 @@
+"""Methods that update CLIP's own weights: contrastive pre-training and unmasked token alignment."""

@@ -1,0 +1,215 @@
+"""Contrastive image-text training of a CLIP: from scratch (CLIP, Section 2.3), or of one that was pre-trained.
+
+Two additions make a start from scratch affordable: patches are dropped for most of the training, as FLIP (Li et al.,
+CVPR 2023) does, and both projections start from whitened features of the random towers, without which the loss rests at
+the logarithm of the batch size for a long time. Fine-tuning after Unmasked Token Alignment (and EVA-CLIP, Sun et al.,
+2023) needs others: a fixed temperature, learning rates that fall from layer to layer, and batches of tens of thousands
+of pairs, which are spread over processes and computed in chunks, with the loss and gradients of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from yacs.config import CfgNode
+
+import clip
+from clip import CLIP
+from clip.resnet import ModifiedResNet
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import distributed
+from trainers.parts.feature_cache import state_hash
+from trainers.parts.losses import global_contrastive_loss, normalise
+from trainers.parts.masking import gather_tokens, keep_patches
+from trainers.parts.parameter_groups import layer_decay_groups
+from trainers.parts.whitening import whiten_projections
+from trainers.pretraining.base import PretrainingTrainer
+
+
+class TwoTowers(nn.Module):
+    """Both normalised features of a batch of pairs, with part of the patches of each image.
+
+    Args:
+        model: the CLIP.
+        chunk: pairs whose activations are in memory at a time, 0 for all. With more than one chunk every chunk is
+            computed again in the backward pass; loss and gradients are those of the whole batch.
+    """
+
+    def __init__(self, model: CLIP, chunk: int = 0):
+        super().__init__()
+        self.clip, self.chunk = model, chunk
+
+    def forward(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W), captions (B, L), share of the patches kept -> (B, E), (B, E) and the scalar scale."""
+        if self.chunk and self.chunk < len(image):
+            parts = [
+                checkpoint(self.features, *pair, share, use_reentrant=False)
+                for pair in zip(image.split(self.chunk), ids.split(self.chunk))
+            ]
+            image_feature, text_feature = (torch.cat(column) for column in zip(*parts))
+        else:
+            image_feature, text_feature = self.features(image, ids, share)
+        return image_feature, text_feature, self.clip.logit_scale.exp()
+
+    def features(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Normalised features (B, E) of images and captions."""
+        visual = self.clip.visual
+        if share < 1:
+            tokens = visual.embed(image)
+            patches = tokens.shape[1] - 1
+            keep = keep_patches("random", len(tokens), (1, patches), max(1, round(share * patches))).to(image.device)
+            encoded = visual.encode(gather_tokens(tokens, keep), keep=keep)
+        else:
+            encoded = visual(image)
+        return normalise(encoded.pooled), normalise(self.clip.encode_text(ids).pooled)
+
+
+@TRAINER_REGISTRY.register()
+class ContrastiveCLIP(PretrainingTrainer):
+    """Trains all of CLIP on batches of images and captions.
+
+    The data set brings its own loader (see `datasets.image_text`) with batches {img, text} and maybe
+    `positive`, which says which caption is true of which image; without it caption b is true of image b alone.
+    MODEL.BACKBONE.NAME is the CLIP to go on from; without it the weights are random. With several processes every image
+    is compared with the captions of all (GATHER).
+    """
+
+    node = "CONTRASTIVE"
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode(
+            {
+                "CONTRASTIVE": {
+                    "PREC": "fp32",  # fp32, amp or bf16
+                    "TEMPERATURE": None,  # fixed, such as 0.01; None = learned, from that of the backbone on
+                    "IMAGE_LAYER_DECAY": 1.0,  # factor on the learning rate from layer to layer of the image tower
+                    "TEXT_LAYER_DECAY": 1.0,  # the same for the text tower
+                    "GATHER": True,  # contrast over all processes, not within each
+                    "DROP_PATH": 0.0,  # rate of stochastic depth in the image tower's last block, linear from 0
+                    "CHUNK": 0,  # pairs of a process whose activations are in memory at a time; 0 = all
+                    # The next ones are for random weights; a backbone has its own.
+                    "EMBED_DIM": 192,
+                    "VISION_LAYERS": 6,
+                    "VISION_WIDTH": 192,
+                    "VISION_PATCH_SIZE": 8,
+                    "CONTEXT_LENGTH": 77,
+                    "VOCAB_SIZE": 8192,
+                    "TEXT_WIDTH": 192,
+                    "TEXT_HEADS": 3,
+                    "TEXT_LAYERS": 4,
+                    "KEEP_PATCHES": 0.5,  # share of the patches that the image tower sees
+                    "FULL_EPOCHS": 2,  # last epochs on all patches
+                    "WHITEN": True,  # start both projections from whitened features
+                    "MAX_SCALE": 100.0,  # upper bound of the learned scale
+                    "EVAL_FREQ": 0,  # epochs between zero-shot evaluations, 0 = only at the end
+                }
+            }
+        )
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        share = (lambda value: 0 < value <= 1, "a number in (0, 1]")
+        self.check_options(
+            cfg,
+            {
+                "TEMPERATURE": (lambda value: value is None or value > 0, "a number above 0, or None"),
+                "IMAGE_LAYER_DECAY": share,
+                "TEXT_LAYER_DECAY": share,
+                "DROP_PATH": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
+                "CHUNK": (lambda value: value >= 0, "0 or a number of pairs"),
+                "KEEP_PATCHES": (share[0], "a share in (0, 1]"),
+                "MAX_SCALE": (lambda value: value >= 1, "1 or more"),
+                **dict.fromkeys(("FULL_EPOCHS", "EVAL_FREQ"), (lambda value: value >= 0, "0 or a number of epochs")),
+            },
+        )
+
+    def build_clip(self) -> CLIP:
+        options = self.options
+        height, width = self.cfg.INPUT.SIZE
+        if height != width or height % options.VISION_PATCH_SIZE:
+            raise ValueError(
+                f"INPUT.SIZE is {(height, width)}, expected a square that patches of {options.VISION_PATCH_SIZE} tile"
+            )
+        return CLIP(
+            embed_dim=options.EMBED_DIM,
+            image_resolution=height,
+            vision_layers=options.VISION_LAYERS,
+            vision_width=options.VISION_WIDTH,
+            vision_patch_size=options.VISION_PATCH_SIZE,
+            context_length=options.CONTEXT_LENGTH,
+            vocab_size=options.VOCAB_SIZE,
+            transformer_width=options.TEXT_WIDTH,
+            transformer_heads=options.TEXT_HEADS,
+            transformer_layers=options.TEXT_LAYERS,
+        )
+
+    def build_model(self) -> None:
+        options, optim = self.options, self.cfg.OPTIM
+        # MODEL.BACKBONE.NAME continues from a checkpoint; without it the weights are random.
+        backbone = (self.load_clip() if self.cfg.MODEL.BACKBONE.NAME else self.build_clip()).to(self.device)
+        self.context_length, self.vocab_size = backbone.context_length, backbone.vocab_size
+        if options.CHUNK and any(isinstance(part, nn.BatchNorm2d) for part in backbone.visual.modules()):
+            raise ValueError(
+                f"TRAINER.CONTRASTIVE.CHUNK is {options.CHUNK}, but the image tower has batch norms, which need the "
+                "whole batch at once: set it 0"
+            )
+        self.check_eval_freq()
+        if options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME:
+            self.whiten(backbone)
+        self.backbone_hash = state_hash(backbone)
+        if options.TEMPERATURE is not None:
+            with torch.no_grad():
+                backbone.logit_scale.fill_(-math.log(options.TEMPERATURE))
+            backbone.logit_scale.requires_grad_(False)
+        if options.DROP_PATH > 0:
+            if isinstance(backbone.visual, ModifiedResNet):
+                raise ValueError(
+                    "TRAINER.CONTRASTIVE.DROP_PATH drops blocks of a transformer, the image tower is a ResNet"
+                )
+            backbone.visual.set_training_options(options.DROP_PATH)
+        self.model = self.with_classes(backbone)
+        self.towers = self.parallel(TwoTowers(backbone, options.CHUNK))
+        groups = layer_decay_groups(
+            backbone, optim.LR, optim.WEIGHT_DECAY, options.IMAGE_LAYER_DECAY, options.TEXT_LAYER_DECAY
+        )
+        self.register_learned("clip", backbone, groups)
+
+    def whiten(self, model: CLIP, images: int = 1024) -> None:
+        """Whitens the projections of a random model on the first batches of the training data."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        for batch in self.train_loader_x:
+            image, ids, _ = self.parse_batch_train(batch)
+            parts.append((image, ids))
+            if sum(len(part[0]) for part in parts) >= images:
+                break
+        whiten_projections(model, *(torch.cat(tensors) for tensors in zip(*parts)))
+
+    def parse_batch_train(self, batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        ids = clip.tokenize(
+            batch["text"], context_length=self.context_length, truncate=True, vocab_size=self.vocab_size
+        )
+        positive = batch.get("positive")
+        positive = None if positive is None else positive.to(self.device)
+        return batch["img"].to(self.device), ids.to(self.device), positive
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        image, ids, positive = self.parse_batch_train(batch)
+        share = 1.0 if self.on_all_patches else self.options.KEEP_PATCHES
+        image_feature, text_feature, scale = self.towers(image, ids, share)
+        keys, start = (image_feature, text_feature), 0
+        if self.options.GATHER:
+            keys, start = (distributed.gather(image_feature), distributed.gather(text_feature)), distributed.get_rank()
+        loss = global_contrastive_loss(image_feature, text_feature, *keys, scale, positive, start)
+        # The value of the whole batch with the gradient of this process's part, which the parallel model averages.
+        return {"contrastive": loss + (distributed.mean(loss.detach()) - loss.detach())}
+
+    def forward_backward(self, batch) -> dict[str, float]:
+        shown = super().forward_backward(batch)
+        if self.options.TEMPERATURE is None:
+            with torch.no_grad():
+                self.model.clip.logit_scale.clamp_(0, math.log(self.options.MAX_SCALE))
+        return shown
