@@ -402,7 +402,7 @@ class _Reader:
         for entry in entries:
             self.unknown(entry, _PUBLISHED_KEYS, "of published")
             texts = {key: self.text(entry.get(key, ""), f"{key} of published") for key in _PUBLISHED_KEYS}
-            file = ROOT / "reports" / "published" / texts["file"]
+            file = ROOT / "experiments" / "reports" / "published" / texts["file"]
             if file.suffix != ".csv" or not file.is_file():
                 self.faults.append(f"published: there is no table {texts['file']!r} in experiments/reports/published")
             found.append(Published(**texts))

@@ -9,6 +9,7 @@ import pytest
 
 import train
 from dassl.config import get_cfg_default
+from dassl.engine import command as command_module
 
 ROOT = Path(train.__file__).parent
 VARIABLES = {"CFG", "METHOD", "METHODS", "SHOTS", "SEEDS", "SOURCE", "DOMAIN", "SUB", "LOADEP", "OUT", "DATA"}
@@ -47,7 +48,7 @@ def understood(command):
     place = next(i for i, item in enumerate(command) if item.endswith("train.py"))
     args = train.build_parser().parse_args(command[place + 1 :])
     cfg = get_cfg_default()
-    train.add_trainer_defaults(cfg)
+    command_module.add_trainer_defaults(cfg)
     cfg.merge_from_file(args.dataset_config_file)
     cfg.merge_from_list(args.opts)
     return args, cfg

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 import train
 from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine import command as command_module
 
 ROOT = Path(train.__file__).parent
 TINY = str(ROOT / "tests" / "dassl" / "engine" / "tiny_method.py")
@@ -206,7 +207,7 @@ def test_verbose_errors_show_the_traceback(tmp_path):
 
 
 def test_faults_of_the_code_are_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "build_trainer", lambda cfg: 1 / 0)
+    monkeypatch.setattr(command_module, "build_trainer", lambda cfg: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(command(tmp_path))
     assert (tmp_path / "run" / "FAILED").exists()
@@ -216,7 +217,7 @@ def test_interrupt_leaves_a_run_that_can_be_continued(tmp_path, monkeypatch, cap
     def interrupted(cfg):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "build_trainer", interrupted)
+    monkeypatch.setattr(command_module, "build_trainer", interrupted)
     with pytest.raises(SystemExit) as stop:
         train.main(command(tmp_path))
     assert stop.value.code == 130

@@ -9,6 +9,7 @@ import torch
 import clip
 import train
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import command as command_module
 from trainers.base import PromptTrainer
 
 # Options of each method that make its run short; a method without an entry runs with its defaults.
@@ -76,13 +77,13 @@ def backbone(tmp_path_factory):
 @pytest.fixture
 def built(monkeypatch):
     """The trainers that train.py builds during a test, in order."""
-    found, build = [], train.build_trainer
+    found, build = [], command_module.build_trainer
 
     def keep(cfg):
         found.append(build(cfg))
         return found[-1]
 
-    monkeypatch.setattr(train, "build_trainer", keep)
+    monkeypatch.setattr(command_module, "build_trainer", keep)
     return found
 
 
@@ -162,14 +163,14 @@ def test_train_evaluate_and_load(method, run, built, tmp_path, capsys):
 @pytest.mark.parametrize("method", LEARNING)
 def test_loss_falls_and_only_the_learner_changes(method, run, built, monkeypatch, tmp_path):
     before = {}
-    build = train.build_trainer
+    build = command_module.build_trainer
 
     def keep(cfg):
         trainer = build(cfg)
         before.update({name: value.clone() for name, value in trainer.model.named_parameters()})
         return trainer
 
-    monkeypatch.setattr(train, "build_trainer", keep)
+    monkeypatch.setattr(command_module, "build_trainer", keep)
     run(method, "run", options=["OPTIM.MAX_EPOCH", 5])
     first, *_, last = losses(tmp_path / "run")
     assert last < first
@@ -181,14 +182,14 @@ def test_loss_falls_and_only_the_learner_changes(method, run, built, monkeypatch
 @pytest.mark.parametrize("method", FITTED)
 def test_a_fit_changes_the_learner_alone_and_is_kept(method, run, built, monkeypatch, tmp_path):
     before = {}
-    build = train.build_trainer
+    build = command_module.build_trainer
 
     def keep(cfg):
         trainer = build(cfg)
         before.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
         return trainer
 
-    monkeypatch.setattr(train, "build_trainer", keep)
+    monkeypatch.setattr(command_module, "build_trainer", keep)
     result = run(method, "run", options=["OPTIM.MAX_EPOCH", 5])
     assert result["epochs"] == 1
     after = built[-1].model.state_dict()

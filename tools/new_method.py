@@ -29,7 +29,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import Output, PromptTrainer
-from .prompts import Learner, TextContext
+from .parts.prompts import Learner, TextContext
 
 
 @TRAINER_REGISTRY.register()
@@ -209,7 +209,8 @@ def create(name: str, node: str | None, root: Path) -> list[Path]:
         root / "tests" / "trainers" / f"test_{module}.py": TEST,
     }
     same_test = sorted((root / "tests").rglob(f"test_{module}.py"))  # pytest needs different names
-    taken = [path for path in contents if path.exists()] + same_test
+    shared = sorted((root / "trainers").rglob(f"{module}.py"))
+    taken = [path for path in contents if path.exists()] + shared + same_test
     if taken:
         raise FileExistsError(f"{taken[0].relative_to(root)} exists already and is left as it is; choose another name")
     imports = sorted(["from trainers.base import PromptedCLIP", f"from trainers.{module} import {name}"])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dassl.engine import command
+from dassl.engine.command import build_config, build_parser
 from dassl.engine.run import run_state
 from dassl.utils.errors import error_line
 from experiments import Run
@@ -152,7 +152,7 @@ def _causes(run: Run, result: dict[str, Any], origin: str | None) -> str:
 def is_full_zero_shot(run: Run) -> bool:
     """Whether a run of ZeroshotCLIP has all classes and the test images of its data set, and the template of that."""
     try:
-        cfg = command.build_config(command.build_parser().parse_args(list(run.argv)))
+        cfg = build_config(build_parser().parse_args(list(run.argv)))
     except (OSError, ValueError, KeyError):
         return False  # the run itself will say what is wrong
     plain = _yaml(str(ROOT / "configs" / "datasets" / f"{run.dataset}.yaml")).get("DATASET", {})

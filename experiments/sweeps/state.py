@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import filelock
 
+from dassl.engine.command import build_config, build_parser
 from dassl.engine.resume import check_same_config
 from dassl.engine.run import CONFIG, DONE, ENVIRONMENT, FAILED, LOCK, run_state
 from dassl.utils import read_json
@@ -100,7 +101,7 @@ def other_config(run: Run) -> str:
         for key in run.needs:  # the folder of all runs may have been moved
             path = json.dumps(str(_output(run) / key)).replace("\\", r"\\")
             stored = re.sub(rf"(?m)^(\s*\w+: ).*/{re.escape(key)}[\"']?$", rf"\g<1>{path}", stored)
-        cfg = command.build_config(command.build_parser().parse_args(list(run.argv)))
+        cfg = build_config(build_parser().parse_args(list(run.argv)))
         check_same_config(stored, cfg, str(folder))
     except (OSError, ValueError, KeyError) as fault:
         return error_line(fault)

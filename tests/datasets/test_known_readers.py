@@ -352,7 +352,7 @@ def test_missing_folder_is_one_clear_error(tmp_path, cfg, name):
     assert prepare_command(name, str(root)) in str(caught.value)
     assert f"--root '{root}'" in str(caught.value)
     (root / CATALOG[name].folder).mkdir()
-    with pytest.raises(FileNotFoundError, match=f"datasets.prepare.command {name}"):
+    with pytest.raises(FileNotFoundError, match=f"datasets.prepare {name}"):
         build(cfg, root, name)
     assert [path.name for path in root.rglob("*")] == [CATALOG[name].folder]
 

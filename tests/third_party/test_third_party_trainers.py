@@ -10,6 +10,7 @@ import clip
 import train
 from clip import clip as old_clip
 from clip import legacy
+from dassl.engine import command as command_module
 
 FILE = str(Path(__file__).with_name("shifted_coop.py"))
 
@@ -155,13 +156,13 @@ def test_a_short_vocabulary_is_announced(file, caplog):
 @pytest.fixture
 def run(tmp_path, file, monkeypatch):
     """Runs a trainer on one style of EmojiGroups; returns the result and the trainer."""
-    built, build = [], train.build_trainer
+    built, build = [], command_module.build_trainer
 
     def keep(cfg):
         built.append(build(cfg))
         return built[-1]
 
-    monkeypatch.setattr(train, "build_trainer", keep)
+    monkeypatch.setattr(command_module, "build_trainer", keep)
 
     def start(name, output, *flags, options=()):
         settings = {

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 import clip
 import train
+from dassl.engine import command as command_module
 from trainers.base import PromptedCLIP
 from trainers.plot_pp import PLOTPP, PREFIXES, TwoSidedModes, prefixes_for
 
@@ -240,8 +241,8 @@ def test_both_stages_from_the_command_line(tiny_clip, tmp_path, monkeypatch):
     }
     pairs = [str(item) for pair in settings.items() for item in pair]
     flags = ["--root", str(tmp_path / "data"), "--trainer", "PLOTPP", "--seed", "1"]
-    built, build_trainer = [], train.build_trainer
-    monkeypatch.setattr(train, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[-1])
+    built, build_trainer = [], command_module.build_trainer
+    monkeypatch.setattr(command_module, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[-1])
     one, two = tmp_path / "one", tmp_path / "two"
     train.main([*flags, "--output-dir", str(one), *pairs, "TRAINER.PLOTPP.MODEL_UPD", "vision"])
     start = {}

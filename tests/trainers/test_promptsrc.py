@@ -17,6 +17,7 @@ from plain_towers import (
 
 import clip
 import train
+from dassl.engine import command as command_module
 from trainers.parts.templates import IMAGENET_TEMPLATES
 from trainers.promptsrc import PromptSRC, average_of_copies, gaussian_weights
 
@@ -152,7 +153,7 @@ def runs(tmp_path_factory):
     torch.manual_seed(0)
     tiny = clip.CLIP(32, 64, 2, 64, 16, 77, 2048, 32, 2, 2)
     clip.save_model(tiny, folder / "tiny.safetensors")
-    build_trainer = train.build_trainer
+    build_trainer = command_module.build_trainer
 
     def run(name, *flags, stop=None, **options):
         states, built = [], []
@@ -200,7 +201,7 @@ def runs(tmp_path_factory):
         arguments = ["--root", str(folder / "data"), "--trainer", "PromptSRC", "--seed", "1", *flags]
         arguments += ["--output-dir", str(folder / name)]
         patch = pytest.MonkeyPatch()
-        patch.setattr(train, "build_trainer", watched)
+        patch.setattr(command_module, "build_trainer", watched)
         try:
             train.main([*arguments, *(str(item) for pair in settings.items() for item in pair)])
         except Stopped:

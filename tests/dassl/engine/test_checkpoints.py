@@ -7,6 +7,7 @@ import torch
 from tiny_runs import tiny_arguments
 
 import train
+from dassl.engine import command as command_module
 from dassl.engine.checkpoints import check_classnames, last_epoch
 
 
@@ -40,7 +41,7 @@ def test_other_classes_are_refused_unless_the_method_moves_to_them(trained, root
     with pytest.raises(ValueError, match=r"trained on other classes \(class 0 is 'red' in the file and 'rouge'"):
         evaluate(trained, root, tmp_path, dataset="TinyOthers")
     result = evaluate(trained, root, tmp_path, "TRAINER.TINY.BOUND", False, dataset="TinyOthers")
-    assert result["accuracy"] == train.read_result(trained)["accuracy"]
+    assert result["accuracy"] == command_module.read_result(trained)["accuracy"]
     with pytest.raises(ValueError, match="1 classes in the file, 2 in this data set"):
         check_classnames("x", {"classnames": ["a"]}, ["a", "b"])
 
@@ -80,7 +81,7 @@ def test_missing_file_lists_what_is_there(trained, root, tmp_path):
 
 def test_nothing_changes_when_one_of_two_models_does_not_fit(trained, tmp_path):
     args = train.build_parser().parse_args(tiny_arguments(tmp_path / "images", tmp_path / "run"))
-    trainer = train.build_trainer(train.build_config(args))
+    trainer = command_module.build_trainer(train.build_config(args))
     trainer.register_model("second", torch.nn.Linear(1, 1))
     (trained / "second").mkdir()
     torch.save({"state_dict": {"weight": torch.zeros(1, 1)}, "epoch": 4}, trained / "second" / "model.pth.tar-4")
@@ -101,7 +102,7 @@ def test_last_epoch_is_a_number_not_a_text(trained, tmp_path):
 
 def test_wrapper_prefix_and_foreign_names_can_be_adapted(trained, root, tmp_path, monkeypatch):
     args = train.build_parser().parse_args(tiny_arguments(root, tmp_path / "run"))
-    trainer = train.build_trainer(train.build_config(args))
+    trainer = command_module.build_trainer(train.build_config(args))
     path = trained / "tiny" / "model.pth.tar-4"
     checkpoint = torch.load(path, weights_only=True)
     weights = checkpoint["state_dict"]

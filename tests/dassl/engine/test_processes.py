@@ -15,6 +15,7 @@ from torch import nn
 from two_processes import start
 
 import train
+from dassl.engine import command as command_module
 from dassl.engine.records import read_metrics
 from dassl.engine.run import run_state
 from dassl.utils import distributed
@@ -172,7 +173,7 @@ def test_incomplete_environment_is_explained(monkeypatch):
 
 def test_one_process_and_frozen_modules_are_not_wrapped(tmp_path):
     args = train.build_parser().parse_args(tiny_arguments(tmp_path / "images", tmp_path / "run"))
-    trainer = train.build_trainer(train.build_config(args))
+    trainer = command_module.build_trainer(train.build_config(args))
     layer = nn.Linear(1, 1)
     assert trainer.parallel(layer) is layer
     frozen = nn.Linear(1, 1).requires_grad_(False)

@@ -10,7 +10,9 @@ from killed_run import start
 from tiny_runs import EPOCHS, TINY, tiny_arguments
 
 import train
+from dassl.config.imports import import_modules
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import command as command_module
 from dassl.engine.records import read_metrics
 from dassl.engine.resume import config_differences, config_hash, resume_file
 from dassl.engine.run import run_state
@@ -121,7 +123,7 @@ def test_killed_run_with_workers_can_be_started_again_at_once(tmp_path):
 
 def tiny_class():
     """The trainer as train.py imports it."""
-    train.import_modules([TINY])
+    import_modules([TINY])
     return TRAINER_REGISTRY.get("Tiny")
 
 
@@ -264,7 +266,7 @@ def test_state_that_cannot_be_read_back_is_refused_when_written(root, tmp_path, 
 
 
 def test_config_hash_is_of_what_matters():
-    cfg = train.get_cfg_default()
+    cfg = command_module.get_cfg_default()
     same, other = cfg.clone(), cfg.clone()
     same.merge_from_list(["OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", 0, "TRAIN.PROGRESS", True])
     other.merge_from_list(["OPTIM.LR", 0.1])

@@ -13,6 +13,7 @@ from tiny_runs import EPOCHS, TINY, tiny_arguments
 
 import train
 from dassl.data.datasets import DatasetBase
+from dassl.engine import command as command_module
 from dassl.engine.records import read_metrics
 from dassl.engine.run import RunFolder, RunInUse, read_result, run_state
 from dassl.utils import read_json
@@ -48,8 +49,8 @@ def test_finished_run_leaves_its_files(tiny, tmp_path):
     assert environment["seed"] == 1
     assert environment["cpu_count"] >= 1
     assert environment["earlier_starts"] == []
-    cfg = train.get_cfg_default()
-    train.add_trainer_defaults(cfg)
+    cfg = command_module.get_cfg_default()
+    command_module.add_trainer_defaults(cfg)
     cfg.merge_from_file(folder / "config.yaml")  # it is a config file
     assert cfg.OPTIM.MAX_EPOCH == EPOCHS
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import train
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, SimpleTrainer, TrainerBase, build_trainer
+from dassl.engine import command as command_module
 from dassl.engine.records import MetricsLog, read_metrics
 from dassl.engine.trainer import SummaryWriter
 
@@ -24,7 +25,7 @@ LINE = re.compile(
 def tiny_trainer(tmp_path, *opts, **options):
     args = train.build_parser().parse_args(tiny_arguments(tmp_path / "images", tmp_path / "run", *opts, **options))
     cfg = train.build_config(args)
-    train.set_random_seed(1)
+    command_module.set_random_seed(1)
     return build_trainer(cfg)
 
 
@@ -263,7 +264,7 @@ def test_separate_steps_equal_the_combined_one(tmp_path):
 
 
 def test_simple_net_is_a_torchvision_network_with_a_new_classifier():
-    cfg = train.get_cfg_default()
+    cfg = command_module.get_cfg_default()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED = "resnet18", False
     cfg.MODEL.HEAD.NAME, cfg.MODEL.HEAD.HIDDEN_LAYERS = "mlp", (8,)
     net = SimpleNet(cfg, cfg.MODEL, 5).eval()

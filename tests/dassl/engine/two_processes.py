@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 import train
+from dassl.config.imports import import_modules
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import command as command_module
 from dassl.utils import distributed
 
 
@@ -30,9 +32,9 @@ def start(rank, port, reports, arguments, log, stop_in_epoch=None):
 
 def run(reports, arguments, stop_in_epoch=None):
     """Run train.main and write REPORTS/<rank>.json."""
-    train.import_modules([arguments[arguments.index("--import") + 1]])
+    import_modules([arguments[arguments.index("--import") + 1]])
     tiny = TRAINER_REGISTRY.get("Tiny")
-    init, step, build_result = tiny.__init__, tiny.forward_backward, train.build_result
+    init, step, build_result = tiny.__init__, tiny.forward_backward, command_module.build_result
     evaluated = []
 
     def remember(self, cfg):
@@ -65,7 +67,7 @@ def run(reports, arguments, stop_in_epoch=None):
         (reports / f"{distributed.get_rank()}.json").write_text(json.dumps(content))
         return result
 
-    tiny.__init__, tiny.forward_backward, train.build_result = remember, stepped, report
+    tiny.__init__, tiny.forward_backward, command_module.build_result = remember, stepped, report
     train.main(arguments)
 
 

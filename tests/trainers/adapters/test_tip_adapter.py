@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 import clip
 import train
 from dassl.config import get_cfg_default
+from dassl.engine import command as command_module
 from trainers.adapters import tip_adapter
 from trainers.adapters.tip_adapter import TipAdapter
 from trainers.base import PromptedCLIP
@@ -332,8 +333,8 @@ def test_fine_tuning_from_the_command_line(tiny_clip, tmp_path, select, monkeypa
     }
     pairs = [str(item) for pair in settings.items() for item in pair]
     flags = ["--root", str(tmp_path / "data"), "--trainer", "TipAdapter", "--seed", "1"]
-    built, build = [], train.build_trainer
-    monkeypatch.setattr(train, "build_trainer", lambda cfg: built.append(build(cfg)) or built[-1])
+    built, build = [], command_module.build_trainer
+    monkeypatch.setattr(command_module, "build_trainer", lambda cfg: built.append(build(cfg)) or built[-1])
     result = train.main([*flags, "--output-dir", str(tmp_path / "run"), *pairs])
     assert (result["epochs"], result["trainable_parameters"]) == (3, 69 * 32)
     assert result["selection"] == ("test" if select == "released" else "val")
