@@ -83,11 +83,11 @@ def gather(args: argparse.Namespace) -> Report:
     if args.logs is not None:
         if not args.logs.is_dir():
             raise FileNotFoundError(f'there is no folder "{args.logs}" of logs')
-        logs, faults = find_logs(args.logs)
+        logs, problems = find_logs(args.logs)
         rows, rest = place_logs(recipe, logs, runs)
         readings += rows
-        for folder, fault in faults:
-            print(f"left out: {folder}: {fault}", file=sys.stderr)
+        for folder, err in problems:
+            print(f"left out: {folder}: {err}", file=sys.stderr)
         if rest:
             print(f"left out: {rest} logs of other tasks, data sets or shots than {recipe.name}", file=sys.stderr)
     book = load([Path(entry.file).stem for entry in recipe.published])
@@ -139,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         drawing = {"html", *PICTURES} & set(args.format)
         figures = plots(report, args.baseline) if drawing else []
         files = write(report, figures, folder, args.format, not args.no_links)
-    except (OSError, ValueError) as fault:
-        print(f"error: {error_line(fault)}", file=sys.stderr)
+    except (OSError, ValueError) as err:
+        print(f"error: {error_line(err)}", file=sys.stderr)
         return BAD_INPUT
     print(f"{report.recipe.title}: {report.done} of {report.asked} runs done")
     for entry in report.missing[:SHOWN]:

@@ -300,8 +300,8 @@ def show_status(runs: Sequence[Run], output: Path, gate: Gate) -> None:
 
 def show_end(summary: Summary) -> int:
     """Say how it ended; returns the exit code."""
-    for fault in summary.off:
-        print(f"error: {fault}", file=sys.stderr)
+    for err in summary.off:
+        print(f"error: {err}", file=sys.stderr)
     if summary.errors:
         print(f"{len(summary.errors)} runs failed{' or were left out' if summary.off else ''}:")
         for key, error in summary.errors.items():
@@ -333,8 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         as_jobs = args.slurm or args.local_executor
         gate = open_gate(args, runs, everything, output)
         summary = do_as_jobs(args, runs, output, gate) if as_jobs else do_here(args, runs, output, gate)
-    except (ValueError, OSError, ImportError) as fault:
-        print(f"error: {error_line(fault)}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as err:
+        print(f"error: {error_line(err)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

@@ -240,13 +240,13 @@ def check_equal(expected: StateDict, found: StateDict) -> None:
         for key, value in expected.items()
         if key in found and found[key].shape != value.shape
     ]
-    faults = [
+    problems = [
         f"{len(names)} {what}: {_some(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
         if names
     ]
-    if faults:
-        raise CheckpointError("the weights do not fit this CLIP; " + "; ".join(faults))
+    if problems:
+        raise CheckpointError("the weights do not fit this CLIP; " + "; ".join(problems))
 
 
 class _Shapes:

@@ -141,7 +141,7 @@ class Attention(nn.Module):
         return self.out_proj(out)
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Two linear layers with an activation between them."""
 
     def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
@@ -253,7 +253,7 @@ class Block(nn.Module):
         self.ln_1 = LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = LayerNorm(width)
-        self.mlp = Perceptron(width, mlp_width, quick_gelu)
+        self.mlp = MLP(width, mlp_width, quick_gelu)
         self.drop_path = 0.0
 
     def forward(

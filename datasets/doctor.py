@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path(args.root).expanduser()
     try:
         names = [OWN if name == OWN else find_name(name) for name in args.names]
-    except ValueError as fault:
-        parser.error(str(fault))
+    except ValueError as err:
+        parser.error(str(err))
     names = names or [name for name, facts in CATALOG.items() if (root / facts.folder).is_dir()]
     if not names:
         print(

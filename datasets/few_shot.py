@@ -95,8 +95,8 @@ def find_images(splits: Iterable[Iterable[Datum]], name: str, source: str = "") 
     """
     try:
         check_images(item.impath for items in splits for item in items)
-    except FileNotFoundError as fault:
-        raise FileNotFoundError(f"{name}: {fault}\n{_advice(source)}") from None
+    except FileNotFoundError as err:
+        raise FileNotFoundError(f"{name}: {err}\n{_advice(source)}") from None
 
 
 def data_root(cfg: Any, dataset_dir: str, source: str = "") -> Path:
@@ -276,8 +276,8 @@ def _read_cache(
             logger.info("The few-shot picks in %s are of other data and are drawn anew", path)
             return None
         picks = [_read_items(content.get(split), root, f'{split} of "{path}"') for split in ("train", "val")]
-    except (OSError, ValueError) as fault:
-        logger.warning("The few-shot picks in %s cannot be read and are drawn anew: %s", path, fault)
+    except (OSError, ValueError) as err:
+        logger.warning("The few-shot picks in %s cannot be read and are drawn anew: %s", path, err)
         return None
     known = [{(item.impath, item.label): item for item in items} for items in sources]
     for items, allowed in zip(picks, known):
@@ -294,8 +294,8 @@ def _write_cache(path: Path, content: dict[str, Any]) -> None:
         return
     try:
         write_json(content, path)
-    except OSError as fault:
-        logger.warning("The few-shot picks are not kept: %s. DATASET.CACHE_DIR chooses another folder", fault)
+    except OSError as err:
+        logger.warning("The few-shot picks are not kept: %s. DATASET.CACHE_DIR chooses another folder", err)
     else:
         logger.info("Saving preprocessed few-shot data to %s", path)
 

@@ -32,7 +32,7 @@ _MOST_SETS = 100  # the runs grow with the square of the number of sets
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message lists all its faults."""
+    """A recipe that cannot be used; the message lists all its errors."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         text = file.read_text(encoding="utf-8")
         content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise RecipeError(f'recipe "{path}" is no yaml: {fault}') from fault
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise RecipeError(f'recipe "{path}" is no yaml: {err}') from err
     reader = _Reader(file)
     reader.keys_once(tree, set())
     recipe = reader.read(content)
-    if reader.faults or recipe is None:
-        raise RecipeError(f'recipe "{path}": ' + "; ".join(reader.faults))
+    if reader.problems or recipe is None:
+        raise RecipeError(f'recipe "{path}": ' + "; ".join(reader.problems))
     return recipe
 
 
@@ -160,11 +160,11 @@ def config_file(folder: str, name: str) -> Path:
 
 
 class _Reader:
-    """Turns the content of a yaml file into a recipe and gathers its faults."""
+    """Turns the content of a yaml file into a recipe and gathers its errors."""
 
     def __init__(self, file: Path):
         self.file = file
-        self.faults: list[str] = []
+        self.problems: list[str] = []
         self.imports: tuple[str, ...] = ()
 
     def keys_once(self, node: yaml.Node | None, seen: set[int]) -> None:
@@ -180,11 +180,11 @@ class _Reader:
 
     def read(self, content: Any) -> Recipe | None:
         if not isinstance(content, Mapping):
-            self.faults.append("expected keys and values, such as task: few_shot")
+            self.problems.append("expected keys and values, such as task: few_shot")
             return None
         task = content.get("task")
         if not isinstance(task, str) or task not in SETTINGS:
-            self.faults.append(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
+            self.problems.append(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
             return None
         setting = SETTINGS[task]
         special = ("datasets", "source", "targets", "domain", "sets")
@@ -192,13 +192,13 @@ class _Reader:
         self.unknown(content, [key for key in (*_KEYS, *_OPTIONAL) if key not in unused], f"of task {task}")
         for key in setting.needs:
             if not content.get(key):
-                self.faults.append(f"{key} is missing, task {task} needs it")
+                self.problems.append(f"{key} is missing, task {task} needs it")
         imports = self.names(content.get("imports", []), "imports")
         try:
             import_modules(imports)
             self.imports = imports
-        except ImportError as fault:
-            self.faults.append(str(fault))
+        except ImportError as err:
+            self.problems.append(str(err))
         domain = self.text(content.get("domain", ""), "domain")
         datasets = self.datasets(content.get("datasets", []), "datasets")
         source = self.datasets([content["source"]] if content.get("source") else [], "source")
@@ -208,10 +208,10 @@ class _Reader:
             self.datasets(targets, "targets")
         trained = domain if styles else "" if domain or not source else label(source[0])
         if trained and trained in map(label, targets):
-            self.faults.append(f"targets has {trained!r}, which is what is trained on")
+            self.problems.append(f"targets has {trained!r}, which is what is trained on")
         methods = self.methods(content)
         if task == "incremental" and any(method.first is not None for method in methods):
-            self.faults.append("first is not possible in task incremental, whose steps start from one another")
+            self.problems.append("first is not possible in task incremental, whose steps start from one another")
         sets = self.sets(content.get("sets")) if "sets" in setting.needs else 0
         parts = setting.parts or step_parts(sets)
         self.check_datasets_of(methods, parts)
@@ -231,20 +231,20 @@ class _Reader:
         )
 
     def unknown(self, content: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
-        self.faults += [
+        self.problems += [
             f"unknown key {key!r} {where}, expected one of {', '.join(known)}" for key in content if key not in known
         ]
 
     def text(self, value: Any, where: str) -> str:
         if isinstance(value, str):
             return value
-        self.faults.append(f"{where} is {value!r}, expected text")
+        self.problems.append(f"{where} is {value!r}, expected text")
         return ""
 
     def names(self, value: Any, where: str) -> tuple[str, ...]:
         """A list of different non-empty names."""
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
-            self.faults.append(f"{where} is {value!r}, expected a list of names")
+            self.problems.append(f"{where} is {value!r}, expected a list of names")
             return ()
         self.once(value, where)
         return tuple(value)
@@ -254,14 +254,14 @@ class _Reader:
         values = value if isinstance(value, list) else [value]
         right = [type(item) is int and item >= lowest for item in values]
         if not values or not all(right):
-            self.faults.append(f"{where} is {value!r}, expected {meaning}")
+            self.problems.append(f"{where} is {value!r}, expected {meaning}")
             return ()
         self.once(values, where)
         return tuple(values)
 
     def once(self, values: Sequence[Any], where: str) -> None:
         for value in sorted({value for value in values if values.count(value) > 1}, key=str):
-            self.faults.append(f"{where} has {value!r} more than once")
+            self.problems.append(f"{where} has {value!r} more than once")
 
     def shots(self, value: Any, where: str) -> tuple[int, ...]:
         return self.numbers(value, where, 0, "numbers of images per class, such as [1, 2, 4, 8, 16]")
@@ -273,7 +273,7 @@ class _Reader:
         if type(value) is int and 1 < value <= _MOST_SETS:
             return value
         if value:  # a missing entry has been reported
-            self.faults.append(f"sets is {value!r}, expected a number of sets of classes from 2 to {_MOST_SETS}")
+            self.problems.append(f"sets is {value!r}, expected a number of sets of classes from 2 to {_MOST_SETS}")
         return 0
 
     def datasets(self, value: Any, where: str) -> tuple[str, ...]:
@@ -286,12 +286,14 @@ class _Reader:
         for name in names:
             if not config_file(folder, name).is_file():
                 known = " ".join(sorted(path.stem for path in (ROOT / folder).glob("*.yaml")))
-                self.faults.append(f"{where}: there is no config {name!r} in {folder}, which has {known or 'nothing'}")
+                self.problems.append(
+                    f"{where}: there is no config {name!r} in {folder}, which has {known or 'nothing'}"
+                )
 
     def methods(self, content: Mapping[str, Any]) -> tuple[Method, ...]:
         entries = content.get("methods")
         if not isinstance(entries, list) or not entries:
-            self.faults.append("methods is missing or empty, expected a list")
+            self.problems.append("methods is missing or empty, expected a list")
             return ()
         defaults = {
             "config": content.get("config"),
@@ -305,7 +307,7 @@ class _Reader:
     def method(self, entry: Any, defaults: Mapping[str, Any]) -> Method | None:
         entry = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
-            self.faults.append(f"methods has {entry!r}, expected a name or keys and values with a name")
+            self.problems.append(f"methods has {entry!r}, expected a name or keys and values with a name")
             return None
         name = entry["name"]
         where = f"of method {name}"
@@ -315,21 +317,21 @@ class _Reader:
         config = "" if config is None else self.text(config, f"config {where}")
         if trainer not in TRAINER_REGISTRY.registered_names():
             known = ", ".join(sorted(TRAINER_REGISTRY.registered_names()))
-            self.faults.append(f"there is no trainer {trainer!r} ({where}), known are {known}")
+            self.problems.append(f"there is no trainer {trainer!r} ({where}), known are {known}")
         elif not config:
-            self.faults.append(f"config is missing {where}")
+            self.problems.append(f"config is missing {where}")
         else:
             self.configs(f"configs/trainers/{trainer}", [config], f"config {where}")
         shots = self.shots(entry["shots"], f"shots {where}") if "shots" in entry else defaults["shots"]
-        if not shots and not self.faults:
-            self.faults.append(f"shots is missing for method {name}")
+        if not shots and not self.problems:
+            self.problems.append(f"shots is missing for method {name}")
         own = config_file(f"configs/trainers/{trainer}", config)
         options = self.options(entry.get("options", {}), f"options {where}", own)
         variant = self.text(entry.get("variant", ""), f"variant {where}")
         if Path(variant).name != variant:
-            self.faults.append(f"variant {where} is {variant!r}, expected a part of a folder's name")
+            self.problems.append(f"variant {where} is {variant!r}, expected a part of a folder's name")
         if options and not variant:
-            self.faults.append(f"method {name} has options and no variant, which names the folder of its runs")
+            self.problems.append(f"method {name} has options and no variant, which names the folder of its runs")
         return Method(
             name=name,
             trainer=trainer,
@@ -346,7 +348,7 @@ class _Reader:
     def first(self, value: Any, where: str, trainer: str, config: Path) -> First | None:
         texts = [str(value.get(key) or "") for key in _FIRST_KEYS] if isinstance(value, Mapping) else []
         if not texts or "" in texts:
-            self.faults.append(f"first {where} is {value!r}, expected config: NAME and option: KEY")
+            self.problems.append(f"first {where} is {value!r}, expected config: NAME and option: KEY")
             return None
         self.unknown(value, _FIRST_KEYS, f"in first {where}")
         found = First(*texts)
@@ -356,7 +358,9 @@ class _Reader:
 
     def when(self, value: Any, where: str, config: Path) -> tuple[When, ...]:
         if not isinstance(value, list) or not all(isinstance(case, Mapping) for case in value):
-            self.faults.append(f"{where} is {value!r}, expected a list such as [{{shots: 1, options: {{KEY: VALUE}}}}]")
+            self.problems.append(
+                f"{where} is {value!r}, expected a list such as [{{shots: 1, options: {{KEY: VALUE}}}}]"
+            )
             return ()
         cases = []
         for case in value:
@@ -377,26 +381,28 @@ class _Reader:
                 self.configs("configs/datasets", case.datasets, f"when of method {method.name}")
                 for part in case.parts:
                     if part not in parts:
-                        self.faults.append(f"when of method {method.name}: part {part!r}, expected {', '.join(parts)}")
+                        self.problems.append(
+                            f"when of method {method.name}: part {part!r}, expected {', '.join(parts)}"
+                        )
 
     def options(self, value: Any, where: str, config: Path) -> tuple[tuple[str, str], ...]:
         """KEY VALUE pairs; keys may also be of the modules that the recipe or the config file imports."""
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            self.faults.append(f"{where} is {value!r}, expected KEY: VALUE")
+            self.problems.append(f"{where} is {value!r}, expected KEY: VALUE")
             return ()
-        self.faults += [f"{where}: {key} is decided by the recipe itself" for key in value if key in _OF_THE_RECIPE]
+        self.problems += [f"{where}: {key} is decided by the recipe itself" for key in value if key in _OF_THE_RECIPE]
         pairs = tuple((key, str(item)) for key, item in value.items())
         try:
             cfg = known_config([*imports_of(config), *self.imports])
             cfg.merge_from_list([item for pair in pairs for item in pair])
-        except (ConfigError, KeyError, ImportError) as fault:
-            self.faults.append(f"{where}: {fault}")
+        except (ConfigError, KeyError, ImportError) as err:
+            self.problems.append(f"{where}: {err}")
         return pairs
 
     def published(self, value: Any) -> tuple[Published, ...]:
         entries = [value] if isinstance(value, Mapping) else value
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            self.faults.append(f"published is {value!r}, expected file, paper and table, or a list of such entries")
+            self.problems.append(f"published is {value!r}, expected file, paper and table, or a list of such entries")
             return ()
         found = []
         for entry in entries:
@@ -404,6 +410,6 @@ class _Reader:
             texts = {key: self.text(entry.get(key, ""), f"{key} of published") for key in _PUBLISHED_KEYS}
             file = ROOT / "experiments" / "reports" / "published" / texts["file"]
             if file.suffix != ".csv" or not file.is_file():
-                self.faults.append(f"published: there is no table {texts['file']!r} in experiments/reports/published")
+                self.problems.append(f"published: there is no table {texts['file']!r} in experiments/reports/published")
             found.append(Published(**texts))
         return tuple(found)

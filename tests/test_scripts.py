@@ -317,17 +317,17 @@ def test_zero_shot(call):
 
 
 @pytest.mark.parametrize(
-    ("methods", "fault"),
+    ("methods", "err"),
     [
         ("CoOp MaPLee", "METHODS names 'MaPLee', expected some of ALIGN .*ZeroshotCLIP"),
         ("ContrastiveCLIP", "METHODS names 'ContrastiveCLIP', expected some of ALIGN"),
         (" ", "METHODS is empty, expected some of ALIGN"),
     ],
 )
-def test_quickstart_refuses_bad_names_at_once(call, methods, fault):
+def test_quickstart_refuses_bad_names_at_once(call, methods, err):
     done, commands = call("quickstart.sh", METHODS=methods)
     assert (done.returncode, done.stdout, commands) == (2, "", [])
-    assert re.search(fault, done.stderr)
+    assert re.search(err, done.stderr)
 
 
 def test_quickstart_runs_what_it_is_told(tmp_path):

@@ -253,5 +253,5 @@ def test_as_a_program(tmp_path):
         [*program, *command(tmp_path, opts=("A", "1"))], capture_output=True, text=True, cwd=tmp_path
     )
     assert failed.returncode == 2
-    assert failed.stderr.strip().splitlines()[-2].startswith("error: 1 fault in the options KEY VALUE")
+    assert failed.stderr.strip().splitlines()[-2].startswith("error: 1 error in the options KEY VALUE")
     assert "unknown key A" in failed.stderr

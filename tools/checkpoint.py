@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = table({folder.name: read_folder(folder) for folder in args.folder})
         if args.markdown is not None:
             args.markdown.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except (ValueError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
         return 2
     print(text, end="")
     return 0

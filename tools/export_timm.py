@@ -164,8 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = export(args.checkpoint, args.output, not args.no_head)
-    except (ValueError, OSError) as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except (ValueError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
         return 2
     size = "x".join(map(str, config["pretrained_cfg"]["input_size"][1:]))
     print(f"{args.output}: {config['architecture']}, {size} pixels, {config['num_features']} features")

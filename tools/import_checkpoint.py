@@ -214,7 +214,7 @@ def check_sizes(path: Path, cfg: CfgNode, state: State, learner: torch.nn.Module
     """
     try:
         check_weights(path, learner, state)
-    except ValueError as fault:
+    except ValueError as err:
         name = cfg.TRAINER.NAME
         node = TRAINER_REGISTRY.get(name).node
         try:
@@ -226,7 +226,7 @@ def check_sizes(path: Path, cfg: CfgNode, state: State, learner: torch.nn.Module
         hint = f". By its shapes the file was made with: {pairs}" if pairs else ""
         if "CTX_INIT" in cfg.TRAINER[node] and cfg.TRAINER[node].CTX_INIT and "N_CTX" in differing:
             hint += f" (with TRAINER.{node}.CTX_INIT the number of its tokens may count instead of N_CTX)"
-        raise ValueError(f"{fault}{hint}") from fault
+        raise ValueError(f"{err}{hint}") from err
 
 
 def import_checkpoint(path: Path, cfg: CfgNode, output: Path) -> tuple[Path, State, State]:
@@ -250,13 +250,13 @@ def import_checkpoint(path: Path, cfg: CfgNode, output: Path) -> tuple[Path, Sta
     checkpoint = read_checkpoint(path)
     try:
         state, left_out = convert(name, checkpoint["state_dict"])
-    except ValueError as fault:
-        raise ValueError(f'"{path}": {fault}') from fault
+    except ValueError as err:
+        raise ValueError(f'"{path}": {err}') from err
     model, _ = clip.load(cfg.MODEL.BACKBONE.NAME)
     try:
         check_backbone(left_out, model, cfg.MODEL.BACKBONE.NAME)
-    except ValueError as fault:
-        raise ValueError(f'"{path}": {fault}') from fault
+    except ValueError as err:
+        raise ValueError(f'"{path}": {err}') from err
     class_specific = CONVERSIONS[name].sizes.get("CSC")
     classes = len(state["ctx"]) if class_specific is not None and class_specific(state) else 1
     learner = build_learner(cfg, model, classes)
@@ -314,8 +314,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR)
     try:
         target, state, left_out = import_checkpoint(args.file, build_config(args), args.output)
-    except (ValueError, KeyError, OSError) as fault:
-        message = fault.args[0] if isinstance(fault, KeyError) and fault.args else fault
+    except (ValueError, KeyError, OSError) as err:
+        message = err.args[0] if isinstance(err, KeyError) and err.args else err
         print(f"error: {message}", file=sys.stderr)
         return 2
     for name, value in state.items():

@@ -232,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         files = create(args.name, args.node, ROOT)
-    except (ValueError, OSError) as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except (ValueError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
         return 2
     for file in files:
         print(f"written: {file.relative_to(ROOT)}")

@@ -49,25 +49,25 @@ def read_run(folder: Path, keyword: str, signals: Sequence[str]) -> Row:
 
 
 def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool) -> tuple[float | None, int]:
-    """Print every run of a folder and their mean; returns the mean (None without runs) and the number of faults.
+    """Print every run of a folder and their mean; returns the mean (None without runs) and the number of errors.
 
     Raises:
         ValueError: the runs were measured on different data, class names, templates, transforms or backbones.
     """
     entries = sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    rows, faults = [], 0
+    rows, problems = [], 0
     for entry in entries:
         try:
             row = read_run(entry, keyword, signals)
-        except ValueError as fault:
-            print(f"missing: {entry}: {fault}", file=sys.stderr)
-            faults += 1
+        except ValueError as err:
+            print(f"missing: {entry}: {err}", file=sys.stderr)
+            problems += 1
             continue
         rows.append(row)
         print(f"file: {entry}. {keyword}: {row.value:.2f}%")
     if not rows:
         print(f"missing: {directory}: no finished run in it", file=sys.stderr)
-        return None, max(1, faults)
+        return None, max(1, problems)
     if len({row.protocol for row in rows}) > 1:
         groups = ", ".join(f"{row.folder.name}: {row.protocol or 'unknown'}" for row in rows)
         raise ValueError(f"the runs in {directory} do not share one data protocol ({groups}) and cannot be averaged")
@@ -79,7 +79,7 @@ def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool)
     print(
         f"===\nSummary of directory: {directory}\n* {keyword}: {mean:.2f}% +- {spread:.2f}% ({len(values)} runs)\n==="
     )
-    return mean, faults
+    return mean, problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,10 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = sorted(entry for entry in args.directory.iterdir() if entry.is_dir() and entry.name[0] != ".")
     try:
         summaries = [summarize(folder, args.keyword, signals, args.ci95) for folder in folders]
-    except ValueError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except ValueError as err:
+        print(f"error: {err}", file=sys.stderr)
         return 2
     means = [mean for mean, _ in summaries if mean is not None]
     if args.multi_exp and means:
         print(f"Average performance\n* {args.keyword}: {sum(means) / len(means):.2f}% ({len(means)} experiments)")
-    return 1 if not summaries or any(faults for _, faults in summaries) else 0
+    return 1 if not summaries or any(problems for _, problems in summaries) else 0

@@ -105,24 +105,24 @@ class ALIGN(PromptTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.ALIGN
-        faults = []
+        problems = []
         for key, choices in (("SCORE", SCORES), ("PLAN", PLANS)):
             if options[key] not in choices:
-                faults.append(f"TRAINER.ALIGN.{key} is {options[key]!r}, expected one of {', '.join(choices)}")
+                problems.append(f"TRAINER.ALIGN.{key} is {options[key]!r}, expected one of {', '.join(choices)}")
         for key in ("LAMBDA", "THRESHOLD"):
             if options[key] is not None and not options[key] > 0:
-                faults.append(f"TRAINER.ALIGN.{key} is {options[key]}, expected a number above 0")
+                problems.append(f"TRAINER.ALIGN.{key} is {options[key]}, expected a number above 0")
         if options.MAX_ITER < 1:
-            faults.append(f"TRAINER.ALIGN.MAX_ITER is {options.MAX_ITER}, expected at least 1")
+            problems.append(f"TRAINER.ALIGN.MAX_ITER is {options.MAX_ITER}, expected at least 1")
         if not options.BETA >= 0:
-            faults.append(f"TRAINER.ALIGN.BETA is {options.BETA}, expected 0 or more")
+            problems.append(f"TRAINER.ALIGN.BETA is {options.BETA}, expected 0 or more")
         if cfg.TRAIN.COMPILE and (options.SCORE, options.PLAN) != ("paper", "learned"):
-            faults.append(
+            problems.append(
                 f"TRAIN.COMPILE is True, but TRAINER.ALIGN.SCORE is {options.SCORE} and PLAN is {options.PLAN}, "
                 "expected paper and learned: only their transport is compiled"
             )
-        if faults:
-            raise ValueError("; ".join(faults))
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

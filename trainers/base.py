@@ -186,7 +186,7 @@ class CLIPTrainer(TrainerX):
         """Check options of the method's node, or of another one: {key: (what must hold, the same in words)}.
 
         Raises:
-            ValueError: names every option at fault, its value and what was expected.
+            ValueError: names every option at error, its value and what was expected.
         """
         node = node or self.node
         options = cfg.TRAINER[node]
@@ -197,13 +197,13 @@ class CLIPTrainer(TrainerX):
             except TypeError:  # a word in the place of a number, where the default is None or a tuple
                 return False
 
-        faults = [
+        problems = [
             f"TRAINER.{node}.{key} is {options[key]!r}, expected {expected}"
             for key, (holds, expected) in rules.items()
             if not allowed(holds, options[key])
         ]
-        if faults:
-            raise ValueError("; ".join(faults))
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def precision_name(self) -> str:
         return self.options.PREC
@@ -339,8 +339,8 @@ class PromptTrainer(CLIPTrainer):
         path = checkpoint_file(directory, self.model_name, last_epoch(directory))
         try:
             weights = self.for_classes(path, read_checkpoint(path))
-        except ValueError as fault:
-            raise ValueError(f"{type(self).__name__} cannot start from this run (TRAIN.INIT_FROM): {fault}") from fault
+        except ValueError as err:
+            raise ValueError(f"{type(self).__name__} cannot start from this run (TRAIN.INIT_FROM): {err}") from err
         weights = self.adapt_state_dict(self.model_name, weights)
         check_weights(path, self.model.learner, weights)
         self.model.learner.load_state_dict(weights)

@@ -139,8 +139,8 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
             elif self.label_options.UNSEEN == "refuse":
                 try:
                     check_classnames(path, checkpoint, self.classnames())
-                except ValueError as fault:
-                    raise ValueError(f"{fault}; TRAINER.LAMM.UNSEEN words matches classes by name") from fault
+                except ValueError as err:
+                    raise ValueError(f"{err}; TRAINER.LAMM.UNSEEN words matches classes by name") from err
             if not self.label_options.LOAD_TOKENS:
                 weights["vectors"] = learner.start
             elif stored and {"vectors", "lengths"} <= weights.keys():

@@ -49,37 +49,37 @@ def check_values(cfg: CfgNode) -> None:
     """Check what the types alone cannot: choices, ranges and lengths.
 
     Raises:
-        ConfigError: lists every fault with the value found and the values allowed.
+        ConfigError: lists every error with the value found and the values allowed.
     """
-    faults = []
+    problems = []
     for key, choices in _CHOICES.items():
         value = _get(cfg, key)
         if value not in choices:
-            faults.append(f"{key} is {value!r}, expected one of {', '.join(choices)}")
+            problems.append(f"{key} is {value!r}, expected one of {', '.join(choices)}")
     for key, least in _AT_LEAST.items():
         value = _get(cfg, key)
         if not value >= least:
-            faults.append(f"{key} is {value!r}, expected {least} or more")
+            problems.append(f"{key} is {value!r}, expected {least} or more")
     classes = cfg.DATASET.SUBSAMPLE_CLASSES
     if classes not in ("all", "base", "new") and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?/[1-9]\d*", classes):
-        faults.append(
+        problems.append(
             f"DATASET.SUBSAMPLE_CLASSES is {classes!r}, expected all, base, new, or sets such as 2/3 or 1-2/3"
         )
     if cfg.SEED >= 2**32:
-        faults.append(f"SEED is {cfg.SEED}, expected at most {2**32 - 1} (negative: no seed)")
+        problems.append(f"SEED is {cfg.SEED}, expected at most {2**32 - 1} (negative: no seed)")
     size = cfg.INPUT.SIZE
     if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        faults.append(f"INPUT.SIZE is {size!r}, expected two positive integers (height, width)")
+        problems.append(f"INPUT.SIZE is {size!r}, expected two positive integers (height, width)")
     for key in ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"):
         value = _get(cfg, key)
         if len(value) != 3 or not all(isinstance(part, (int, float)) for part in value):
-            faults.append(f"{key} is {value!r}, expected three numbers")
+            problems.append(f"{key} is {value!r}, expected three numbers")
         elif key == "INPUT.PIXEL_STD" and min(value) <= 0:
-            faults.append(f"{key} is {value!r}, expected three positive numbers")
+            problems.append(f"{key} is {value!r}, expected three positive numbers")
     if not cfg.OPTIM.STEPSIZE or not all(type(step) is int for step in cfg.OPTIM.STEPSIZE):
-        faults.append(f"OPTIM.STEPSIZE is {cfg.OPTIM.STEPSIZE!r}, expected at least one integer")
-    if faults:
-        raise ConfigError("the config", faults)
+        problems.append(f"OPTIM.STEPSIZE is {cfg.OPTIM.STEPSIZE!r}, expected at least one integer")
+    if problems:
+        raise ConfigError("the config", problems)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

@@ -31,8 +31,8 @@ def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
     for name in names:
         try:
             modules[name] = _import(name)
-        except Exception as fault:  # foreign code may raise anything
-            raise ImportError(f"cannot import {name!r}: {type(fault).__name__}: {error_line(fault)}") from fault
+        except Exception as err:  # foreign code may raise anything
+            raise ImportError(f"cannot import {name!r}: {type(err).__name__}: {error_line(err)}") from err
     return modules
 
 
@@ -59,7 +59,7 @@ def _import(name: str) -> ModuleType:
 
 
 def imports_of(file: str | Path) -> list[str]:
-    """IMPORTS of a yaml file, needed before its other keys can be checked; faults are left to that check."""
+    """IMPORTS of a yaml file, needed before its other keys can be checked; errors are left to that check."""
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         names = content.get("IMPORTS") if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""A yacs config node that shows every fault of a file or a command line at once."""
+"""A yacs config node that shows every error of a file or a command line at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["CfgNode", "ConfigError"]
 
 
 class ConfigError(ValueError, KeyError):
-    """One or more faults in a config. A KeyError too, because yacs reports an unknown key as one."""
+    """One or more errors in a config. A KeyError too, because yacs reports an unknown key as one."""
 
-    def __init__(self, source: str, faults: Sequence[str]):
-        self.faults = list(faults)
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n".join([f"{count} in {source}:", *(f"  {fault}" for fault in self.faults)]))
+    def __init__(self, source: str, problems: Sequence[str]):
+        self.problems = list(problems)
+        count = "1 error" if len(self.problems) == 1 else f"{len(self.problems)} errors"
+        super().__init__("\n".join([f"{count} in {source}:", *(f"  {err}" for err in self.problems)]))
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -33,7 +33,7 @@ class CfgNode(yacs.config.CfgNode):
     As in yacs: values given as strings are read as Python literals where possible ("1e-5" is a number, "(224, 224)" a
     tuple), lists and tuples convert into each other, and a key that is not in the tree is an error.
     Other than in yacs:
-    - a merge either applies whole or, with a ConfigError that lists all faults, not at all;
+    - a merge either applies whole or, with a ConfigError that lists all errors, not at all;
     - an integer is accepted, and converted, where the default is a float; a text that reads as a number is accepted
       where the default is a text (an output folder called 2024);
     - None is accepted only where the default is None;
@@ -53,8 +53,8 @@ class CfgNode(yacs.config.CfgNode):
         with open(cfg_filename, encoding="utf-8") as file:
             try:
                 content = yaml.load(file, Loader=_UniqueKeyLoader)
-            except (yaml.YAMLError, UnicodeDecodeError) as fault:
-                raise ConfigError(source, [f"not readable as yaml: {fault}"]) from fault
+            except (yaml.YAMLError, UnicodeDecodeError) as err:
+                raise ConfigError(source, [f"not readable as yaml: {err}"]) from err
         if content is None:
             return
         if not isinstance(content, dict):
@@ -77,21 +77,21 @@ class CfgNode(yacs.config.CfgNode):
         self._merge(zip(cfg_list[0::2], cfg_list[1::2]), source)
 
     def _merge(self, pairs: Iterable[tuple[str, Any]], source: str) -> None:
-        faults: list[str] = []
+        problems: list[str] = []
         changes: list[tuple[CfgNode, str, Any]] = []
         for full_key, raw in pairs:
             node, name = self._find(full_key)
             if node is None:
-                faults.append(f"unknown key {full_key}{self._suggestion(full_key)}")
+                problems.append(f"unknown key {full_key}{self._suggestion(full_key)}")
             elif name not in node:
                 changes.append((node, name, _decode(raw)))
             else:
                 try:
                     changes.append((node, name, _convert(_decode(raw), raw, node[name])))
-                except ValueError as fault:
-                    faults.append(f"{full_key} {fault}")
-        if faults:
-            raise ConfigError(source, faults)
+                except ValueError as err:
+                    problems.append(f"{full_key} {err}")
+        if problems:
+            raise ConfigError(source, problems)
         for node, name, value in changes:
             *path, last = name.split(".")
             for part in path:

@@ -84,8 +84,8 @@ def open_images(cfg: Any, paths: Iterable[str], start: Sequence[Any]) -> Images:
         limit = int(cfg.DATALOADER.CACHE_RAM_GIB * 2**30)
         try:
             kept = RamImages(paths, start, limit if size is None else min(limit, len(paths) * size))
-        except OSError as fault:
-            logger.warning("No cache in memory (DATALOADER.CACHE ram): %s. Images are read every time", fault)
+        except OSError as err:
+            logger.warning("No cache in memory (DATALOADER.CACHE ram): %s. Images are read every time", err)
             return Images(start)
         logger.info("Cache of %d images in memory after %s%s", len(paths), after, needed)
         return kept
@@ -236,8 +236,8 @@ class DiskImages(Images):
             new = not self.folder.is_dir()
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
-        except OSError as fault:
-            self._no_writing(fault)
+        except OSError as err:
+            self._no_writing(err)
             return
         if new and needed > free:
             logger.warning(
@@ -266,8 +266,8 @@ class DiskImages(Images):
             content = file.read_bytes()
         except FileNotFoundError:
             return None
-        except OSError as fault:
-            self._say_damaged(file, str(fault.strerror))
+        except OSError as err:
+            self._say_damaged(file, str(err.strerror))
             return None
         if len(content) >= _HEADER.size:
             mark, width, height, digest = _HEADER.unpack_from(content)
@@ -293,16 +293,16 @@ class DiskImages(Images):
                 os.replace(temporary, file)
             finally:
                 temporary.unlink(missing_ok=True)
-        except OSError as fault:
-            self._no_writing(fault)
+        except OSError as err:
+            self._no_writing(err)
 
-    def _no_writing(self, fault: OSError) -> None:
+    def _no_writing(self, err: OSError) -> None:
         if not self.flags[0]:
             self.flags[0] = 1
             logger.warning(
                 'the cache of images in "%s" cannot be written (%s): images that are not in it are read every time; '
                 "DATASET.CACHE_DIR chooses another folder",
-                *(self.folder, fault.strerror or fault),
+                *(self.folder, err.strerror or err),
             )
 
     def _say_damaged(self, file: Path, reason: str) -> None:

@@ -168,8 +168,8 @@ class _SeededItems(Dataset):
                 seed_generators(seed)
                 try:
                     items.append(self.dataset[index])
-                except (ValueError, FileNotFoundError) as fault:
-                    return [_Fault(fault)]
+                except (ValueError, FileNotFoundError) as err:
+                    return [_Fault(err)]
         return items
 
     def __getattr__(self, name: str) -> Any:
@@ -181,8 +181,8 @@ class _SeededItems(Dataset):
 class _Fault:
     """An item that could not be read, on its way from a worker to the main process with its message intact."""
 
-    def __init__(self, fault: Exception):
-        self.fault = fault
+    def __init__(self, err: Exception):
+        self.err = err
 
 
 def _collate(items: list[Any]) -> Any:
@@ -203,15 +203,15 @@ class _Pass(Iterator[Any]):
             self.begun, self.loader._plan.keys = True, self.keys  # read now if there are no workers
         try:
             batch = next(self.batches)
-        except BaseException as fault:
+        except BaseException as err:
             self.ended = True
-            if self.loader._iterator is self.batches and not isinstance(fault, StopIteration):
+            if self.loader._iterator is self.batches and not isinstance(err, StopIteration):
                 self.loader._iterator = None  # its workers may be gone
             self.batches = iter(())
             raise
         if isinstance(batch, _Fault):
             self.ended, self.batches = True, iter(())
-            raise batch.fault
+            raise batch.err
         return batch
 
 

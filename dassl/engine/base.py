@@ -99,7 +99,7 @@ class TrainerBase:
     # one step
 
     def detect_anomaly(self, loss: Tensor, terms: Mapping[str, Tensor] | None = None) -> None:
-        """Raise FloatingPointError, with epoch, batch and the terms at fault, if `loss` is infinite or NaN."""
+        """Raise FloatingPointError, with epoch, batch and the terms at error, if `loss` is infinite or NaN."""
         check_finite(loss, terms, self.place())
 
     def place(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dassl.utils import load_checkpoint
 from dassl.utils.torchtools import BEST_MODEL, POINTER
 
-_SHOWN = 3  # examples per kind of fault in a message
+_SHOWN = 3  # examples per kind of error in a message
 
 
 def checkpoint_file(directory: str, name: str, epoch: int | None) -> Path:
@@ -111,13 +111,13 @@ def check_weights(path: Path, model: nn.Module, state_dict: Mapping[str, Tensor]
         for name, value in own.items()
         if name in state_dict and state_dict[name].shape != value.shape
     ]
-    faults = [
+    problems = [
         f"{kind}: {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
         for kind, names in (("missing", missing), ("unknown", unknown), ("other shape", shapes))
         if names
     ]
-    if faults:
+    if problems:
         raise ValueError(
-            f'"{path}" does not fit this model ({"; ".join(faults)}); '
+            f'"{path}" does not fit this model ({"; ".join(problems)}); '
             "is it of another method, backbone or prompt length?"
         )

@@ -24,7 +24,7 @@ from dassl.utils.torchtools import BEST_MODEL
 
 logger = logging.getLogger(__name__)
 
-# What bad input, a full disk or a diverging loss raise; anything else is a fault of the code and shows its traceback.
+# What bad input, a full disk or a diverging loss raise; anything else is a error of the code and shows its traceback.
 CLEAR_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, torch.cuda.OutOfMemoryError)
 
 EPILOG = """\
@@ -136,8 +136,8 @@ def known_config(imports: Iterable[str] = ()) -> CfgNode:
     for name, module in modules.items():
         try:
             extend_config(cfg, getattr(module, "extend_cfg", None))
-        except Exception as fault:  # foreign code may raise anything
-            raise ImportError(f"extend_cfg() of {name!r} fails: {type(fault).__name__}: {error_line(fault)}") from fault
+        except Exception as err:  # foreign code may raise anything
+            raise ImportError(f"extend_cfg() of {name!r} fails: {type(err).__name__}: {error_line(err)}") from err
     return cfg
 
 
@@ -247,11 +247,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, command = _parse(argv)
     try:
         return _run(args, command)
-    except CLEAR_ERRORS as fault:
+    except CLEAR_ERRORS as err:
         if args.verbose_errors:
             raise
-        print(f"error: {error_line(fault)}", file=sys.stderr)
-        raise SystemExit(2) from fault
+        print(f"error: {error_line(err)}", file=sys.stderr)
+        raise SystemExit(2) from err
     except KeyboardInterrupt:
         print("interrupted: the same command continues after the last whole epoch", file=sys.stderr)
         raise SystemExit(130) from None

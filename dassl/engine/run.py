@@ -89,23 +89,23 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = filelock.FileLock(self.path / LOCK)
                 lock.acquire(timeout=0)
-            except filelock.Timeout as fault:
+            except filelock.Timeout as err:
                 raise RunInUse(
                     f'OUTPUT_DIR "{self.path}" is in use by another run; wait until that run has ended, '
                     "or use another folder"
-                ) from fault
-            except OSError as fault:
-                reason = fault.strerror or fault
-                raise OSError(fault.errno, f'cannot use "{self.path}" as OUTPUT_DIR: {reason}') from fault
+                ) from err
+            except OSError as err:
+                reason = err.strerror or err
+                raise OSError(err.errno, f'cannot use "{self.path}" as OUTPUT_DIR: {reason}') from err
             self._lock = lock  # the operating system releases it when the process dies
             for left_over in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 left_over.unlink(missing_ok=True)
         return self
 
-    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: Any, err: BaseException | None, trace: Any) -> None:
         try:
-            if isinstance(fault, Exception) and self._started:
-                self._fail(fault)
+            if isinstance(err, Exception) and self._started:
+                self._fail(err)
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -179,16 +179,16 @@ class RunFolder:
             resume_file(self.path).unlink(missing_ok=True)
         distributed.barrier()
 
-    def _fail(self, fault: Exception) -> None:
+    def _fail(self, err: Exception) -> None:
         """Write FAILED with the error, and its traceback to log.txt. A run that is done stays done."""
         if self._lock is None:
             return
-        trace = "".join(traceback.format_exception(fault))
+        trace = "".join(traceback.format_exception(err))
         with contextlib.suppress(OSError):  # the error itself may be that nothing can be written
             with open(self.path / "log.txt", "a", encoding="utf-8") as file:
                 file.write(trace)
             if run_state(self.path) != "done":
-                write_text(error_line(fault) + "\n", self.path / FAILED)
+                write_text(error_line(err) + "\n", self.path / FAILED)
 
 
 def _started(mode: str, seed: int, command: Sequence[str]) -> dict[str, Any]:

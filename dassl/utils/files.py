@@ -35,12 +35,12 @@ def atomic_write(path: PathLike, write: Callable[[BinaryIO], Any]) -> None:
         os.replace(temporary, path)
         temporary = None
         _fsync_folder(path.parent)
-    except Exception as fault:
+    except Exception as err:
         # torch wraps a failed write of its archive in a RuntimeError: the cause is somewhere in the chain.
-        cause = _os_error(fault)
+        cause = _os_error(err)
         if cause is None:
             raise
-        raise OSError(cause.errno, _write_fault(path, cause)) from fault
+        raise OSError(cause.errno, _write_fault(path, cause)) from err
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -71,8 +71,8 @@ def read_json(fpath: PathLike) -> Any:
     try:
         with open(fpath, encoding="utf-8") as file:
             return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise ValueError(f'"{fpath}" is not a JSON file: {fault}') from fault
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f'"{fpath}" is not a JSON file: {err}') from err
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -88,8 +88,8 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _os_error(fault: BaseException) -> OSError | None:
-    seen: BaseException | None = fault
+def _os_error(err: BaseException) -> OSError | None:
+    seen: BaseException | None = err
     while seen is not None:
         if isinstance(seen, OSError):
             return seen

@@ -93,9 +93,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     # Pillow's decoders raise many kinds of errors for damaged files, so every one becomes the same clear message.
-    except Exception as fault:
-        reason = "it is no image file" if isinstance(fault, PIL.UnidentifiedImageError) else str(fault)
-        raise ValueError(f'cannot decode the image "{path}": {reason}') from fault
+    except Exception as err:
+        reason = "it is no image file" if isinstance(err, PIL.UnidentifiedImageError) else str(err)
+        raise ValueError(f'cannot decode the image "{path}": {reason}') from err
 
 
 def get_most_similar_str_to_a_from_b(a: str, b: Sequence[str]) -> str | None:
@@ -135,9 +135,9 @@ def download_url(url: str, dst: str | os.PathLike[str]) -> None:
         with urllib.request.urlopen(url) as answer, open(part, "wb") as file:
             shutil.copyfileobj(answer, file)
         os.replace(part, dst)
-    except OSError as fault:
+    except OSError as err:
         part.unlink(missing_ok=True)
-        raise OSError(f'cannot download {url} to "{dst}": {fault}') from fault
+        raise OSError(f'cannot download {url} to "{dst}": {err}') from err
 
 
 def environment() -> dict[str, Any]:

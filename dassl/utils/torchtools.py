@@ -104,12 +104,12 @@ def load_checkpoint(fpath: PathLike | None) -> dict[str, Any]:
             dropped = content.pop("dropped")
             logger.warning('"%s" holds live objects: %s not read', path, ", ".join(dropped) or "nothing")
             content.update(dict.fromkeys(dropped))
-    except RefusedPickle as fault:
-        raise ValueError(f'"{path}" is refused: {fault}') from fault
+    except RefusedPickle as err:
+        raise ValueError(f'"{path}" is refused: {err}') from err
     except MemoryError:
         raise
-    except Exception as fault:  # torch and pickle report damaged files with a dozen kinds of errors
-        raise ValueError(f'"{path}" cannot be read as a checkpoint: {_first_line(fault)}') from fault
+    except Exception as err:  # torch and pickle report damaged files with a dozen kinds of errors
+        raise ValueError(f'"{path}" cannot be read as a checkpoint: {_first_line(err)}') from err
     if not isinstance(content, dict):
         raise ValueError(f'"{path}" holds a {type(content).__name__}, expected a dictionary')
     return content
@@ -152,8 +152,8 @@ def resume_from_checkpoint(
         if scheduler is not None:
             scheduler.load_state_dict(checkpoint["scheduler"])
             logger.info("Loaded scheduler")
-    except (RuntimeError, KeyError) as fault:
-        raise ValueError(f'"{path}" does not fit: {fault}') from fault
+    except (RuntimeError, KeyError) as err:
+        raise ValueError(f'"{path}" does not fit: {err}') from err
     logger.info("Previous epoch: %d", checkpoint["epoch"])
     return checkpoint["epoch"]
 
@@ -281,9 +281,9 @@ def check_plain(value: Any, where: str) -> None:
         )
 
 
-def _first_line(fault: BaseException) -> str:
-    text = str(fault).strip()
-    return text.splitlines()[0] if text else type(fault).__name__
+def _first_line(err: BaseException) -> str:
+    text = str(err).strip()
+    return text.splitlines()[0] if text else type(err).__name__
 
 
 def is_checkpoint_folder(fdir: PathLike) -> bool:

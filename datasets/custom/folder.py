@@ -266,8 +266,8 @@ def record_split(
     if not path.is_file() and distributed.is_main_process():
         try:
             write_json(content, path)
-        except OSError as fault:
-            logger.warning("The automatic split is not recorded: %s. DATASET.CACHE_DIR chooses another folder", fault)
+        except OSError as err:
+            logger.warning("The automatic split is not recorded: %s. DATASET.CACHE_DIR chooses another folder", err)
             return
     logger.info(
         "No split is given: %s by seed %d, recorded in %s. A copy of it as split.json beside the images keeps it "

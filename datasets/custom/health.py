@@ -39,11 +39,11 @@ def examine_own(root: str | os.PathLike[str], full: bool = False, samples: int =
         try:
             place, options = find_options(str(root))
             rows, images, known = read_rows(place, options, Path(cache))
-        except PermissionError as fault:
-            report.add("error", "layout", f'"{fault.filename}" may not be read', f'chmod -R u+rX "{report.folder}"')
+        except PermissionError as err:
+            report.add("error", "layout", f'"{err.filename}" may not be read', f'chmod -R u+rX "{report.folder}"')
             return report
-        except (OSError, ValueError, ImportError) as fault:
-            report.add("error", "layout", str(fault), _layout_fix(fault))
+        except (OSError, ValueError, ImportError) as err:
+            report.add("error", "layout", str(err), _layout_fix(err))
             return report
         report.folder = str(images)
         splits = _read(report, rows, str(place), images, options, known, Path(cache))
@@ -68,8 +68,8 @@ def _read(
         reader = Folder.__new__(Folder)  # not built: that ends at the first missing image
         reader.items_root = str(images)
         splits = reader.split_rows(rows, numbers, names, options, cache)
-    except (OSError, ValueError) as fault:
-        report.add("error", "items", str(fault), "put it right in the table, the folders or dataset.yaml")
+    except (OSError, ValueError) as err:
+        report.add("error", "items", str(err), "put it right in the table, the folders or dataset.yaml")
         return None
     report.counts = {part: len(items) for part, items in zip(SPLITS, splits)}
     report.classes, report.split = len(names), reader.split_origin or "given"
@@ -100,8 +100,8 @@ def _check_classes(report: Report, splits: Splits, names: Sequence[str]) -> None
     report.add("note", "classes", f"training images per class: {sizes[0]} to {sizes[-1]}")
 
 
-def _layout_fix(fault: Exception) -> str:
-    if isinstance(fault, ImportError):
+def _layout_fix(err: Exception) -> str:
+    if isinstance(err, ImportError):
         return "pip install pyarrow"
     return "--root names your folder or table; docs/datasets.md shows what it may look like"
 

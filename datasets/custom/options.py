@@ -53,8 +53,8 @@ def read_options(path: Path) -> Options:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ValueError(f'"{path}" is no yaml file: {fault}') from fault
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ValueError(f'"{path}" is no yaml file: {err}') from err
     content = {} if content is None else content
     known = ("classnames", "template", "items", "images", "columns", "split")
     if not isinstance(content, dict) or set(content) - set(known):

@@ -83,12 +83,12 @@ def read_parquet(
 def _open(file: Path) -> Any:
     try:
         import pyarrow.parquet
-    except ImportError as fault:
-        raise ImportError(f'reading "{file}" needs pyarrow, which is not installed: pip install pyarrow') from fault
+    except ImportError as err:
+        raise ImportError(f'reading "{file}" needs pyarrow, which is not installed: pip install pyarrow') from err
     try:
         return pyarrow.parquet.ParquetFile(file)
-    except (ValueError, OSError) as fault:  # pyarrow's errors are kinds of these
-        raise ValueError(f'"{file}" is damaged or no parquet file: {fault}') from fault
+    except (ValueError, OSError) as err:  # pyarrow's errors are kinds of these
+        raise ValueError(f'"{file}" is damaged or no parquet file: {err}') from err
 
 
 def _columns(names: Sequence[str], file: Path, chosen: Mapping[str, str]) -> dict[str, str | None]:
@@ -121,8 +121,8 @@ def _rows(file: Path, root: Path, images: Path, chosen: Mapping[str, str]) -> It
 def _batches(table: Any, file: Path, columns: list[str]) -> Iterator[Any]:
     try:
         yield from table.iter_batches(batch_size=_BATCH, columns=columns)
-    except (ValueError, OSError) as fault:  # a page that does not unpack
-        raise ValueError(f'"{file}" is damaged: {fault}') from fault
+    except (ValueError, OSError) as err:  # a page that does not unpack
+        raise ValueError(f'"{file}" is damaged: {err}') from err
 
 
 def _suffix(content: bytes, where: str) -> str:

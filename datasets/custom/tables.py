@@ -150,8 +150,8 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if None in record or None in record.values():
                     raise ValueError(f"{where} does not have the {len(reader.fieldnames)} fields of the header")
                 yield where, record
-    except (csv.Error, UnicodeDecodeError) as fault:
-        raise ValueError(f'"{path}" is no table of text: {fault}') from fault
+    except (csv.Error, UnicodeDecodeError) as err:
+        raise ValueError(f'"{path}" is no table of text: {err}') from err
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,8 +162,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as fault:
-                raise ValueError(f"{where} is no JSON: {fault}") from fault
+            except ValueError as err:
+                raise ValueError(f"{where} is no JSON: {err}") from err
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is {record!r}, expected an object")
             yield where, record

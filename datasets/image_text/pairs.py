@@ -108,16 +108,16 @@ def folder_pairs(folder: Path) -> list[Pair]:
     return pairs
 
 
-def _raise(fault: OSError) -> None:
-    raise fault
+def _raise(err: OSError) -> None:
+    raise err
 
 
 def _lines(path: str) -> tuple[str, ...]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             return tuple(line.strip() for line in file if line.strip())
-    except UnicodeDecodeError as fault:
-        raise ValueError(f'"{path}" is no text in UTF-8: {fault}') from fault
+    except UnicodeDecodeError as err:
+        raise ValueError(f'"{path}" is no text in UTF-8: {err}') from err
 
 
 def table_pairs(path: Path, image: str = "", text: str = "", separator: str = "") -> list[Pair]:
@@ -165,8 +165,8 @@ def _table_rows(path: Path, image: str, text: str, separator: str) -> Iterator[t
                 if record[image] is None or record[text] is None or None in record:
                     raise ValueError(f"{where} does not have the {len(names)} fields of the header")
                 yield where, record[image], record[text]
-    except (csv.Error, UnicodeDecodeError) as fault:
-        raise ValueError(f'"{path}" is no table of text: {fault}') from fault
+    except (csv.Error, UnicodeDecodeError) as err:
+        raise ValueError(f'"{path}" is no table of text: {err}') from err
 
 
 def _column(chosen: str, usual: Sequence[str], names: Sequence[str], key: str, path: Path) -> str:

@@ -82,8 +82,8 @@ def karpathy_splits(path: Path, folders: Sequence[Path]) -> dict[str, list[Pair]
             name = os.path.join(entry.get("filepath", ""), entry["filename"])
             captions = tuple(_text(sentence["raw"]) for sentence in entry["sentences"])
             splits.setdefault(entry["split"], []).append(Pair(_place(name, folders), captions))
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise ValueError(f'"{path}" is no file of splits and sentences: {fault!r}') from fault
+    except (KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f'"{path}" is no file of splits and sentences: {err!r}') from err
     return splits
 
 
@@ -103,8 +103,8 @@ def coco_pairs(path: Path, folders: Sequence[Path]) -> list[Pair]:
         for entry in content["annotations"]:
             captions[entry["image_id"]].append(_text(entry["caption"]))
         names = {image["id"]: image["file_name"] for image in content["images"]}
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise ValueError(f'"{path}" is no file of captions as COCO has them: {fault!r}') from fault
+    except (KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f'"{path}" is no file of captions as COCO has them: {err!r}') from err
     return [Pair(_place(names[number], folders), tuple(texts)) for number, texts in captions.items() if texts]
 
 

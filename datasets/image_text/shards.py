@@ -115,8 +115,8 @@ def read_shard(path: str) -> Iterator[Member | Damaged]:
         yield from _complete(key, parts, path)
     except FileNotFoundError:
         raise
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as fault:  # of damaged archives
-        yield Damaged(path, f"the rest of the shard cannot be read: {fault}")
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as err:  # of damaged archives
+        yield Damaged(path, f"the rest of the shard cannot be read: {err}")
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -143,8 +143,8 @@ def count_pairs(shards: Sequence[str]) -> int:
             try:
                 with tarfile.open(path) as archive:
                     names = [_split_name(member.name) for member in archive if member.isfile()]
-            except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as fault:
-                logger.warning("%s is not counted: %s", path, fault)
+            except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as err:
+                logger.warning("%s is not counted: %s", path, err)
                 continue
             texts = {stem for stem, suffix in names if suffix == ".txt"}
             total += len({stem for stem, suffix in names if suffix in IMAGE_SUFFIXES} & texts)
@@ -158,8 +158,8 @@ def decode(member: Member, transform: Callable[[Any], Any]) -> dict[str, Any] | 
         with Image.open(io.BytesIO(member.image)) as image:
             picture = image.convert("RGB")
     # Pillow's decoders raise many kinds of errors for damaged files, decompression bombs among them.
-    except Exception as fault:  # noqa: BLE001
-        why = "it is no image file" if isinstance(fault, UnidentifiedImageError) else f"it does not decode: {fault}"
+    except Exception as err:  # noqa: BLE001
+        why = "it is no image file" if isinstance(err, UnidentifiedImageError) else f"it does not decode: {err}"
         return Damaged(member.where, why)
     if not text:
         return Damaged(member.where, "its caption is empty")

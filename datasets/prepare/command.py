@@ -72,7 +72,7 @@ def prepare(
             split file.
 
     Returns:
-        What became of each file; faults are among them and raise nothing.
+        What became of each file; errors are among them and raise nothing.
 
     Raises:
         ValueError: `made_split` where the published split file is there or the data set needs none.
@@ -112,11 +112,11 @@ def _wanted(facts: Facts, made_split: bool) -> list[Source]:
 
 
 def _step(facts: Facts, source: Source, folder: Path, settings: Settings) -> Step:
-    """Fetch and place one file; faults become part of the step."""
+    """Fetch and place one file; errors become part of the step."""
     try:
         return _place_source(facts, source, folder, settings)
-    except (OSError, ValueError, ImportError) as fault:
-        return Step(source.file, "failed", str(fault))
+    except (OSError, ValueError, ImportError) as err:
+        return Step(source.file, "failed", str(err))
 
 
 def _missing(source: Source, folder: Path) -> list[str]:
@@ -168,16 +168,16 @@ def _obtain(facts: Facts, source: Source, folder: Path, settings: Settings) -> t
         try:
             verify(work / source.file)
             return work / source.file, _shown(source.urls[0]) if source.urls else "an earlier run", sums
-        except ValueError as fault:
-            logger.warning("%s was fetched before and is fetched again: %s", source.file, fault)
+        except ValueError as err:
+            logger.warning("%s was fetched before and is fetched again: %s", source.file, err)
             (work / source.file).unlink()
     for place in source.beside:
         if source.checks and (folder.parent / place).is_file():
             try:
                 verify(folder.parent / place)
                 return folder.parent / place, place, sums
-            except ValueError as fault:
-                logger.info("%s is not used: %s", place, fault)
+            except ValueError as err:
+                logger.info("%s is not used: %s", place, err)
     if settings.offline is not None:
         tried = [settings.offline / part / source.file for part in ("", facts.name, facts.folder)]
         found = next((path for path in tried if path.is_file()), None)
@@ -193,11 +193,11 @@ def _obtain(facts: Facts, source: Source, folder: Path, settings: Settings) -> t
         free_space(work, source.size, source.file)
     try:
         url = fetch(source.urls, work / source.file, verify, source.size, settings.quiet, pause=settings.pause)
-    except ConnectionError as fault:
+    except ConnectionError as err:
         raise ConnectionError(
-            f"{fault}. By hand: get {source.file} ({_size(source)}) from {_places(facts, source)}, put it into a "
+            f"{err}. By hand: get {source.file} ({_size(source)}) from {_places(facts, source)}, put it into a "
             f"folder DIR and add --offline DIR. {HAND.get(facts.name, '')}".strip()
-        ) from fault
+        ) from err
     return work / source.file, _shown(url), sums
 
 
@@ -223,8 +223,8 @@ def split_differences(facts: Facts, path: Path, folder: Path) -> list[str]:
     images = folder / facts.images
     try:
         return differences(facts, *read_split(path, images), root=str(images))
-    except ValueError as fault:
-        return [str(fault)]
+    except ValueError as err:
+        return [str(err)]
 
 
 def _unpack(source: Source, archive: Path, folder: Path, missing: Sequence[str], quiet: bool) -> None:
@@ -252,8 +252,8 @@ def _make_split(name: str, root: str | os.PathLike[str], facts: Facts, steps: Se
         return Step(facts.made_split, "failed", f"not made, because {', '.join(failed)} is missing")
     try:
         path = make_split(name, root)
-    except (OSError, ValueError, ImportError) as fault:
-        return Step(facts.made_split, "failed", str(fault))
+    except (OSError, ValueError, ImportError) as err:
+        return Step(facts.made_split, "failed", str(err))
     return Step(path.name, "done", "made on this machine, NOT the published split: results cannot be compared")
 
 
@@ -265,9 +265,9 @@ def _known_content(facts: Facts, source: Source, folder: Path) -> str:
         return "is there already and was left as it is"
     try:
         sums = check(facts, source, folder / source.file, folder)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as err:
         return (
-            f"is there already and was left as it is, BUT: {fault}. To get the published one move it away and run again"
+            f"is there already and was left as it is, BUT: {err}. To get the published one move it away and run again"
         )
     if any(sums[kind] != known for kind, known in source.checks.items()):
         return f"is there already: {SAME_CONTENT}"
@@ -374,8 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         names = [find_name(name) for name in args.names if name != "all"]
-    except ValueError as fault:
-        parser.error(str(fault))
+    except ValueError as err:
+        parser.error(str(err))
     if "all" in args.names:
         names = [name for name, facts in CATALOG.items() if not facts.manual]
     if args.list:
@@ -391,8 +391,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name} -> {Path(args.root) / CATALOG[name].folder}", flush=True)
         try:
             steps = prepare(name, args.root, args.make_split, settings)
-        except (OSError, ValueError) as fault:
-            steps = [Step(name, "failed", str(fault))]
+        except (OSError, ValueError) as err:
+            steps = [Step(name, "failed", str(err))]
         for step in steps:
             print(f"  {step.state:<7} {step.file}: {step.text}", flush=True)
         if any(step.state == "failed" for step in steps):

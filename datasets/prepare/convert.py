@@ -73,8 +73,8 @@ def imagenet_train(archive: Path, folder: Path, home: Path, quiet: bool = False)
             shutil.copyfileobj(source, file, 1 << 20)
         try:
             unpack(inner, {".": f"images/train/{wnid}"}, folder, quiet=True)
-        except ValueError as fault:
-            raise ValueError(f"{entry.path} in {archive.name}: {fault}") from fault
+        except ValueError as err:
+            raise ValueError(f"{entry.path} in {archive.name}: {err}") from err
     inner.unlink(missing_ok=True)
 
 

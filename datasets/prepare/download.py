@@ -52,29 +52,29 @@ def fetch(
         The address that gave the file.
 
     Raises:
-        OSError: no address gave the wanted file (the message has the fault of each), or the disk cannot be written.
+        OSError: no address gave the wanted file (the message has the error of each), or the disk cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    faults = []
+    problems = []
     parts = {url: _part(target, url) for url in urls}
     for url, part in parts.items():
         try:
             _fetch_one(url, part, size, quiet, attempts, pause)
             verify(part)
-        except ValueError as fault:
+        except ValueError as err:
             part.unlink(missing_ok=True)
             _tag(part).unlink(missing_ok=True)
-            faults.append(f"{url}: {fault}; it was deleted")
-        except _NETWORK as fault:
-            faults.append(f"{url}: {fault}")
+            problems.append(f"{url}: {err}; it was deleted")
+        except _NETWORK as err:
+            problems.append(f"{url}: {err}")
         else:
             os.replace(part, target)
             for other in parts.values():
                 _tag(other).unlink(missing_ok=True)
                 other.unlink(missing_ok=True)
             return url
-        logger.warning("%s", faults[-1])
-    raise ConnectionError(f"{target.name} could not be fetched. " + "; ".join(faults))
+        logger.warning("%s", problems[-1])
+    raise ConnectionError(f"{target.name} could not be fetched. " + "; ".join(problems))
 
 
 def _fetch_one(url: str, part: Path, size: int | None, quiet: bool, attempts: int, pause: float) -> None:
@@ -87,11 +87,11 @@ def _fetch_one(url: str, part: Path, size: int | None, quiet: bool, attempts: in
         try:
             _go_on(url, part, size, quiet)
             return
-        except _NETWORK as fault:
-            refused = isinstance(fault, urllib.error.HTTPError) and fault.code < 500
+        except _NETWORK as err:
+            refused = isinstance(err, urllib.error.HTTPError) and err.code < 500
             if refused or attempt + 1 == attempts:
                 raise
-            logger.warning("download of %s interrupted (%s); going on", url, fault)
+            logger.warning("download of %s interrupted (%s); going on", url, err)
             time.sleep(pause * 2**attempt)
 
 
@@ -107,9 +107,9 @@ def _go_on(url: str, part: Path, size: int | None, quiet: bool) -> None:
             headers["If-Range"] = _tag(part).read_text(encoding="utf-8")
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as fault:
-        if fault.code == 416 and have:
-            known = (fault.headers.get("Content-Range") or "").rpartition("/")[2]
+    except urllib.error.HTTPError as err:
+        if err.code == 416 and have:
+            known = (err.headers.get("Content-Range") or "").rpartition("/")[2]
             if known == str(have):  # complete
                 return
             part.unlink()
@@ -153,8 +153,8 @@ def _fetch_drive(number: str, part: Path, quiet: bool) -> bool:
     refused = getattr(exceptions, "DownloadError", exceptions.FileURLRetrievalError)
     try:
         found = gdown.download(id=number, output=str(part), quiet=quiet, resume=True)
-    except (OSError, refused) as fault:
-        logger.warning("gdown cannot fetch %s from Google Drive: %s", number, fault)
+    except (OSError, refused) as err:
+        logger.warning("gdown cannot fetch %s from Google Drive: %s", number, err)
         return False
     return found is not None and part.is_file()
 

@@ -118,8 +118,8 @@ def examine(
             sizes = check_files(report, paths, lambda missing: _again(facts, home, missing))
             check_decoding(report, list(sizes), full, samples, quiet, lambda damaged: _again(facts, home, damaged))
             check_duplicates(report, splits, sizes, full)
-    except PermissionError as fault:
-        report.add("error", "layout", f'"{fault.filename}" may not be read', f"chmod -R u+rX {_quote(folder)}")
+    except PermissionError as err:
+        report.add("error", "layout", f'"{err.filename}" may not be read', f"chmod -R u+rX {_quote(folder)}")
     return report
 
 
@@ -179,10 +179,10 @@ def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Spli
     """Counts, class names and hashes of what the reader reads."""
     try:
         splits, origin, items_root = _read(facts, folder)
-    except (OSError, ValueError, ImportError) as fault:
-        if isinstance(fault, PermissionError):
+    except (OSError, ValueError, ImportError) as err:
+        if isinstance(err, PermissionError):
             raise
-        report.add("error", "items", str(fault), "" if isinstance(fault, ImportError) else _anew(facts, home))
+        report.add("error", "items", str(err), "" if isinstance(err, ImportError) else _anew(facts, home))
         return None
     train, val, test = splits
     report.counts = {"train": len(train), "val": len(val), "test": len(test)}
@@ -208,7 +208,7 @@ def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Spli
 def _read(facts: Facts, folder: Path) -> tuple[Splits, str, str]:
     """Items by the reader, without its check that all images are there; where the split comes from; their folder."""
     reader = DATASET_REGISTRY.get(facts.name)
-    instance = reader.__new__(reader)  # not built: that ends at the first fault
+    instance = reader.__new__(reader)  # not built: that ends at the first error
     instance.source, instance.items_root = prepare_command(facts.name), str(folder / facts.images)
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the report says what the reader would warn of

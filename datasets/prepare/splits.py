@@ -125,8 +125,8 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         raise FileNotFoundError(f'there is no annotation file "{path}"')
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as fault:
-        raise ValueError(f'"{path}" is no text file: {fault}') from fault
+    except UnicodeDecodeError as err:
+        raise ValueError(f'"{path}" is no text file: {err}') from err
     if not lines:
         raise ValueError(f'"{path}" is empty')
     return lines
@@ -146,8 +146,8 @@ def read_mat(path: str | os.PathLike[str], name: str) -> Any:
     try:
         content = loadmat(path)
     # SciPy raises many kinds of errors for damaged files, so every one becomes the same clear message.
-    except Exception as fault:
-        raise ValueError(f'"{path}" is damaged or no MATLAB file: {fault}; fetch it again') from fault
+    except Exception as err:
+        raise ValueError(f'"{path}" is damaged or no MATLAB file: {err}; fetch it again') from err
     if name not in content:
         found = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
         raise ValueError(f'"{path}" has no variable {name!r}, found {found}')

@@ -160,14 +160,14 @@ def clear_faults(name: str) -> Iterator[None]:
     """Faults of the content of the archive `name` become ValueError; those of the disk stay as they are."""
     try:
         yield
-    except _DAMAGED as fault:
-        reason = str(fault).split("\n")[0].rstrip(":")
-        raise ValueError(f"{name} is damaged or no archive: {reason}") from fault
-    except (NotImplementedError, RuntimeError) as fault:  # encrypted, or packed in a way that Python cannot read
-        raise ValueError(f"{name} cannot be unpacked: {fault}") from fault
-    except OSError as fault:
-        if fault.errno is None:  # bz2's word for damaged data
-            raise ValueError(f"{name} is damaged: {fault}") from fault
+    except _DAMAGED as err:
+        reason = str(err).split("\n")[0].rstrip(":")
+        raise ValueError(f"{name} is damaged or no archive: {reason}") from err
+    except (NotImplementedError, RuntimeError) as err:  # encrypted, or packed in a way that Python cannot read
+        raise ValueError(f"{name} cannot be unpacked: {err}") from err
+    except OSError as err:
+        if err.errno is None:  # bz2's word for damaged data
+            raise ValueError(f"{name} is damaged: {err}") from err
         raise
 
 
@@ -191,8 +191,8 @@ def _members(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[tuple[Entry
             yield from _zip_members(archive)
         else:
             yield from _tar_members(archive)
-    except ValueError as fault:
-        raise ValueError(f"{name} is refused: {fault}") from None
+    except ValueError as err:
+        raise ValueError(f"{name} is refused: {err}") from None
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[Entry, Callable[[], IO[bytes]]]]:

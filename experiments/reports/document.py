@@ -141,17 +141,17 @@ def _what(group: Sequence[Reading], parts: set[str]) -> tuple[str, ...]:
     """What is missing of one place in the tables, whose runs have these parts."""
     seeds = defaultdict(list)
     for reading in group:
-        seeds[reading.part, reading.fault].append(reading.seed)
+        seeds[reading.part, reading.err].append(reading.seed)
     alike = defaultdict(list)
-    for (part, fault), several in seeds.items():
-        alike[tuple(several), fault].append(part)
+    for (part, err), several in seeds.items():
+        alike[tuple(several), err].append(part)
     what = []
-    for (several, fault), missing in alike.items():
+    for (several, err), missing in alike.items():
         named = ", ".join(missing if len(missing) <= NAMED else [*missing[:3], f"{len(missing) - 3} more parts"])
         if len(missing) == len(parts):
             named = "" if len(parts) == 1 else f"all {len(parts)} parts"
         what.append(
-            f"{named}, " * bool(named) + f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {fault}"
+            f"{named}, " * bool(named) + f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {err}"
         )
     return tuple(what)
 

@@ -98,13 +98,13 @@ def read_log(log: Path) -> LogRun:
 
 def find_logs(directory: Path) -> tuple[list[LogRun], list[tuple[Path, str]]]:
     """Every log.txt below a folder: those that can be read, and the others with the reason."""
-    runs, faults = [], []
+    runs, problems = [], []
     for log in sorted(directory.rglob("log.txt")):
         try:
             runs.append(read_log(log))
-        except (OSError, ValueError) as fault:
-            faults.append((log.parent, error_line(fault)))
-    return runs, faults
+        except (OSError, ValueError) as err:
+            problems.append((log.parent, error_line(err)))
+    return runs, problems
 
 
 def _lines(log: Path) -> list[str]:
@@ -141,8 +141,8 @@ def _options(text: str) -> dict[str, str]:
     """KEY VALUE pairs of a printed list."""
     try:
         values = [str(value) for value in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError) as fault:
-        raise ValueError(f"its options cannot be read: {text}") from fault
+    except (ValueError, SyntaxError, TypeError) as err:
+        raise ValueError(f"its options cannot be read: {text}") from err
     return dict(zip(values[::2], values[1::2]))
 
 

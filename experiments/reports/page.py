@@ -256,7 +256,7 @@ def _runs(report: Report, folder: Path, links: bool) -> str:
             str(reading.seed),
             f"{reading.value:.2f}" if reading.result is not None else "-",
             "-" if seconds is None else f"{seconds:.0f}",
-            str(result.get("protocol_hash", "-")) if reading.result is not None else reading.fault,
+            str(result.get("protocol_hash", "-")) if reading.result is not None else reading.err,
         ]
         cells = "".join(
             f"<td{_class('text' if i in (0, 1, 6) else '')}>{escape(text)}</td>" for i, text in enumerate(shown)

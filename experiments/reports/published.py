@@ -73,7 +73,7 @@ def load(names: Sequence[str], folder: Path = FOLDER) -> Book:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: a file has faults; all of them are listed.
+        ValueError: a file has errors; all of them are listed.
     """
     return Book(number for name in names for number in read_table(name, folder))
 
@@ -84,7 +84,7 @@ def read_table(name: str, folder: Path = FOLDER) -> list[Number]:
     Raises:
         FileNotFoundError: there is no such table.
         ValueError: wrong columns, or rows with a value out of range, an unknown provenance or metric, no source, a cell
-            that stands twice, or an H that is not the harmonic mean of its base and new; all faults are listed.
+            that stands twice, or an H that is not the harmonic mean of its base and new; all errors are listed.
     """
     path = folder / f"{name}.csv"
     if not path.is_file():
@@ -95,15 +95,15 @@ def read_table(name: str, folder: Path = FOLDER) -> list[Number]:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
         rows = list(reader)
-    numbers, faults = [], []
+    numbers, problems = [], []
     for line, row in enumerate(rows, 2):
         try:
             numbers.append(_number(row))
-        except ValueError as fault:
-            faults.append(f"row {line}: {fault}")
-    faults += _cross_checks(numbers)
-    if faults:
-        raise ValueError(f"{path} has faults:\n  " + "\n  ".join(faults))
+        except ValueError as err:
+            problems.append(f"row {line}: {err}")
+    problems += _cross_checks(numbers)
+    if problems:
+        raise ValueError(f"{path} has errors:\n  " + "\n  ".join(problems))
     return numbers
 
 
@@ -124,14 +124,14 @@ def _number(row: dict[str, str]) -> Number:
 
 
 def _cross_checks(numbers: Sequence[Number]) -> list[str]:
-    faults, cells = [], {}
+    problems, cells = [], {}
     for number in numbers:
         place = (number.task, number.backbone, number.shots, number.method, number.dataset)
         if (place, number.metric) in cells:
-            faults.append(f"{number.method}, {number.dataset}, {number.metric} stands twice")
+            problems.append(f"{number.method}, {number.dataset}, {number.metric} stands twice")
         cells[place, number.metric] = number.value
     for (place, metric), value in cells.items():
         base, new = cells.get((place, "base")), cells.get((place, "new"))
         if metric == "h" and base is not None and new is not None and abs(harmonic(base, new) - value) > H_TOLERANCE:
-            faults.append(f"{place[3]}, {place[4]}: H is {value}, but base and new give {harmonic(base, new):.2f}")
-    return faults
+            problems.append(f"{place[3]}, {place[4]}: H is {value}, but base and new give {harmonic(base, new):.2f}")
+    return problems

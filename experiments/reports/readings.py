@@ -36,7 +36,7 @@ class Reading(NamedTuple):
     folder: Path
     result: dict[str, Any] | None
     """result.json, or of a log {"accuracy": percent, ...}; None if the run is missing."""
-    fault: str = ""
+    err: str = ""
     """Why it is missing."""
     run: Run | None = None
     """None: read from a log."""
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     def value(self) -> float:
         """Accuracy in percent of a run that is not missing; mean recall for retrieval, which has no accuracy."""
         if self.result is None:
-            raise ValueError(f"{self.folder} has no result: {self.fault}")
+            raise ValueError(f"{self.folder} has no result: {self.err}")
         return float(self.result[main_figure(self.result)])
 
 
@@ -58,9 +58,9 @@ def read_runs(runs: Sequence[Run]) -> list[Reading]:
     """The result of each run; one that is not done, or whose result.json is damaged or of another run, is missing."""
     readings = []
     for run in runs:
-        result, fault = _read(run)
+        result, err = _read(run)
         readings.append(
-            Reading(run.method, run.dataset, run.part, run.shots, run.seed, run.output_dir, result, fault, run)
+            Reading(run.method, run.dataset, run.part, run.shots, run.seed, run.output_dir, result, err, run)
         )
     return readings
 
@@ -86,9 +86,9 @@ def finished_result(run: Run) -> dict[str, Any]:
         ValueError: it is no JSON, lacks a figure, or is of another run.
     """
     result = read_result(run.output_dir)
-    fault = _fault(result, run)
-    if fault:
-        raise ValueError(f"result.json {fault}")
+    err = _fault(result, run)
+    if err:
+        raise ValueError(f"result.json {err}")
     return result
 
 
@@ -143,21 +143,21 @@ def check_protocols(readings: Sequence[Reading]) -> None:
         if reading.result is not None and "fingerprint" in reading.result:  # a log has none
             cells[reading.method, reading.dataset, reading.part, reading.shots].append(reading)
             columns[reading.dataset, reading.part].append(reading)
-    faults = [
+    problems = [
         f"{method}, {dataset}, {shots} shots, {part}: {difference}"
         for (method, dataset, part, shots), group in cells.items()
         for difference in _differences(group, None)
     ]
-    if not faults:  # what differs within a cell differs within its column too
-        faults = [
+    if not problems:  # what differs within a cell differs within its column too
+        problems = [
             f"{dataset}, {part}, all methods: {difference}"
             for (dataset, part), group in columns.items()
             for difference in _differences(group, OF_THE_DATA)
         ]
-    if faults:
+    if problems:
         raise ProtocolMismatch(
             "these results were not measured alike and cannot stand in one table; run the odd ones again, or remove "
-            "their folders:\n  " + "\n  ".join(faults)
+            "their folders:\n  " + "\n  ".join(problems)
         )
 
 

@@ -75,8 +75,8 @@ def executor(kind: str, output: Path, jobs: int, parameters: Mapping[str, Any]) 
     slurm = {"slurm_max_num_timeout": REQUEUES} if kind == "slurm" else {}
     try:
         made = submitit.AutoExecutor(output / "submitit" / "%j", cluster=kind, **slurm)
-    except RuntimeError as fault:
-        raise OSError(f"cannot use {kind}: {fault}") from fault
+    except RuntimeError as err:
+        raise OSError(f"cannot use {kind}: {err}") from err
     settings = {**parameters, "slurm_array_parallelism": jobs} if kind == "slurm" else dict(parameters)
     made.update_parameters(name="sweep", **settings)
     return made
@@ -106,16 +106,16 @@ def run_local(
                 active.append((chain, made.submit(chain)))
             for chain, job in [pair for pair in active if pair[1].done()]:
                 active.remove((chain, job))
-                fault = job.exception()
-                if fault is None:
+                err = job.exception()
+                if err is None:
                     summary = job.result()
                     done += summary.done
                     errors.update(summary.errors)
                     left += summary.left
                     off |= dict.fromkeys(summary.off)
                 else:
-                    errors.update({run.key: f"job {job.job_id}: {_last(str(fault))}" for run in chain.runs})
-                say(f"job {job.job_id} has ended: {chain.runs[0].key}" + (", with errors" if fault else ""))
+                    errors.update({run.key: f"job {job.job_id}: {_last(str(err))}" for run in chain.runs})
+                say(f"job {job.job_id} has ended: {chain.runs[0].key}" + (", with errors" if err else ""))
             time.sleep(poll if active else 0.0)
     finally:
         for _, job in active:
@@ -130,6 +130,6 @@ def _last(text: str) -> str:
 def _submitit() -> Any:
     try:
         import submitit
-    except ImportError as fault:
-        raise ImportError("jobs of a cluster need the package submitit: pip install 'submitit>=1.5'") from fault
+    except ImportError as err:
+        raise ImportError("jobs of a cluster need the package submitit: pip install 'submitit>=1.5'") from err
     return submitit

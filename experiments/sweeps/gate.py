@@ -30,18 +30,18 @@ COUNTS = ("published", "measured")
 
 
 class Check(NamedTuple):
-    """A zero-shot run that is done, beside the known figure; `fault` says why other runs must not follow, or ""."""
+    """A zero-shot run that is done, beside the known figure; `err` says why other runs must not follow, or ""."""
 
     run: Run
     known: published.Number
     accuracy: float | None
-    fault: str = ""
+    err: str = ""
     remark: str = ""
 
     def line(self) -> str:
         """What was found, in one line."""
         found = "no figure" if self.accuracy is None else f"{self.accuracy:.2f}"
-        verdict = self.remark or ("OFF" if self.fault else "right")
+        verdict = self.remark or ("OFF" if self.err else "right")
         return f"gate: {self.run.dataset}, {self.known.backbone}: {found}, known {self.known.value:.2f}: {verdict}"
 
 
@@ -118,8 +118,8 @@ def compare(run: Run, known: published.Number) -> Check:
     """A finished zero-shot run beside the known figure."""
     try:
         result = finished_result(run)
-    except (OSError, ValueError) as fault:
-        return Check(run, known, None, remark=f"not compared: {error_line(fault)}")
+    except (OSError, ValueError) as err:
+        return Check(run, known, None, remark=f"not compared: {error_line(err)}")
     accuracy, origin = result.get("accuracy"), result.get("fingerprint", {}).get("split_origin")
     if accuracy is None or result.get("split") != "test":
         return Check(run, known, None, remark="not compared: it has no accuracy on the test images")

@@ -124,9 +124,9 @@ class LocalSweep:
         keys = {run.key for run in finished}
         self.waiting = deque(run for run in self.waiting if run.key not in keys)
         for run in finished:
-            fault = look(run).error
-            if fault:
-                self._give_up(run, fault)
+            err = look(run).error
+            if err:
+                self._give_up(run, err)
             else:
                 self.done.add(run.key)
         self.durations.add_finished([run for run in finished if run.key in self.done], self.journal.read())
@@ -159,7 +159,7 @@ class LocalSweep:
         if self.gate is None or run.key in self.gate.keys:
             return False
         check = self.gate.check(run)
-        return check is not None and bool(check.fault)
+        return check is not None and bool(check.err)
 
     def _waits(self, run: Run) -> bool:
         """Whether the zero-shot run that must come before a run is still to be done here."""
@@ -190,10 +190,10 @@ class LocalSweep:
         self.active.append(Active(run, slot, process, answer, time.monotonic()))  # first, so that it is stopped
         try:
             process.start()
-        except (EOFError, ConnectionError) as fault:
+        except (EOFError, ConnectionError) as err:
             raise OSError(
                 "the process from which runs are forked has ended, perhaps for lack of memory; the same command goes on"
-            ) from fault
+            ) from err
         other.close()
         self.journal.write("start", run.key, self.attempts.get(run.key, 0) + 1)
 
@@ -262,10 +262,10 @@ class LocalSweep:
         check = self.gate.check(run)
         if check is not None:
             self.say(check.line())
-            if check.fault:
-                self.off[run.key] = check.fault
-                self.say(check.fault)
-            self.journal.write("gate", run.key, error=check.fault or check.remark)
+            if check.err:
+                self.off[run.key] = check.err
+                self.say(check.err)
+            self.journal.write("gate", run.key, error=check.err or check.remark)
 
     def _give_up(self, run: Run, error: str, kind: str = "failed") -> None:
         self.errors[run.key] = error

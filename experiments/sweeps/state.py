@@ -39,8 +39,8 @@ def look(run: Run, last: Mapping[str, Event] | None = None) -> Look:
     """
     state = run_state(run.output_dir)
     if state == "done":
-        fault = damage(run) or other_config(run) or outdated(run)
-        return Look("failed", fault) if fault else Look(state)
+        err = damage(run) or other_config(run) or outdated(run)
+        return Look("failed", err) if err else Look(state)
     if in_use(run.output_dir):
         return Look("running")
     event = (last or {}).get(run.key)
@@ -80,8 +80,8 @@ def damage(run: Run) -> str:
     """What is wrong with result.json of a finished run: an error that says what to do, or ""."""
     try:
         finished_result(run)
-    except (OSError, ValueError) as fault:
-        return f'{error_line(fault)}; delete the folder "{run.output_dir}" to do the run again'
+    except (OSError, ValueError) as err:
+        return f'{error_line(err)}; delete the folder "{run.output_dir}" to do the run again'
     return ""
 
 
@@ -103,8 +103,8 @@ def other_config(run: Run) -> str:
             stored = re.sub(rf"(?m)^(\s*\w+: ).*/{re.escape(key)}[\"']?$", rf"\g<1>{path}", stored)
         cfg = build_config(build_parser().parse_args(list(run.argv)))
         check_same_config(stored, cfg, str(folder))
-    except (OSError, ValueError, KeyError) as fault:
-        return error_line(fault)
+    except (OSError, ValueError, KeyError) as err:
+        return error_line(err)
     return ""
 
 

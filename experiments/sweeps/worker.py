@@ -90,14 +90,14 @@ def attempt(argv: Sequence[str], output_dir: Path) -> Outcome:
             _quiet(output_dir / STDERR)
             command.run(argv)
             return Outcome("done")
-    except (filelock.Timeout, RunInUse) as fault:
-        return Outcome("busy", error_line(fault))
+    except (filelock.Timeout, RunInUse) as err:
+        return Outcome("busy", error_line(err))
     except KeyboardInterrupt:
         return Outcome("stopped", "stopped by a signal")
     except SystemExit:  # argparse has said why on stderr
         return Outcome("failed", last_line(output_dir / STDERR) or "bad arguments")
-    except Exception as fault:  # noqa: BLE001 - whatever a run raises is its error; the engine keeps the traceback
-        return Outcome("failed", error_line(fault))
+    except Exception as err:  # noqa: BLE001 - whatever a run raises is its error; the engine keeps the traceback
+        return Outcome("failed", error_line(err))
 
 
 def _quiet(errors: Path) -> None:

@@ -70,7 +70,7 @@ def test_all_faults_at_once_and_nothing_applied(tmp_path):
     with pytest.raises(ConfigError) as caught:
         cfg.merge_from_file(write(tmp_path, text))
     message = str(caught.value)
-    assert "4 faults" in message
+    assert "4 errors" in message
     assert "config.yaml" in message
     assert "unknown key OPTIM.LRR (do you mean OPTIM.LR?)" in message
     assert "OPTIM.MAX_EPOCH is 2.5 (float), expected int such as 10" in message
@@ -165,8 +165,8 @@ def test_check_values_lists_every_fault():
     )
     with pytest.raises(ConfigError) as caught:
         check_values(cfg)
-    assert len(caught.value.faults) == 10
-    assert "INPUT.INTERPOLATION is 'cubic', expected one of bilinear, bicubic, nearest" in caught.value.faults
+    assert len(caught.value.problems) == 10
+    assert "INPUT.INTERPOLATION is 'cubic', expected one of bilinear, bicubic, nearest" in caught.value.problems
 
 
 def test_clean_cfg_keeps_one_method():

@@ -91,7 +91,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, model, monkeypatch):
         def __enter__(self):
             return self
 
-        def __exit__(self, *fault):
+        def __exit__(self, *err):
             self.file.close()
 
         def write(self, data):

@@ -256,20 +256,20 @@ def test_a_style_is_written_again_when_incomplete_or_from_other_artwork(tmp_path
 
 
 def test_two_writers_at_once(tmp_path):
-    faults = []
+    problems = []
 
     def write():
         try:
             pictures.write_style(tmp_path, "streamline")
         except OSError as error:
-            faults.append(error)
+            problems.append(error)
 
     writers = [threading.Thread(target=write) for _ in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert not faults
+    assert not problems
     assert len(list((tmp_path / "streamline").glob("*.png"))) == 556
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["streamline"]
 

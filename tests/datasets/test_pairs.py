@@ -268,8 +268,8 @@ def test_damaged_members_are_skipped_and_counted(tmp_path, cfg, caplog):
     assert found == {"picture 1", "picture 2", "a name that leads outside"}
     assert "damaged members" in caplog.text
     assert sorted(path.name for path in tmp_path.parent.iterdir()) == before  # nothing was written anywhere
-    faults = [entry for entry in read_shard(cfg.DATASET.PAIRS.SOURCE) if isinstance(entry, Damaged)]
-    assert [fault.why for fault in faults] == ["it has no caption", "it has no image", "it is a link or device"]
+    problems = [entry for entry in read_shard(cfg.DATASET.PAIRS.SOURCE) if isinstance(entry, Damaged)]
+    assert [err.why for err in problems] == ["it has no caption", "it has no image", "it is a link or device"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -289,9 +289,9 @@ def test_a_torn_shard_gives_what_it_has(tmp_path, shards):
     content = Path(shards[0]).read_bytes()
     torn = tmp_path / "torn.tar"
     torn.write_bytes(content[: content.index(b"00003.png") + 520])
-    *pairs, fault = read_shard(str(torn))
+    *pairs, err = read_shard(str(torn))
     assert [pair.text for pair in pairs] == [b"picture 0", b"picture 1", b"picture 2"]
-    assert "cannot be read" in fault.why
+    assert "cannot be read" in err.why
 
 
 def test_pairs_of_archives_made_on_a_mac_and_names_that_stand_twice(tmp_path):

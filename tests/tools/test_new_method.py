@@ -29,7 +29,7 @@ def checkout(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "node", "fault"),
+    ("name", "node", "err"),
     [
         ("my-method", None, "'my-method', expected a Python identifier"),
         ("2Methods", None, "'2Methods', expected a Python identifier"),
@@ -45,9 +45,9 @@ def checkout(tmp_path):
         ("Name", None, "not NAME"),
     ],
 )
-def test_bad_names_are_refused(checkout, name, node, fault):
+def test_bad_names_are_refused(checkout, name, node, err):
     before = sorted(checkout.rglob("*"))
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(ValueError, match=err):
         create(name, node, checkout)
     assert sorted(checkout.rglob("*")) == before
 
@@ -67,8 +67,8 @@ def test_nothing_is_overwritten(checkout, file):
 
 
 def test_shared_modules_and_tests_elsewhere_are_no_names(checkout):
-    for name in ("Base", "Prompts", "new_method"):
-        with pytest.raises(FileExistsError, match=f"trainers/{name.lower()}.py exists already"):
+    for name, folder in (("Base", ""), ("Prompts", "parts/"), ("Tip_Adapter", "adapters/")):
+        with pytest.raises(FileExistsError, match=f"trainers/{folder}{name.lower()}.py exists already"):
             create(name, None, checkout)
     (checkout / "tests" / "clip").mkdir()
     (checkout / "tests" / "clip" / "test_mine.py").touch()

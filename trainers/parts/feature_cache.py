@@ -129,8 +129,8 @@ class FeatureFile:
                 raise ValueError(f"it does not have {self.count} rows")
             if metadata.get("sums") != _shown({name: zlib.crc32(_bytes(value)) for name, value in found.items()}):
                 raise ValueError("its checksum differs")
-        except (OSError, ValueError, SafetensorError) as fault:
-            logger.warning("The image features in %s are made again, the file is damaged: %s", self.path, fault)
+        except (OSError, ValueError, SafetensorError) as err:
+            logger.warning("The image features in %s are made again, the file is damaged: %s", self.path, err)
             return None
         return found
 
@@ -142,8 +142,8 @@ class FeatureFile:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             logger.info("Another process writes %s; this evaluation goes on without it", self.path)
-        except (OSError, NotImplementedError) as fault:  # the latter from file systems without locks
-            logger.warning("Image features are not kept: %s", fault)
+        except (OSError, NotImplementedError) as err:  # the latter from file systems without locks
+            logger.warning("Image features are not kept: %s", err)
         else:
             return FeatureWriter(self, lock)
         return None
@@ -182,8 +182,8 @@ class FeatureWriter:
                 self.file.write(data)
                 self.sums[name] = zlib.crc32(data, self.sums[name])
             self.rows += len(index)
-        except (OSError, ValueError, KeyError) as fault:
-            self._give_up(fault)
+        except (OSError, ValueError, KeyError) as err:
+            self._give_up(err)
 
     def finish(self) -> None:
         """Put the file in its place if every image is in it."""
@@ -197,8 +197,8 @@ class FeatureWriter:
             self.file.close()
             os.replace(self.temporary, self.target.path)
             logger.info("Image features are kept in %s", self.target.path)
-        except OSError as fault:
-            self._give_up(fault)
+        except OSError as err:
+            self._give_up(err)
 
     def close(self) -> None:
         """Remove what is not finished and let others write."""
@@ -234,8 +234,8 @@ class FeatureWriter:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _give_up(self, fault: Exception) -> None:
-        logger.warning("Image features are not kept: %s", fault)
+    def _give_up(self, err: Exception) -> None:
+        logger.warning("Image features are not kept: %s", err)
         self.alive = False
 
 

@@ -30,9 +30,9 @@ def evaluate(trained, root, tmp_path, *opts, epoch="4", **options):
 
 
 def test_another_architecture_names_what_does_not_fit(trained, root, tmp_path):
-    with pytest.raises(ValueError, match=r"does not fit this model") as fault:
+    with pytest.raises(ValueError, match=r"does not fit this model") as err:
         evaluate(trained, root, tmp_path, "TRAINER.TINY.WIDTH", 8)
-    assert "0.weight: (4, 3, 3, 3) in the file, (8, 3, 3, 3) in the model" in str(fault.value)
+    assert "0.weight: (4, 3, 3, 3) in the file, (8, 3, 3, 3) in the model" in str(err.value)
     with pytest.raises(ValueError, match=r"missing: weight, bias; unknown: 0\.weight, 0\.bias, 4\.weight and 1 more"):
         evaluate(trained, root, tmp_path, trainer="TinyXU")
 

@@ -183,17 +183,17 @@ def test_frequencies_workers_and_paths_may_change(stopped, root, reference):
 )
 def test_another_config_is_refused(stopped, root, change, shown):
     before = (stopped / "resume.pth.tar").read_bytes()
-    with pytest.raises(ValueError, match="another config") as fault:
+    with pytest.raises(ValueError, match="another config") as err:
         train.run(tiny_arguments(root, stopped, *OPTIONS, *change))
-    assert shown in str(fault.value)
+    assert shown in str(err.value)
     assert (stopped / "resume.pth.tar").read_bytes() == before
     assert run_state(stopped) == "incomplete"
 
 
 def test_refusal_lists_every_difference(stopped, root):
-    with pytest.raises(ValueError, match="SEED: 1 -> 2") as fault:
+    with pytest.raises(ValueError, match="SEED: 1 -> 2") as err:
         train.run(tiny_arguments(root, stopped, *OPTIONS, "OPTIM.LR", 0.1, seed="2"))
-    assert "OPTIM.LR: 0.05 -> 0.1" in str(fault.value)
+    assert "OPTIM.LR: 0.05 -> 0.1" in str(err.value)
 
 
 def test_damaged_state_is_an_error_that_names_the_file(stopped, root):

@@ -271,8 +271,8 @@ def test_read_result_says_how_far_a_run_is(tmp_path):
 
 def test_error_line_is_plain_text(tmp_path):
     assert error_line(KeyError("no such key")) == "no such key"
-    with pytest.raises(FileNotFoundError) as fault:
+    with pytest.raises(FileNotFoundError) as err:
         (tmp_path / "missing").read_text()
-    assert error_line(fault.value) == f'No such file or directory: "{tmp_path / "missing"}"'
+    assert error_line(err.value) == f'No such file or directory: "{tmp_path / "missing"}"'
     assert error_line(ValueError()) == "ValueError"
     assert error_line(KeyError("img")) == "KeyError: 'img'"

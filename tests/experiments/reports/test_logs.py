@@ -71,9 +71,9 @@ def test_a_log_that_was_cut_off_is_named(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "log.txt").write_text("hello\n")
     (tmp_path / "d" / "log.txt").mkdir(parents=True)
-    runs, faults = find_logs(tmp_path)
+    runs, problems = find_logs(tmp_path)
     assert [run.folder.name for run in runs] == ["a"]
-    assert [(folder.name, fault.split(",")[0]) for folder, fault in faults] == [
+    assert [(folder.name, err.split(",")[0]) for folder, err in problems] == [
         ("b", "it has no accuracy after the end of the run"),
         ("c", 'there are no arguments in it ("** Arguments **")'),
         ("d", f'Is a directory: "{tmp_path / "d" / "log.txt"}"'),

@@ -85,7 +85,7 @@ GOOD = '{"accuracy": 50, "fingerprint": {}, "method": "CoOp", "seed": 1, "shots"
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "err"),
     [
         ("{", "damaged"),
         ("[]", "is no object"),
@@ -102,14 +102,14 @@ GOOD = '{"accuracy": 50, "fingerprint": {}, "method": "CoOp", "seed": 1, "shots"
         (GOOD % ("1", "NaN"), "has train_seconds nan"),
     ],
 )
-def test_a_damaged_result_is_missing_and_says_why(done, text, fault):
+def test_a_damaged_result_is_missing_and_says_why(done, text, err):
     run = next(run for run in done.runs if (run.method, run.seed) == ("CoOp", 1))
     (run.output_dir / "result.json").write_text(text)
     report = done.report()
     assert report.blocks[0].cells["CoOp", "dtd"].summary.n == 2
     (missing,) = report.missing
     assert "damaged" in missing.what[0]
-    assert fault in missing.what[0]
+    assert err in missing.what[0]
 
 
 def test_states_of_missing_runs(done):
@@ -119,8 +119,8 @@ def test_states_of_missing_runs(done):
     (runs[1].output_dir / "FAILED").write_text("no memory\nmore\n")
     for path in runs[2].output_dir.iterdir():
         path.unlink()
-    faults = [reading.fault for reading in read_runs(runs)]
-    assert faults == ["incomplete", "failed: no memory", "new"]
+    problems = [reading.err for reading in read_runs(runs)]
+    assert problems == ["incomplete", "failed: no memory", "new"]
     report = done.report()
     assert (report.done, report.asked) == (3, 6)
     (missing,) = report.missing

@@ -99,10 +99,10 @@ def test_half_a_point_is_allowed(tmp_path, accuracy, marks, wrong):
     marks = {"templates": "a {}.", "classnames": "abc", "transforms": {"test": "Resize"}, "backbone": "def", **marks}
     finish(run, accuracy, **marks)
     check = compare(run, KNOWN)
-    assert bool(check.fault) is wrong
+    assert bool(check.err) is wrong
     if wrong:
         for text in ("digits", "8.91", "a test", "539 test images", "'a {}.'", "Resize", "abc", "def", "--no-gate"):
-            assert text in check.fault
+            assert text in check.err
     if accuracy is None or marks.get("split_origin") == "self-made":
         assert "not compared" in check.line()
 
@@ -118,8 +118,8 @@ def test_a_finished_run_stops_what_follows_and_other_data_sets_go_on(tmp_path):
     assert gate.check(coop["digits"]) is None
     finish(zero_shot["digits"], 20.0)
     finish(zero_shot["emoji_objects"], 42.4)
-    assert gate.check(coop["digits"]).fault
-    assert gate.check(coop["emoji_objects"]).fault == ""
+    assert gate.check(coop["digits"]).err
+    assert gate.check(coop["emoji_objects"]).err == ""
     assert len(gate.checks()) == 2
     assert "not compared: emoji_clocks (emoji-ViT-S/8)" in gate.summary(runs)
     other = replace(coop["digits"], argv=(*coop["digits"].argv, "MODEL.BACKBONE.NAME", "RN50"))

@@ -47,11 +47,9 @@ def trainer(**options):
 
 def test_options_are_checked():
     options = {"MAX_SCALE": 0.5, "FULL_EPOCHS": -1, "EVAL_FREQ": -1, "TEMPERATURE": "0,01"}
-    with pytest.raises(ValueError) as fault:
+    with pytest.raises(ValueError) as err:
         ContrastiveCLIP.check_cfg(made := trainer(**options), made.cfg)
-    assert all(
-        f"TRAINER.CONTRASTIVE.{key} is {value!r}, expected" in str(fault.value) for key, value in options.items()
-    )
+    assert all(f"TRAINER.CONTRASTIVE.{key} is {value!r}, expected" in str(err.value) for key, value in options.items())
 
 
 def test_chunks_refuse_batch_norms():
