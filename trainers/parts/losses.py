@@ -91,6 +91,20 @@ def global_contrastive_loss(
     return 0.5 * (matching_loss(image, all_text, scale, rows) + matching_loss(text, all_image, scale, columns))
 
 
+def mean_patch(tokens: Tensor) -> Tensor:
+    """Mean direction of the projected patches of each image, (B, 1 + P, E) with the class token first -> (B, E).
+
+    Every patch counts by its direction alone, as in methods that compare normalised patches with text; the product with
+    a text feature is, up to the length of the mean, the mean cosine of the patches.
+
+    Raises:
+        ValueError: there is no patch beside the class token.
+    """
+    if tokens.dim() != 3 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected (B, 1 + P, E) with at least one patch")
+    return normalise(normalise(tokens[:, 1:]).mean(dim=1))
+
+
 def normalise(feature: Tensor) -> Tensor:
     """Last axis divided by its L2 norm, in fp32."""
     return F.normalize(feature.float(), dim=-1)

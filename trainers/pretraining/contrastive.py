@@ -2,9 +2,14 @@
 
 Two additions make a start from scratch affordable: patches are dropped for most of the training, as FLIP (Li et al.,
 CVPR 2023) does, and both projections start from whitened features of the random towers, without which the loss rests at
-the logarithm of the batch size for a long time. Fine-tuning after Unmasked Token Alignment (and EVA-CLIP, Sun et al.,
-2023) needs others: a fixed temperature, learning rates that fall from layer to layer, and batches of tens of thousands
-of pairs, which are spread over processes and computed in chunks, with the loss and gradients of the whole batch.
+the logarithm of the batch size for a long time.
+
+CLIP's loss says nothing about the projected patches, which methods such as PLOT and ALIGN compare with text. With
+TOKEN_WEIGHT their mean takes part in the same loss beside the class token.
+
+Fine-tuning after Unmasked Token Alignment (and EVA-CLIP, Sun et al., 2023) needs other additions: a fixed temperature,
+learning rates that fall from layer to layer, and batches of tens of thousands of pairs, which are spread over processes
+and computed in chunks, with the loss and gradients of the whole batch.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from clip.resnet import ModifiedResNet
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import distributed
 from trainers.parts.feature_cache import state_hash
-from trainers.parts.losses import global_contrastive_loss, normalise
+from trainers.parts.losses import global_contrastive_loss, mean_patch, normalise
 from trainers.parts.masking import gather_tokens, keep_patches
 from trainers.parts.parameter_groups import layer_decay_groups
 from trainers.parts.whitening import whiten_projections
@@ -36,26 +41,37 @@ class TwoTowers(nn.Module):
         model: the CLIP.
         chunk: pairs whose activations are in memory at a time, 0 for all. With more than one chunk every chunk is
             computed again in the backward pass; loss and gradients are those of the whole batch.
+        patches: also give the mean patch of each image (`mean_patch`).
     """
 
-    def __init__(self, model: CLIP, chunk: int = 0):
+    def __init__(self, model: CLIP, chunk: int = 0, patches: bool = False):
         super().__init__()
-        self.clip, self.chunk = model, chunk
+        self.clip, self.chunk, self.patches = model, chunk, patches
 
-    def forward(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W), captions (B, L), share of the patches kept -> (B, E), (B, E) and the scalar scale."""
+    def forward(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Encode pairs.
+
+        Args:
+            image: (B, 3, H, W).
+            ids: (B, L), the captions.
+            share: part of the patches that is kept.
+
+        Returns:
+            Features of images and captions, (B, E) normalised, the scalar scale, and the mean patches (B, E), or None.
+        """
         if self.chunk and self.chunk < len(image):
             parts = [
                 checkpoint(self.features, *pair, share, use_reentrant=False)
                 for pair in zip(image.split(self.chunk), ids.split(self.chunk))
             ]
-            image_feature, text_feature = (torch.cat(column) for column in zip(*parts))
+            columns = zip(*parts)
+            image_feature, text_feature, patches = (None if c[0] is None else torch.cat(c) for c in columns)
         else:
-            image_feature, text_feature = self.features(image, ids, share)
-        return image_feature, text_feature, self.clip.logit_scale.exp()
+            image_feature, text_feature, patches = self.features(image, ids, share)
+        return image_feature, text_feature, self.clip.logit_scale.exp(), patches
 
-    def features(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Normalised features (B, E) of images and captions."""
+    def features(self, image: Tensor, ids: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Normalised features (B, E) of images and captions, and mean patches (B, E), or None."""
         visual = self.clip.visual
         if share < 1:
             tokens = visual.embed(image)
@@ -64,7 +80,8 @@ class TwoTowers(nn.Module):
             encoded = visual.encode(gather_tokens(tokens, keep), keep=keep)
         else:
             encoded = visual(image)
-        return normalise(encoded.pooled), normalise(self.clip.encode_text(ids).pooled)
+        mean = mean_patch(encoded.tokens) if self.patches else None
+        return normalise(encoded.pooled), normalise(self.clip.encode_text(ids).pooled), mean
 
 
 @TRAINER_REGISTRY.register()
@@ -90,6 +107,7 @@ class ContrastiveCLIP(PretrainingTrainer):
                     "TEXT_LAYER_DECAY": 1.0,  # the same for the text tower
                     "GATHER": True,  # contrast over all processes, not within each
                     "DROP_PATH": 0.0,  # rate of stochastic depth in the image tower's last block, linear from 0
+                    "TOKEN_WEIGHT": 0.0,  # of the loss between mean projected patches and captions; 0 = without
                     "CHUNK": 0,  # pairs of a process whose activations are in memory at a time; 0 = all
                     # The next ones are for random weights; a backbone has its own.
                     "EMBED_DIM": 192,
@@ -120,6 +138,7 @@ class ContrastiveCLIP(PretrainingTrainer):
                 "IMAGE_LAYER_DECAY": share,
                 "TEXT_LAYER_DECAY": share,
                 "DROP_PATH": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
+                "TOKEN_WEIGHT": (lambda value: value >= 0, "0 or a number above it"),
                 "CHUNK": (lambda value: value >= 0, "0 or a number of pairs"),
                 "KEEP_PATCHES": (share[0], "a share in (0, 1]"),
                 "MAX_SCALE": (lambda value: value >= 1, "1 or more"),
@@ -172,7 +191,7 @@ class ContrastiveCLIP(PretrainingTrainer):
                 )
             backbone.visual.set_training_options(options.DROP_PATH)
         self.model = self.with_classes(backbone)
-        self.towers = self.parallel(TwoTowers(backbone, options.CHUNK))
+        self.towers = self.parallel(TwoTowers(backbone, options.CHUNK, options.TOKEN_WEIGHT > 0))
         groups = layer_decay_groups(
             backbone, optim.LR, optim.WEIGHT_DECAY, options.IMAGE_LAYER_DECAY, options.TEXT_LAYER_DECAY
         )
@@ -199,13 +218,22 @@ class ContrastiveCLIP(PretrainingTrainer):
     def losses(self, batch) -> dict[str, Tensor]:
         image, ids, positive = self.parse_batch_train(batch)
         share = 1.0 if self.on_all_patches else self.options.KEEP_PATCHES
-        image_feature, text_feature, scale = self.towers(image, ids, share)
-        keys, start = (image_feature, text_feature), 0
+        image_feature, text_feature, scale, patches = self.towers(image, ids, share)
+        terms = {"contrastive": self.contrast(image_feature, text_feature, scale, positive)}
+        if patches is not None:
+            terms["tokens"] = self.options.TOKEN_WEIGHT * self.contrast(patches, text_feature, scale, positive)
+        return terms
+
+    def contrast(self, image: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None) -> Tensor:
+        """Contrastive loss of normalised features (B, E) over all processes: its value is that of the whole batch.
+
+        Its gradient is that of this process's part, which the parallel model averages.
+        """
+        keys, start = (image, text), 0
         if self.options.GATHER:
-            keys, start = (distributed.gather(image_feature), distributed.gather(text_feature)), distributed.get_rank()
-        loss = global_contrastive_loss(image_feature, text_feature, *keys, scale, positive, start)
-        # The value of the whole batch with the gradient of this process's part, which the parallel model averages.
-        return {"contrastive": loss + (distributed.mean(loss.detach()) - loss.detach())}
+            keys, start = (distributed.gather(image), distributed.gather(text)), distributed.get_rank()
+        loss = global_contrastive_loss(image, text, *keys, scale, positive, start)
+        return loss + (distributed.mean(loss.detach()) - loss.detach())
 
     def forward_backward(self, batch) -> dict[str, float]:
         shown = super().forward_backward(batch)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainers.parts.losses import contrastive_loss, cosine_distance, cosine_logits, distillation_loss
+from trainers.parts.losses import contrastive_loss, cosine_distance, cosine_logits, distillation_loss, mean_patch
 
 
 def unit(*shape, generator):
@@ -64,6 +64,22 @@ def test_an_image_without_caption_is_refused(rng):
         contrastive_loss(image, text, torch.tensor(1.0), torch.tensor([[True, True], [False, False]]))
     with pytest.raises(ValueError, match=r"\(2, 3\), expected \(2, 2\)"):
         contrastive_loss(image, text, torch.tensor(1.0), torch.ones(2, 3) > 0)
+
+
+def test_mean_patch_equals_the_loops(rng):
+    """Directions are averaged, so that a long patch counts as much as a short one, and the class token is left out."""
+    tokens = torch.randn(3, 5, 8, generator=rng) * torch.tensor([1.0, 1.0, 9.0, 0.1, 2.0])[:, None]
+    for image, found in zip(tokens, mean_patch(tokens)):
+        total = torch.zeros(8)
+        for patch in image[1:]:
+            total += patch / math.sqrt(sum(float(x) ** 2 for x in patch))
+        torch.testing.assert_close(found, total / math.sqrt(sum(float(x) ** 2 for x in total)))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8), (2, 8)])
+def test_mean_patch_needs_patches(shape):
+    with pytest.raises(ValueError, match=r"expected \(B, 1 \+ P, E\) with at least one patch"):
+        mean_patch(torch.ones(shape))
 
 
 def test_cosine_logits_ignore_the_length_of_features(rng):
