@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 
-from dassl.engine.run import run_state
+from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
 from experiments import Run, expand, load_recipe, with_needs
 from experiments.recipe import ROOT
+from experiments.status import look
 from experiments.sweeps import cluster
 from experiments.sweeps.board import Durations, board
 from experiments.sweeps.gate import Gate
 from experiments.sweeps.journal import Journal
 from experiments.sweeps.local import LocalSweep, Summary
-from experiments.sweeps.state import look
 
 FILTERS = ("task", "method", "trainer", "config", "dataset", "shots", "seed", "part")
 FAILED, BAD_INPUT, NOT_FINISHED, OFF, INTERRUPTED = 1, 2, 3, 4, 130

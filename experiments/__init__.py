@@ -6,7 +6,8 @@ runs, with the same folders as the shell scripts.
     runs = expand(load_recipe("recipes/embedded_few_shot.yaml"))
 """
 
-from experiments.recipe import RECIPES, First, Method, Published, Recipe, RecipeError, load_recipe
+from experiments.recipe import RECIPES, First, Method, Published, Recipe, RecipeError
+from experiments.recipe_file import load_recipe
 from experiments.runs import Run, expand, with_needs
 from experiments.settings import SETTINGS, Places, Setting, step_part, step_parts
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.recipe import ROOT, Method, Recipe, RecipeError, config_file
-from experiments.settings import SETTINGS, Places, Step, label
+from experiments.recipe import ROOT, Method, Recipe, RecipeError, config_file, label
+from experiments.settings import SETTINGS, Places, Step
 
 
 @dataclass(frozen=True)

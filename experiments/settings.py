@@ -15,11 +15,9 @@ The folders are those of scripts/*.sh, so that a run started by a script is a ru
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from experiments.recipe import Recipe
+from experiments.recipe import Recipe, label
 
 
 class Places(NamedTuple):
@@ -59,11 +57,6 @@ class Setting(NamedTuple):
     takes: tuple[str, ...]  # entries it may have
     columns: Callable[[Recipe], tuple[str, ...]]  # what is gone through: data sets, or the one source
     steps: Callable[[Recipe, str, Places], Steps]  # runs of one column, trained part first
-
-
-def label(dataset: str) -> str:
-    """Name of a data set in folders and tables: that of its config file."""
-    return Path(dataset).stem if dataset.endswith(".yaml") else dataset
 
 
 def step_part(step: int, classes: int | str | None = None) -> str:

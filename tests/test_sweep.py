@@ -13,8 +13,7 @@ import yaml
 
 import sweep
 import train
-from dassl.engine.resume import resume_file
-from dassl.engine.run import run_state
+from dassl.engine.status import resume_file, run_state
 from experiments import expand, load_recipe
 
 ROOT = Path(sweep.__file__).parent

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dassl.engine.run import read_result, run_state
-from experiments.reports.readings import main_figure
+from dassl.engine.status import read_result, run_state
+from experiments.status import main_figure
 
 RETRIEVAL = {"mean_recall": "mean recall"} | {
     f"{way}_r{depth}": f"{text} R@{depth}"

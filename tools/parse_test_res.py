@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dassl.engine.run import read_result, run_state
+from dassl.engine.status import read_result, run_state
 from experiments.reports.logs import END_SIGNALS, TEST_SIGNALS, last_figure
 
 

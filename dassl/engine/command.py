@@ -17,7 +17,8 @@ from dassl.config.imports import import_modules, imports_of
 from dassl.engine.build import add_trainer_defaults, build_trainer, extend_config
 from dassl.engine.checkpoints import last_epoch
 from dassl.engine.result import build_result
-from dassl.engine.run import RunFolder, read_result
+from dassl.engine.run import RunFolder
+from dassl.engine.status import read_result
 from dassl.utils import collect_env_info, distributed, set_random_seed, setup_logger
 from dassl.utils.errors import error_line
 from dassl.utils.torchtools import BEST_MODEL

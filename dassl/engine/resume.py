@@ -6,61 +6,54 @@ at any moment has either the state of the epoch before or of this one. It holds 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
+from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-import yaml
+from torch import nn
 from yacs.config import CfgNode
 
 from dassl.utils import atomic_write, distributed, load_checkpoint
 from dassl.utils.torchtools import BEST_MODEL, check_plain
 
-from .build import TRAINER_REGISTRY
 from .checkpoints import check_classnames, check_weights, read_checkpoint
+from .precision import Precision
 from .random_state import loader_state, random_state, set_loader_state, set_random_state
-
-if TYPE_CHECKING:
-    from .simple import SimpleTrainer
+from .records import MetricsLog
+from .status import check_same_config, config_hash, resume_file
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "resume.pth.tar"
 VERSION = 1
 
-# Keys that may change between two starts of a run: they move files, threads and messages, never the result.
-FREE_KEYS = frozenset(
-    {
-        "DATALOADER.CACHE",
-        "DATALOADER.CACHE_RAM_GIB",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.PERSISTENT_WORKERS",
-        "DATALOADER.PIN_MEMORY",
-        "DATASET.CACHE_DIR",
-        "DATASET.ROOT",
-        "IMPORTS",
-        "OUTPUT_DIR",
-        "RESUME",
-        "TEST.FEATURE_CACHE",
-        "TRAIN.CHECKPOINT_FREQ",
-        "TRAIN.PRINT_FREQ",
-        "TRAIN.PROGRESS",
-        "TRAIN.RESUME_FREQ",
-        "VERBOSE",
-    }
-)
+
+class Resumable(Protocol):
+    """Attributes of a trainer that are written to, and read from, its resume state."""
+
+    cfg: CfgNode
+    output_dir: str
+    epoch: int
+    precision: Precision
+    metrics: MetricsLog
+    best_result: float
+    elapsed_before: float
+    train_seconds: float
+    train_images: int
+    _models: OrderedDict[str, nn.Module]
+    _optims: OrderedDict[str, Any]
+    _scheds: OrderedDict[str, Any]
+
+    def classnames(self) -> list[str]: ...
+    def config_text(self) -> str: ...
+    def elapsed(self) -> float: ...
+    def extra_state(self) -> dict[str, Any]: ...
+    def load_extra_state(self, state: dict[str, Any]) -> None: ...
 
 
-def resume_file(directory: str | Path) -> Path:
-    """Where the resume state of a run in `directory` is."""
-    return Path(directory) / FILE_NAME
-
-
-def save_resume_state(trainer: SimpleTrainer) -> None:
+def save_resume_state(trainer: Resumable) -> None:
     """Replace OUTPUT_DIR/resume.pth.tar by the state after the epoch that just ended.
 
     Raises:
@@ -92,7 +85,7 @@ def save_resume_state(trainer: SimpleTrainer) -> None:
     distributed.barrier()
 
 
-def load_resume_state(trainer: SimpleTrainer, directory: str) -> dict[str, Any]:
+def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     """Give a trainer the weights, optimisers, schedules and counters of the resume state in `directory`.
 
     Returns:
@@ -132,7 +125,7 @@ def load_resume_state(trainer: SimpleTrainer, directory: str) -> dict[str, Any]:
     return state
 
 
-def set_random_states(trainer: SimpleTrainer, state: dict[str, Any]) -> None:
+def set_random_states(trainer: Resumable, state: dict[str, Any]) -> None:
     """Put all random generators and the positions of the training loaders where the saved run had them."""
     own = state["processes"][distributed.get_rank()]
     for name, value in own["loaders"].items():
@@ -140,7 +133,7 @@ def set_random_states(trainer: SimpleTrainer, state: dict[str, Any]) -> None:
     set_random_state(own["random"])
 
 
-def copy_best(trainer: SimpleTrainer, directory: str) -> None:
+def copy_best(trainer: Resumable, directory: str) -> None:
     """Copy the best models of another folder, so that the run that continues it can deploy them."""
     if distributed.is_main_process():
         for name in trainer._models:
@@ -155,7 +148,7 @@ def _copy(source: Path, target: Path) -> None:
     atomic_write(target, lambda file: file.write(content))
 
 
-def best_result(trainer: SimpleTrainer, directory: str) -> float:
+def best_result(trainer: Resumable, directory: str) -> float:
     """Validation figure of the best models saved in a folder, -inf if there are none."""
     paths = [Path(directory) / name / BEST_MODEL for name in trainer._models]
     if not all(path.is_file() for path in paths):
@@ -164,69 +157,6 @@ def best_result(trainer: SimpleTrainer, directory: str) -> float:
     return -math.inf if figure is None else float(figure)
 
 
-def _loaders(trainer: SimpleTrainer) -> dict[str, Any]:
+def _loaders(trainer: Resumable) -> dict[str, Any]:
     names = ("train_loader_x", "train_loader_u")
     return {name: loader_state(getattr(trainer, name)) for name in names if getattr(trainer, name) is not None}
-
-
-def config_values(config: str | CfgNode) -> dict[str, Any]:
-    """A config as {"OPTIM.LR": 0.002, ...}, tuples as lists, without the keys that may change between starts."""
-    content = yaml.safe_load(config if isinstance(config, str) else config.dump()) or {}
-    found: dict[str, Any] = {}
-    _flatten(content, "", found)
-    return {key: value for key, value in found.items() if key not in FREE_KEYS}
-
-
-def _flatten(node: dict[str, Any], prefix: str, found: dict[str, Any]) -> None:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{key}.", found)
-        else:
-            found[prefix + key] = value
-
-
-def config_hash(cfg: str | CfgNode) -> str:
-    """First 16 hex digits of the sha256 of the config values that decide about the result."""
-    return hashlib.sha256(json.dumps(config_values(cfg), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def config_differences(stored: str, cfg: CfgNode) -> list[str]:
-    """Keys whose values differ and matter, as "KEY: stored -> now".
-
-    Options of other trainers do not matter if the trainer in use declares its own by `defaults()`. A key that only one
-    config has counts only among its own: an option may have been added to the engine in between.
-    """
-    before, now = config_values(stored), config_values(cfg)
-    name = cfg.TRAINER.NAME
-    own = _option_nodes(name)
-    others = {node for other in TRAINER_REGISTRY.registered_names() for node in _option_nodes(other)} - own
-    foreign = tuple(f"TRAINER.{node}." for node in others) if own else ()
-    mine = tuple(f"TRAINER.{node}." for node in own)
-    differences = []
-    for key in sorted({*before, *now}):
-        both = key in before and key in now
-        matters = not key.startswith(foreign) and (both or key.startswith(mine))
-        if matters and before.get(key) != now.get(key):
-            values = [str(values.get(key, "not set")) for values in (before, now)]
-            differences.append(f"{key}: {values[0]} -> {values[1]}")
-    return differences
-
-
-def _option_nodes(name: str) -> set[str]:
-    """Nodes below TRAINER that a registered trainer declares; none for one that is not known or declares none."""
-    trainer: Any = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
-    return set(trainer.defaults()) if hasattr(trainer, "defaults") else set()
-
-
-def check_same_config(stored: str, cfg: CfgNode, directory: str) -> None:
-    """Check that a run in `directory` with the config `stored` can be continued, or its result used, under `cfg`.
-
-    Raises:
-        ValueError: the configs differ in something that matters; the message lists the keys with both values.
-    """
-    differences = config_differences(stored, cfg)
-    if differences:
-        raise ValueError(
-            f'"{directory}" holds a run with another config ({"; ".join(differences)}); '
-            "use another OUTPUT_DIR, or the config of that run, or delete the folder"
-        )

@@ -30,9 +30,18 @@ from dassl.utils import distributed, environment, read_json, write_json, write_t
 from dassl.utils.errors import error_line
 
 from .records import plain
-from .resume import check_same_config, resume_file
-
-CONFIG, ENVIRONMENT, RESULT, DONE, FAILED, LOCK = "config.yaml", "env.json", "result.json", "DONE", "FAILED", ".lock"
+from .status import (
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    FAILED,
+    LOCK,
+    RESULT,
+    check_same_config,
+    read_result,
+    resume_file,
+    run_state,
+)
 
 # Entries of result.json that only a training can fill.
 _OF_TRAINING = ("mode", "epochs", "selection", "train_seconds", "train_images_per_second", "peak_memory_mib")
@@ -40,34 +49,6 @@ _OF_TRAINING = ("mode", "epochs", "selection", "train_seconds", "train_images_pe
 
 class RunInUse(OSError):
     """Another process is at work in the folder."""
-
-
-def run_state(directory: str | os.PathLike[str]) -> str:
-    """How far the run in a folder is.
-
-    Returns:
-        "done": result.json and DONE are there. "failed": the last start ended in an error, FAILED says which.
-        "incomplete": it was started and neither finished nor failed, so it is running or was killed. "new": anything
-        else; a folder alone means nothing. A run that is not done is continued by starting it again.
-    """
-    path = Path(directory)
-    if (path / DONE).is_file() and (path / RESULT).is_file():
-        return "done"
-    if (path / FAILED).is_file():
-        return "failed"
-    return "incomplete" if (path / CONFIG).is_file() or resume_file(path).is_file() else "new"
-
-
-def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """result.json of a finished run.
-
-    Raises:
-        FileNotFoundError: there is none; the message says how far the run is.
-    """
-    path = Path(directory) / RESULT
-    if not path.is_file():
-        raise FileNotFoundError(f'"{path}" does not exist: the run in "{directory}" is {run_state(directory)}')
-    return read_json(path)
 
 
 class RunFolder:

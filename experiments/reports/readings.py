@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
-from dassl.engine.run import FAILED, read_result, run_state
 from experiments import Recipe, Run
+from experiments.recipe import label
 from experiments.reports.logs import LogRun
-from experiments.settings import label
+from experiments.status import main_figure, result_or_reason
 
 # Fields of a fingerprint in which runs of one cell differ by design: the seed, and the images it picks.
 OF_THE_SEED = ("seed", "split")
 # Fields that all methods of a table must share on one data set, whatever they learn.
 OF_THE_DATA = ("test_split", "classnames", "backbone", "transforms.test")
-# Entries of result.json that are numbers, or null.
-COSTS = ("trainable_parameters", "train_seconds", "eval_seconds", "elapsed_seconds", "images_per_second")
 
 
 class ProtocolMismatch(ValueError):
@@ -49,75 +46,15 @@ class Reading(NamedTuple):
         return float(self.result[main_figure(self.result)])
 
 
-def main_figure(result: Mapping[str, Any]) -> str:
-    """What a run is compared by: accuracy, or mean_recall of a retrieval run."""
-    return "mean_recall" if result.get("accuracy") is None and "mean_recall" in result else "accuracy"
-
-
 def read_runs(runs: Sequence[Run]) -> list[Reading]:
     """The result of each run; one that is not done, or whose result.json is damaged or of another run, is missing."""
     readings = []
     for run in runs:
-        result, err = _read(run)
+        result, err = result_or_reason(run)
         readings.append(
             Reading(run.method, run.dataset, run.part, run.shots, run.seed, run.output_dir, result, err, run)
         )
     return readings
-
-
-def _read(run: Run) -> tuple[dict[str, Any] | None, str]:
-    state = run_state(run.output_dir)
-    if state == "failed":
-        lines = (run.output_dir / FAILED).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return None, f"failed: {lines[0]}" if lines else "failed"
-    if state != "done":
-        return None, state
-    try:
-        return finished_result(run), ""
-    except (OSError, ValueError) as error:
-        return None, f"damaged: {error}"
-
-
-def finished_result(run: Run) -> dict[str, Any]:
-    """result.json of a run that is done.
-
-    Raises:
-        OSError: it is not there.
-        ValueError: it is no JSON, lacks a figure, or is of another run.
-    """
-    result = read_result(run.output_dir)
-    err = _fault(result, run)
-    if err:
-        raise ValueError(f"result.json {err}")
-    return result
-
-
-def _fault(result: Any, run: Run) -> str:
-    """What is wrong with a result, "" if nothing."""
-    if not isinstance(result, dict):
-        return "is no object"
-    name = main_figure(result)
-    figure = result.get(name)
-    if not _is_number(figure):
-        return f"has no {name} (it says {figure!r})"
-    if not 0 <= figure <= 100:
-        return f"has {name} {figure}, expected a percentage"
-    if not isinstance(result.get("fingerprint"), dict):
-        return "has no fingerprint"
-    expected = {"method": run.trainer, "seed": run.seed}
-    if run.part != "target":  # another data set may have no number of shots
-        expected["shots"] = run.shots
-    for name, value in expected.items():
-        if result.get(name) != value:
-            return f"is of another run: {name} is {result.get(name)!r}, expected {value!r}"
-    for name in COSTS:
-        if result.get(name) is not None and not _is_number(result[name]):
-            return f"has {name} {result[name]!r}, expected a number"
-    return ""
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def protocol(result: dict[str, Any]) -> dict[str, Any]:

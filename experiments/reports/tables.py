@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dassl.engine.run import read_result
+from dassl.engine.status import read_result
 
 _LATEX = {
     "\\": r"\textbackslash{}",

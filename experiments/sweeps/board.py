@@ -11,11 +11,10 @@ from pathlib import Path
 import yaml
 
 from dassl.engine.records import read_metrics
-from dassl.engine.run import CONFIG
+from dassl.engine.status import CONFIG
 from experiments import Run
-from experiments.reports.readings import finished_result
+from experiments.status import Look, finished_result
 from experiments.sweeps.journal import Event
-from experiments.sweeps.state import Look
 
 STATES = ("done", "running", "incomplete", "failed", "new")
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from dassl.engine.command import build_config, build_parser
-from dassl.engine.run import run_state
+from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
 from experiments import Run
 from experiments.recipe import ROOT
 from experiments.reports import published
-from experiments.reports.readings import finished_result
+from experiments.status import finished_result
 
 TOLERANCE = 0.5  # points of accuracy
 METHOD = "CLIP"

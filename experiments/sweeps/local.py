@@ -14,13 +14,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dassl.engine.run import run_state
+from dassl.engine.status import run_state
 from experiments import Run
-from experiments.reports.readings import finished_result, main_figure
+from experiments.status import finished_result, in_use, look, main_figure
 from experiments.sweeps.board import Durations, time_text
 from experiments.sweeps.gate import Gate
 from experiments.sweeps.journal import Journal
-from experiments.sweeps.state import in_use, look
 from experiments.sweeps.worker import STDERR, Limits, Outcome, last_line, work
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,9 +23,10 @@ import filelock
 import torch
 
 from dassl.engine import command
-from dassl.engine.run import RunInUse, run_state
+from dassl.engine.run import RunInUse
+from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
-from experiments.sweeps.state import CLAIM
+from experiments.status import CLAIM
 
 STDERR = "stderr.txt"  # what the last attempt of a run wrote to stderr
 ORPHAN_SECONDS = 30  # an orphan may finish its epoch's files for so long

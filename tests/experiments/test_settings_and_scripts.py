@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import train
-from dassl.engine.resume import config_values
+from dassl.engine.status import config_values
 from experiments import expand, load_recipe
 
 ROOT = Path(train.__file__).parent

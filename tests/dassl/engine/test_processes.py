@@ -17,7 +17,7 @@ from two_processes import start
 import train
 from dassl.engine import command as command_module
 from dassl.engine.records import read_metrics
-from dassl.engine.run import run_state
+from dassl.engine.status import run_state
 from dassl.utils import distributed
 
 SCRIPT = Path(__file__).with_name("two_processes.py")

@@ -14,8 +14,7 @@ from dassl.config.imports import import_modules
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine import command as command_module
 from dassl.engine.records import read_metrics
-from dassl.engine.resume import config_differences, config_hash, resume_file
-from dassl.engine.run import run_state
+from dassl.engine.status import config_differences, config_hash, resume_file, run_state
 from dassl.utils import read_json
 
 context = multiprocessing.get_context("forkserver")

@@ -15,7 +15,8 @@ import train
 from dassl.data.datasets import DatasetBase
 from dassl.engine import command as command_module
 from dassl.engine.records import read_metrics
-from dassl.engine.run import RunFolder, RunInUse, read_result, run_state
+from dassl.engine.run import RunFolder, RunInUse
+from dassl.engine.status import read_result, run_state
 from dassl.utils import read_json
 from dassl.utils.errors import error_line
 

@@ -9,7 +9,7 @@ import yaml
 from tiny_recipe import tiny_runs
 
 import sweep
-from dassl.engine.run import run_state
+from dassl.engine.status import run_state
 from experiments import expand, load_recipe
 from experiments.reports.published import Number
 from experiments.sweeps import gate as gates

@@ -14,14 +14,14 @@ import torch
 from tiny_recipe import BROKEN, slow, tiny_runs
 
 import train
-from dassl.engine.resume import resume_file
-from dassl.engine.run import RunFolder, read_result, run_state
+from dassl.engine.run import RunFolder
+from dassl.engine.status import read_result, resume_file, run_state
 from experiments import expand, load_recipe
+from experiments.status import in_use, look, other_config
 from experiments.sweeps.board import Durations, board, time_text
 from experiments.sweeps.cluster import Chain, chains, executor, run_local
 from experiments.sweeps.journal import Journal
 from experiments.sweeps.local import LONGEST_PAUSE, LocalSweep
-from experiments.sweeps.state import in_use, look, other_config
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,7 @@ import pytest
 from tiny_recipe import slow, tiny_runs
 
 import sweep
-from dassl.engine.resume import resume_file
-from dassl.engine.run import run_state
+from dassl.engine.status import resume_file, run_state
 
 
 def slurm_answers():

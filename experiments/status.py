@@ -1,26 +1,29 @@
-"""How far runs are, read from their folders."""
+"""State of the runs of recipes, read from their folders: how far each is, and if its result is whole and its own.
+
+The one place for sweeps and reports; what a folder alone says, without its run, is in dassl/engine/status.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import filelock
 
 from dassl.engine.command import build_config, build_parser
-from dassl.engine.resume import check_same_config
-from dassl.engine.run import CONFIG, DONE, ENVIRONMENT, FAILED, LOCK, run_state
+from dassl.engine.status import CONFIG, DONE, ENVIRONMENT, FAILED, LOCK, check_same_config, read_result, run_state
 from dassl.utils import read_json
 from dassl.utils.errors import error_line
-from experiments import Run
-from experiments.reports.readings import finished_result
-from experiments.sweeps.journal import Event
+from experiments.runs import Run
 
+# Entries of result.json that are numbers, or null.
+_COSTS = ("trainable_parameters", "train_seconds", "eval_seconds", "elapsed_seconds", "images_per_second")
 CLAIM = ".claim"  # held by the sweep that does a run; the engine's own lock comes after it
 
 
@@ -31,7 +34,16 @@ class Look(NamedTuple):
     error: str = ""
 
 
-def look(run: Run, last: Mapping[str, Event] | None = None) -> Look:
+class LastEvent(Protocol):
+    """Of a run in the event log of a sweep: its kind and its error line."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def error(self) -> str: ...
+
+
+def look(run: Run, last: Mapping[str, LastEvent] | None = None) -> Look:
     """How far a run is; a result that cannot be used, of another config, or of an earlier training is a failure.
 
     A run that was killed without a word leaves no error in its folder; then the last event of a sweep's journal says
@@ -133,3 +145,64 @@ def _start(folder: Path, mode: str = "") -> datetime | None:
         return max((datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S%z") for moment in moments), default=None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def main_figure(result: Mapping[str, Any]) -> str:
+    """What a run is compared by: accuracy, or mean_recall of a retrieval run."""
+    return "mean_recall" if result.get("accuracy") is None and "mean_recall" in result else "accuracy"
+
+
+def result_or_reason(run: Run) -> tuple[dict[str, Any] | None, str]:
+    """The result of a run, or None and the reason why there is none."""
+    state = run_state(run.output_dir)
+    if state == "failed":
+        lines = (run.output_dir / FAILED).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return None, f"failed: {lines[0]}" if lines else "failed"
+    if state != "done":
+        return None, state
+    try:
+        return finished_result(run), ""
+    except (OSError, ValueError) as err:
+        return None, f"damaged: {err}"
+
+
+def finished_result(run: Run) -> dict[str, Any]:
+    """result.json of a run that is done.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is no JSON, lacks a figure, or is of another run.
+    """
+    result = read_result(run.output_dir)
+    err = _error_of(result, run)
+    if err:
+        raise ValueError(f"result.json {err}")
+    return result
+
+
+def _error_of(result: Any, run: Run) -> str:
+    """What is wrong with a result, "" if nothing."""
+    if not isinstance(result, dict):
+        return "is no object"
+    name = main_figure(result)
+    figure = result.get(name)
+    if not _is_number(figure):
+        return f"has no {name} (it says {figure!r})"
+    if not 0 <= figure <= 100:
+        return f"has {name} {figure}, expected a percentage"
+    if not isinstance(result.get("fingerprint"), dict):
+        return "has no fingerprint"
+    expected = {"method": run.trainer, "seed": run.seed}
+    if run.part != "target":  # another data set may have no number of shots
+        expected["shots"] = run.shots
+    for name, value in expected.items():
+        if result.get(name) != value:
+            return f"is of another run: {name} is {result.get(name)!r}, expected {value!r}"
+    for name in _COSTS:
+        if result.get(name) is not None and not _is_number(result[name]):
+            return f"has {name} {result[name]!r}, expected a number"
+    return ""
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
