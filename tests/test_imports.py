@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = {
+    "align_prompt",
     "clip",
     "dassl",
     "transport",
@@ -47,6 +48,7 @@ ALLOWED = {
     "datasets": {"dassl"},
     "trainers": {"clip", "dassl", "transport"},
     "experiments": {"dassl", "trainers", "datasets"},
+    "align_prompt": {"clip", "dassl", "transport", "datasets", "trainers", "experiments"},
 }
 # What a module of trainers/ that is no method may import from trainers/; a method may import any of these.
 SHARED = {

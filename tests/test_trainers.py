@@ -1,11 +1,13 @@
 """Every registered method through train.py on the embedded data, with a tiny random CLIP."""
 
+import csv
 import json
 import math
 
 import pytest
 import torch
 
+import align_prompt
 import clip
 import train
 from dassl.engine import TRAINER_REGISTRY
@@ -128,10 +130,23 @@ def logits_of(trainer):
         return trainer.model_inference(batch["img"])
 
 
+def check_predictions(folder, result):
+    """A model rebuilt from the run's folder alone predicts what the run's evaluation did, to the last digit."""
+    with open(folder / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result["counts"]["evaluated"]
+    assert sum(row["label"] == row["prediction"] for row in rows) == result["counts"]["correct"]
+    found = align_prompt.load(folder).predict([row["path"] for row in rows], top=1)
+    assert [row.label for row in found] == [row["prediction"] for row in rows]
+    assert [row.probability for row in found] == [float(row["probability"]) for row in rows]
+
+
 @pytest.mark.parametrize("method", [*FEW_SHOT, "UTA"])
 def test_train_evaluate_and_load(method, run, built, tmp_path, capsys):
-    result = run(method, "base", options=["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 4])
+    options = ["DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 4, "TEST.PREDICTIONS", True]
+    result = run(method, "base", options=options)
     trained = built[-1]
+    check_predictions(tmp_path / "base", result)
     assert result["method"] == method
     assert result["counts"]["classes"] == 35
     assert 0 <= result["accuracy"] <= 100

@@ -225,7 +225,7 @@ class CLIPTrainer(TrainerX):
             ValueError: the image size of the config is not the one the backbone was made for.
         """
         name = self.cfg.MODEL.BACKBONE.NAME
-        model, _ = clip.load(name, device="cpu")
+        model = getattr(self.dm, "backbone", None) or clip.load(name, device="cpu")[0]
         resolution, size = model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)
         if size != (resolution, resolution):
             raise ValueError(f"INPUT.SIZE is {size}, but backbone {name} takes {resolution}x{resolution} images")
@@ -235,7 +235,7 @@ class CLIPTrainer(TrainerX):
     def register_learned(self, name: str, learned: nn.Module, params=None) -> None:
         """Optimiser and schedule over a module's parameters, registered under `name` for stepping and checkpoints."""
         self.optim = build_optimizer(learned if params is None else params, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM, len(self.train_loader_x))
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM, max(1, len(self.train_loader_x)))
         self.register_model(name, learned, self.optim, self.sched)
 
     def losses(self, batch) -> dict[str, Tensor]:
@@ -261,12 +261,14 @@ class CLIPTrainer(TrainerX):
         return dict(zip(shown, torch.stack(list(shown.values())).detach().float().tolist()))
 
     @torch.no_grad()
-    def test(self, split=None):
-        """Evaluation; the classes are encoded once, not once per batch, unless the text depends on the image."""
-        self.set_model_mode("eval")
+    def before_inference(self) -> None:
+        """Classes are encoded once, not once per batch, unless the text depends on the image."""
+        super().before_inference()
         if not self.model.learner.conditional:
             with self.precision.autocast():
                 self.text = self.model.encode_text()
+
+    def test(self, split=None):
         result = super().test(split)
         self.text = None
         return result

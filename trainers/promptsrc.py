@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ class PromptSRC(PromptTrainer):
         if state["epochs"] == self.max_epoch:
             self.average_frozen()
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        super().load_model(directory, epoch)
-        if directory and epoch == self.max_epoch:
+    def load_checkpoints(self, found: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> None:
+        super().load_checkpoints(found)
+        if found[self.model_name][1]["epoch"] == self.max_epoch:
             self.average_frozen()

@@ -180,6 +180,7 @@ def _test() -> CN:
     node.EVALUATOR = "Classification"
     node.PER_CLASS_RESULT = False
     node.COMPUTE_CMAT = False  # save the confusion matrix
+    node.PREDICTIONS = False  # + write predictions.csv: path, label, prediction and probability of every test image
     node.NO_TEST = False  # no evaluation at the end
     node.SPLIT = "test"  # test | val
     node.FINAL_MODEL = "last_step"  # last_step | best_val

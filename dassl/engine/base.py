@@ -143,6 +143,10 @@ class TrainerBase:
         """Names of the classes in order of label; empty when unknown."""
         return []
 
+    def class_facts(self) -> dict[str, Any]:
+        """What a model is rebuilt from besides its config: class names, and what its data set says of sentences."""
+        return {"names": list(self.classnames())}
+
     def config_text(self) -> str:
         """The config as yaml; empty when there is none."""
         return ""
@@ -181,8 +185,8 @@ class TrainerBase:
     ) -> None:
         """Write DIRECTORY/<name>/model.pth.tar-<epoch + 1> (or `model_name`) for every registered model.
 
-        The file holds state_dict, epoch (1-based), optimizer, scheduler, val_result, classnames and config, and `extra`
-        if the method has a state of its own. Only the main process writes.
+        The file holds state_dict, epoch (1-based), optimizer, scheduler, val_result, classnames, classes
+        (`class_facts`) and config, and `extra` if the method has a state of its own. Only the main process writes.
         """
         if distributed.is_main_process():
             for name in self.get_model_names():
@@ -194,6 +198,7 @@ class TrainerBase:
                     "scheduler": None if sched is None else sched.state_dict(),
                     "val_result": None if val_result is None else float(val_result),
                     "classnames": list(self.classnames()),
+                    "classes": {key: value for key, value in self.class_facts().items() if key != "names"},
                     "config": self.config_text(),
                 }
                 extra = self.extra_state()
@@ -240,10 +245,21 @@ class TrainerBase:
         if not directory:
             logger.info("Note that load_model() is skipped as no pretrained model is given")
             return
+        paths = {name: checkpoint_file(directory, name, epoch) for name in self.get_model_names()}
+        self.load_checkpoints({name: (path, read_checkpoint(path)) for name, path in paths.items()})
+
+    def load_checkpoints(self, found: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> None:
+        """Load the contents of checkpoint files, (path, content) by model name, as `load_model` does.
+
+        Raises:
+            ValueError: a registered model has no checkpoint among them, or one that does not fit.
+        """
+        missing = [name for name in self.get_model_names() if name not in found]
+        if missing:
+            raise ValueError(f"there is no checkpoint of {', '.join(missing)}, only of {', '.join(found) or 'nothing'}")
         loaded = {}
         for name in self.get_model_names():
-            path = checkpoint_file(directory, name, epoch)
-            checkpoint = read_checkpoint(path)
+            path, checkpoint = found[name]
             weights = self.adapt_state_dict(name, self.for_classes(path, checkpoint))
             check_weights(path, self._models[name], weights)
             loaded[name] = (path, checkpoint, weights)

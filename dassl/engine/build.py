@@ -15,8 +15,11 @@ logger = logging.getLogger(__name__)
 TRAINER_REGISTRY = Registry("TRAINER")
 
 
-def build_trainer(cfg: CfgNode) -> Any:
+def build_trainer(cfg: CfgNode, data: Any = None) -> Any:
     """The trainer that TRAINER.NAME asks for, constructed with `cfg` (data, model and evaluator included).
+
+    Args:
+        data: in the place of the data of `cfg`, such as a `dassl.data.class_list.ClassList`.
 
     Raises:
         ValueError: no trainer of that name is registered; the message lists those that are. Or TRAIN.COMPILE is asked
@@ -37,7 +40,7 @@ def build_trainer(cfg: CfgNode) -> Any:
     trainer = TRAINER_REGISTRY.get(name)
     if cfg.TRAIN.COMPILE and not getattr(trainer, "compiles", False):
         raise ValueError(f"TRAIN.COMPILE is True, but {name} has nothing that is compiled: set it False")
-    return trainer(cfg)
+    return trainer(cfg) if data is None else trainer(cfg, data)
 
 
 def add_trainer_defaults(cfg: CfgNode) -> None:

@@ -178,6 +178,11 @@ def evaluate(trainer: Any, args: argparse.Namespace) -> str | None:
             loaded = f"{directory} ({'best on validation data' if epoch is None else f'epoch {epoch}'})"
         else:
             logger.warning("no --model-dir is given: what is evaluated has not been trained")
+    if trainer.num_classes == 1 and trainer.cfg.DATASET.SUBSAMPLE_CLASSES == "all":
+        raise ValueError(
+            f"the images to evaluate are all of one class, {trainer.lab2cname[0]!r}, so that every answer is right; "
+            "to learn the classes of images without labels use `python -m align_prompt predict RUN IMAGE...`"
+        )
     trainer.test()
     return loaded
 

@@ -43,6 +43,7 @@ def build_result(trainer: SimpleTrainer, mode: str, seed: int, checkpoint: str |
         "epochs": trainer.max_epoch if mode == "train" else None,
         "selection": _selection(trainer) if learned and mode == "train" else None,
         "checkpoint": checkpoint,
+        "classes": None if learned else trainer.class_facts(),  # what a checkpoint would hold
         **_measured(trainer),
         **_cost(trainer, mode),
         "fingerprint": marks,

@@ -46,6 +46,10 @@ class Evaluation(NamedTuple):
 class SimpleTrainer(TrainerBase):
     """Trainer of one data manager; subclasses say what a step is (TrainerX, TrainerXU).
 
+    Args:
+        data: in the place of the DataManager of the config; with a `ClassList` the trainer predicts without any images
+            of its own.
+
     Attributes:
         cfg, device, precision, dm, evaluator, train_loader_x, train_loader_u, val_loader, test_loader, num_classes,
             num_source_domains, lab2cname: as in Dassl.
@@ -59,7 +63,7 @@ class SimpleTrainer(TrainerBase):
     val_loader: Any
     test_loader: Any
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, data: Any = None):
         super().__init__()
         self.check_cfg(cfg)
         self.cfg = cfg
@@ -76,6 +80,7 @@ class SimpleTrainer(TrainerBase):
         self.elapsed_before = 0.0  # seconds of earlier starts of a resumed run
         self.time_start = time.time()
         self._resumed: dict[str, Any] | None = None
+        self._data = data
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -104,7 +109,7 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self) -> None:
         """Read the data set and make its loaders."""
-        self.dm = DataManager(self.cfg)
+        self.dm = DataManager(self.cfg) if self._data is None else self._data
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
@@ -140,6 +145,11 @@ class SimpleTrainer(TrainerBase):
 
     def classnames(self) -> list[str]:
         return list(getattr(self.dm.dataset, "classnames", None) or [])
+
+    def class_facts(self) -> dict[str, Any]:
+        dataset = self.dm.dataset
+        template, long_names = (getattr(dataset, name, "") for name in ("template", "long_names"))
+        return {"names": self.classnames(), "template": template or "", "long_names": bool(long_names)}
 
     def config_text(self) -> str:
         return self.cfg.dump()
@@ -262,6 +272,10 @@ class SimpleTrainer(TrainerBase):
 
     # evaluation
 
+    def before_inference(self) -> None:
+        """Hook before images are given to `model_inference`, in an evaluation or to predict."""
+        self.set_model_mode("eval")
+
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Evaluate on `split` (val or test, TEST.SPLIT by default) and return the first figure, accuracy in percent.
@@ -272,7 +286,7 @@ class SimpleTrainer(TrainerBase):
             ValueError: another split.
         """
         split, loader = self._test_loader(self.cfg.TEST.SPLIT if split is None else split)
-        self.set_model_mode("eval")
+        self.before_inference()
         self.evaluator.reset()
         logger.info("Evaluate on the *%s* set", split)
         images, start = 0, time.perf_counter()
@@ -282,7 +296,8 @@ class SimpleTrainer(TrainerBase):
                 image, label = self.parse_batch_test(batch)
                 with self.precision.autocast():
                     output = self.model_inference(image)
-                self.evaluator.process(output, label)
+                paths = {"paths": list(batch["impath"])} if self.cfg.TEST.PREDICTIONS else {}
+                self.evaluator.process(output, label, **paths)
                 images += len(label)
         results = self.evaluator.evaluate()
         seconds = time.perf_counter() - start

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dassl.utils import distributed
-from dassl.utils.files import atomic_write
+from dassl.utils.files import atomic_write, write_text
 
 from .build import EVALUATOR_REGISTRY
 
@@ -20,6 +23,7 @@ __all__ = ["Classification", "EvaluatorBase", "calibration_error", "confusion_co
 logger = logging.getLogger(__name__)
 
 CALIBRATION_BINS = 15
+PREDICTIONS = "predictions.csv"  # of TEST.PREDICTIONS, in the folder of the run
 
 
 class EvaluatorBase:
@@ -73,14 +77,16 @@ class Classification(EvaluatorBase):
     def reset(self) -> None:
         """Forget everything."""
         self._parts: list[Predictions] = []
+        self._paths: list[str] = []
         self._summary: dict[str, Any] | None = None
 
-    def process(self, mo: Tensor, gt: Tensor) -> None:
+    def process(self, mo: Tensor, gt: Tensor, paths: Sequence[str] = ()) -> None:
         """Take one batch.
 
         Args:
             mo: logits (B, C); their softmax is taken as the probabilities.
             gt: labels (B,).
+            paths: of the B images, with TEST.PREDICTIONS.
 
         Raises:
             ValueError: the shapes do not match, or a logit is NaN.
@@ -96,12 +102,14 @@ class Classification(EvaluatorBase):
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         in_top5 = (best == labels[:, None]).any(dim=1)
         self._parts.append(Predictions(labels.cpu(), predicted.cpu(), confidence.cpu(), in_top5.cpu()))
+        self._paths += paths
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print the results and return accuracy, error_rate and macro_f1, all in percent, in this order.
 
         With TEST.PER_CLASS_RESULT also perclass_accuracy, the mean over the classes present; with TEST.COMPUTE_CMAT the
-        confusion matrix (C, C), rows true classes that sum to 1 (or 0 if absent), is saved as OUTPUT_DIR/cmat.pt.
+        confusion matrix (C, C), rows true classes that sum to 1 (or 0 if absent), is saved as OUTPUT_DIR/cmat.pt; with
+        TEST.PREDICTIONS what was predicted for every image as OUTPUT_DIR/predictions.csv.
 
         Raises:
             ValueError: no item was processed.
@@ -120,6 +128,8 @@ class Classification(EvaluatorBase):
             results["perclass_accuracy"] = self._log_classes(summary["per_class"])
         if self.cfg.TEST.COMPUTE_CMAT and distributed.is_main_process():
             self._save_confusion_matrix()
+        if self.cfg.TEST.PREDICTIONS:
+            self._save_predictions()
         return results
 
     def summary(self) -> dict[str, Any]:
@@ -143,7 +153,7 @@ class Classification(EvaluatorBase):
         return Predictions(*(torch.cat([torch.from_numpy(part) for part in column]) for column in zip(*arrays)))
 
     def _measure(self) -> dict[str, Any]:
-        seen = self._gathered()
+        self._seen = seen = self._gathered()
         total = len(seen.label)
         if total == 0:
             raise ValueError("there is nothing to evaluate: no image was processed")
@@ -191,6 +201,22 @@ class Classification(EvaluatorBase):
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         atomic_write(path, lambda file: torch.save(matrix, file))
         logger.info("Confusion matrix is saved to %s", path)
+
+    def _save_predictions(self) -> None:
+        """Write path, label, prediction and its probability of every image, in the order of the processes."""
+        paths = [path for part in distributed.all_gather_object(self._paths) for path in part]
+        if not distributed.is_main_process():
+            return
+        names, seen = self._lab2cname or {}, self._seen
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(("path", "label", "prediction", "probability"))
+        for path, *labels, confidence in zip(
+            paths, seen.label.tolist(), seen.predicted.tolist(), seen.confidence.tolist()
+        ):
+            table.writerow((path, *(names.get(label, label) for label in labels), confidence))
+        write_text(text.getvalue(), Path(self.cfg.OUTPUT_DIR) / PREDICTIONS)
+        logger.info("Predictions are saved to %s", Path(self.cfg.OUTPUT_DIR) / PREDICTIONS)
 
 
 def confusion_counts(label: Tensor, predicted: Tensor, num_classes: int = 0) -> Tensor:

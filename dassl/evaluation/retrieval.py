@@ -37,6 +37,8 @@ class Retrieval(EvaluatorBase):
 
     def __init__(self, cfg: Any, lab2cname: dict[int, str] | None = None, **kwargs: Any):
         super().__init__(cfg)
+        if cfg.TEST.PREDICTIONS:
+            raise ValueError("TEST.PREDICTIONS writes the classes of images, and a retrieval has none: set it False")
         self.reset()
 
     def reset(self) -> None:

@@ -139,7 +139,10 @@ def walk_class_folders(root: Path) -> list[Row]:
 
 def _classes(root: Path, above: str, classes: list[str], split: str | None) -> Iterator[Row]:
     if not classes:
-        raise ValueError(f'"{root / above}" has no class folders')
+        raise ValueError(
+            f'"{root / above}" has no class folders; `python -m align_prompt predict RUN IMAGE...` classifies images '
+            "without labels"
+        )
     for name in classes:
         files = [file for file in _files(root / above / name) if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
         if not files:

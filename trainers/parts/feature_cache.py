@@ -277,8 +277,13 @@ class FeatureBatches:
         mine = torch.arange(distributed.get_rank(), len(items), distributed.get_world_size())
         for index in mine.split(self.loader.batch_size):
             rows = {name: value[index].to(self.device) for name, value in known.items()}
-            label = torch.tensor([items[i].label for i in index.tolist()])
-            yield {"img": self._given(rows["pooled"], rows.get("tokens")), "label": label, "index": index}
+            chosen = [items[i] for i in index.tolist()]
+            yield {
+                "img": self._given(rows["pooled"], rows.get("tokens")),
+                "label": torch.tensor([item.label for item in chosen]),
+                "impath": [item.impath for item in chosen],
+                "index": index,
+            }
 
     def _encoded(self) -> Iterator[dict[str, Any]]:
         alone = distributed.get_world_size() == 1

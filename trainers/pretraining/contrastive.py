@@ -177,7 +177,7 @@ class ContrastiveCLIP(PretrainingTrainer):
                 "whole batch at once: set it 0"
             )
         self.check_eval_freq()
-        if options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME:
+        if options.WHITEN and not self.cfg.MODEL.BACKBONE.NAME and self.dm.dataset.train_x:
             self.whiten(backbone)
         self.backbone_hash = state_hash(backbone)
         if options.TEMPERATURE is not None:

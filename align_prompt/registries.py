@@ -1,0 +1,46 @@
+"""Names of what there is: methods, data sets, backbones, configs, recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+RECIPES = ROOT / "recipes"
+
+
+def names_of_methods() -> list[str]:
+    """Registered methods, sorted."""
+    import trainers  # noqa: F401 - registers the methods
+    from dassl.engine import TRAINER_REGISTRY
+
+    return sorted(TRAINER_REGISTRY.registered_names())
+
+
+def config_names(folder: str) -> list[str]:
+    """Files of a folder of configs without .yaml, such as "datasets" or "trainers/ALIGN"."""
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def listed(kind: str) -> list[str]:
+    """What `list KIND` prints.
+
+    Raises:
+        KeyError: an unknown kind.
+    """
+    if kind == "methods":
+        return names_of_methods()
+    if kind == "datasets":
+        return config_names("datasets")
+    if kind == "backbones":
+        from clip import available_models
+
+        return available_models()
+    if kind == "configs":
+        return [f"{path.parent.name}/{path.stem}" for path in sorted((CONFIGS / "trainers").glob("*/*.yaml"))]
+    if kind == "recipes":
+        return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise KeyError(f"nothing is listed as {kind!r}, expected one of {', '.join(KINDS)}")
+
+
+KINDS = ("methods", "datasets", "backbones", "configs", "recipes")
