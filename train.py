@@ -4,11 +4,16 @@ This file names no method and no data set. Both are registered by the packages `
 of your own given with --import, and chosen in the config.
 """
 
+import lazy_loader
+
 import datasets  # noqa: F401 - registers the data sets
 import trainers  # noqa: F401 - registers the methods
-from dassl.engine.command import build_config, build_parser, main, run
+from dassl.config.flags import build_parser
 
-__all__ = ["build_config", "build_parser", "main", "run"]
+__getattr__, __dir__, _ = lazy_loader.attach("dassl.engine", submod_attrs={"command": ["build_config", "main", "run"]})
 
 if __name__ == "__main__":
+    build_parser().parse_args()  # --help and unknown flags end here, before torch is imported
+    from dassl.engine.command import main
+
     main()

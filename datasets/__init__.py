@@ -1,23 +1,16 @@
-"""Readers of data sets. Importing this package registers them under their class names; DATASET.NAME picks one."""
+"""Readers of data sets. DATASET.NAME picks one by its class name; all are imported at the first look-up."""
 
-from datasets import (  # noqa: F401 - importing registers
-    caltech101,
-    cifar,
-    dtd,
-    eurosat,
-    fgvc_aircraft,
-    food101,
-    imagenet,
-    imagenet_a,
-    imagenet_r,
-    imagenet_sketch,
-    imagenetv2,
-    oxford_flowers,
-    oxford_pets,
-    stanford_cars,
-    sun397,
-    ucf101,
-)
-from datasets.custom import folder  # noqa: F401
-from datasets.embedded import digits, emoji  # noqa: F401
-from datasets.image_text import artwork, pairs, retrieval  # noqa: F401
+import importlib
+import pkgutil
+
+from dassl.data.datasets.build import DATASET_REGISTRY
+
+
+def _register() -> None:
+    """Import every module of this package but the commands, whose readers register themselves."""
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        if not module.ispkg and not module.name.startswith((f"{__name__}.prepare", f"{__name__}.doctor")):
+            importlib.import_module(module.name)
+
+
+DATASET_REGISTRY.on_first_use(_register)

@@ -16,7 +16,7 @@ from typing import Any
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.base_dataset import check_images
 from dassl.data.fingerprint import relative_paths, split_hash
-from dassl.utils import distributed, read_json, user_cache, write_json
+from dassl.utils import read_json, user_cache, write_json
 
 __all__ = [
     "MAX_VAL_SHOTS",
@@ -290,7 +290,9 @@ def _read_cache(
 
 def _write_cache(path: Path, content: dict[str, Any]) -> None:
     """Keep picks; a cache that cannot be written costs nothing but the draw, so it is a warning."""
-    if not distributed.is_main_process():
+    from dassl.utils.distributed import is_main_process  # imports torch
+
+    if not is_main_process():
         return
     try:
         write_json(content, path)

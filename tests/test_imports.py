@@ -23,7 +23,7 @@ TOP = {
 }
 THIRD_PARTY = {
     "clip": {"torch", "torchvision", "ftfy", "regex", "safetensors", "numpy", "PIL", "tqdm", "packaging"},
-    "dassl": {"torch", "torchvision", "yacs", "numpy", "PIL", "tqdm", "filelock", "yaml", "gdown"},
+    "dassl": {"torch", "torchvision", "yacs", "numpy", "PIL", "tqdm", "filelock", "yaml", "gdown", "lazy_loader"},
     "transport": {"torch"},
     "datasets": {
         "torch",

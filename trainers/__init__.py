@@ -1,7 +1,9 @@
-"""The methods. Importing this package registers them all; `train.py --trainer NAME` picks one."""
+"""The methods. `train.py --trainer NAME` picks one; all are imported at the first look-up."""
 
 import importlib
 import pkgutil
+
+from dassl.engine.build import TRAINER_REGISTRY
 
 LAST = "trainers.lamm"  # wraps methods that are registered before
 
@@ -12,5 +14,9 @@ def _methods() -> list[str]:
     return sorted(name for name in names if not name.startswith(f"{__name__}.parts"))
 
 
-for _name in sorted(_methods(), key=lambda name: (name == LAST, name)):
-    importlib.import_module(_name)
+def _register() -> None:
+    for name in sorted(_methods(), key=lambda name: (name == LAST, name)):
+        importlib.import_module(name)
+
+
+TRAINER_REGISTRY.on_first_use(_register)

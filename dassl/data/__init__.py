@@ -1,5 +1,8 @@
-"""Data sets, transforms and loaders."""
+"""Data sets, transforms and loaders.
 
-from .data_manager import DataManager, DatasetWrapper
+Names are imported when they are first used, so that a command can answer --help without torch; __init__.pyi lists them.
+"""
 
-__all__ = ["DataManager", "DatasetWrapper"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,17 +1,8 @@
-"""Trainers: their life cycle, checkpoints, precision, processes and the folder a run leaves behind."""
+"""Trainers: their life cycle, checkpoints, precision, processes and the folder a run leaves behind.
 
-from .build import TRAINER_REGISTRY, add_trainer_defaults, build_trainer
-from .precision import Precision
-from .trainer import SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU
+Names are imported when they are first used, so that a command can answer --help without torch; __init__.pyi lists them.
+"""
 
-__all__ = [
-    "TRAINER_REGISTRY",
-    "Precision",
-    "SimpleNet",
-    "SimpleTrainer",
-    "TrainerBase",
-    "TrainerX",
-    "TrainerXU",
-    "add_trainer_defaults",
-    "build_trainer",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,6 +17,15 @@ class Registry:
     def __init__(self, name: str):
         self._name = name
         self._obj_map: dict[str, Any] = {}
+        self._pending: list[Callable[[], Any]] = []
+
+    def on_first_use(self, load: Callable[[], Any]) -> None:
+        """Call `load`, which imports modules that register, before the first look-up."""
+        self._pending.append(load)
+
+    def _load(self) -> None:
+        while self._pending:
+            self._pending.pop(0)()
 
     def _do_register(self, name: str, obj: Any, force: bool) -> None:
         if name in self._obj_map and not force:
@@ -37,11 +46,13 @@ class Registry:
         return enter if obj is None else enter(obj)
 
     def get(self, name: str) -> Any:
-        """What is registered under `name`; KeyError if nothing is."""
+        """Return the object of that name; KeyError if there is none."""
+        self._load()
         if name not in self._obj_map:
             raise KeyError(f'Object name "{name}" does not exist in "{self._name}" registry')
         return self._obj_map[name]
 
     def registered_names(self) -> list[str]:
-        """All names, in the order in which they were registered."""
+        """Return all names, in the order in which they were registered."""
+        self._load()
         return list(self._obj_map)

@@ -15,9 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
-import torch
 from PIL import Image
 
 from .files import read_json, write_json
@@ -75,6 +73,9 @@ def set_random_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed!r}, expected an integer in [0, {2**32 - 1}]")
     random.seed(seed)
+    import numpy as np
+    import torch
+
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)
@@ -148,6 +149,8 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    import torch
+
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),

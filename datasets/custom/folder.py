@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.utils import distributed, write_json
+from dassl.utils import write_json
 from datasets.custom.options import OPTIONS_FILES, Options, read_options, walk_class_folders
 from datasets.custom.parquet import find_parquet, read_parquet
 from datasets.custom.tables import SPLITS, TABLE_SUFFIXES, Row, read_table
@@ -263,7 +263,9 @@ def record_split(
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
     path = cache / f"{root.name}-{digest}-split.json"
     sizes = ", ".join(f"{len(items)} {split}" for split, items in zip(SPLITS, splits))
-    if not path.is_file() and distributed.is_main_process():
+    from dassl.utils.distributed import is_main_process  # imports torch
+
+    if not path.is_file() and is_main_process():
         try:
             write_json(content, path)
         except OSError as err:

@@ -1,0 +1,60 @@
+from .files import atomic_write, read_json, write_json, write_text
+from .logger import Logger, setup_logger
+from .meters import AverageMeter, MetricMeter
+from .registry import Registry
+from .tools import (
+    check_availability,
+    check_isfile,
+    collect_env_info,
+    download_url,
+    environment,
+    get_most_similar_str_to_a_from_b,
+    listdir_nohidden,
+    mkdir_if_missing,
+    read_image,
+    set_random_seed,
+    tolist_if_not,
+    user_cache,
+)
+from .torchtools import (
+    count_num_param,
+    init_network_weights,
+    load_checkpoint,
+    load_pretrained_weights,
+    open_all_layers,
+    open_specified_layers,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
+
+__all__ = [
+    "AverageMeter",
+    "Logger",
+    "MetricMeter",
+    "Registry",
+    "atomic_write",
+    "check_availability",
+    "check_isfile",
+    "collect_env_info",
+    "count_num_param",
+    "download_url",
+    "environment",
+    "get_most_similar_str_to_a_from_b",
+    "init_network_weights",
+    "listdir_nohidden",
+    "load_checkpoint",
+    "load_pretrained_weights",
+    "mkdir_if_missing",
+    "open_all_layers",
+    "open_specified_layers",
+    "read_image",
+    "read_json",
+    "resume_from_checkpoint",
+    "save_checkpoint",
+    "set_random_seed",
+    "setup_logger",
+    "tolist_if_not",
+    "user_cache",
+    "write_json",
+    "write_text",
+]
