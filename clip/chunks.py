@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from contextvars import copy_context
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 class Chunks(NamedTuple):
@@ -41,8 +44,8 @@ def split_rows(rows: Tensor, chunks: Chunks | None) -> Sequence[Tensor]:
 def in_chunks(encode: Callable[..., Result], calls: Sequence[tuple], chunks: Chunks | None) -> list[Result]:
     """`encode(*arguments)` for every call, one after the other.
 
-    With gradients all calls but the last ones, of `chunks.kept` rows in all, keep their arguments only. Towers draw no
-    random numbers, so none are restored.
+    With gradients all calls but the last ones, of `chunks.kept` rows in all, keep their arguments only; see
+    :func:`recomputed`.
 
     Args:
         encode: function of the arguments of one call.
@@ -58,7 +61,21 @@ def in_chunks(encode: Callable[..., Result], calls: Sequence[tuple], chunks: Chu
                 break
         else:
             again = 0
-    return [
-        checkpoint(encode, *call, use_reentrant=False, preserve_rng_state=False) if k < again else encode(*call)
-        for k, call in enumerate(calls)
-    ]
+    return [recomputed(encode, *call) if k < again else encode(*call) for k, call in enumerate(calls)]
+
+
+def recomputed(function: Callable[..., Result], *arguments: Any) -> Result:
+    """`function(*arguments)`, of which only the arguments are kept: the backward pass computes it again.
+
+    It then draws the random numbers of the first time (dropout, drop_path), and context variables, such as which
+    adapters are off, have their values of the first time.
+    """
+    return checkpoint(partial(copy_context().run, function), *arguments, use_reentrant=False)
+
+
+def draws(module: nn.Module) -> bool:
+    """True for a module that drops something at random as it is set now: dropout or drop_path, in training."""
+    return any(
+        part.training and (getattr(part, "drop_path", 0) or (isinstance(part, DROPOUTS) and part.p))
+        for part in module.modules()
+    )

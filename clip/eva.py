@@ -100,10 +100,15 @@ class EvaAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: (rows, L, d); cos, sin as in :func:`rotate`. Returns (rows, L, d)."""
-        weights = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(weights.dtype)
-        qkv = F.linear(x, weights, bias)  # (rows, L, 3 d)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 times (rows, heads, L, d / heads)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if all(type(part) is nn.Linear for part in projections):
+            weights = torch.cat([part.weight for part in projections])
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(weights.dtype)
+            qkv = F.linear(x, weights, bias).chunk(3, dim=-1)  # each (rows, L, d)
+        else:
+            qkv = tuple(part(x) for part in projections)
+            qkv = (qkv[0] + self.q_bias.to(qkv[0].dtype), qkv[1], qkv[2] + self.v_bias.to(qkv[2].dtype))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # (rows, heads, L, d / heads)
         out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 

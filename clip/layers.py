@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from clip.chunks import recomputed
 from clip.prompts import Prompts, check_prompts, overwrite
 
 
@@ -50,6 +50,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if needs_grad and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         return explicit_attention(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class Past(NamedTuple):
@@ -98,6 +101,9 @@ class QuickGELU(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``.
 
+    Queries, keys and values are one product until :meth:`split` makes them the modules `q_proj`, `k_proj` and `v_proj`,
+    which can be replaced, as `out_proj` always can. A state dict has the fused names either way.
+
     Args:
         width: d.
         heads: number of heads, a divisor of ``width``.
@@ -111,11 +117,38 @@ class Attention(nn.Module):
         if heads < 1 or width % heads:
             raise ValueError(f"a width of {width} cannot be divided into {heads} heads")
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.in_proj_weight: nn.Parameter | None = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias: nn.Parameter | None = nn.Parameter(torch.zeros(3 * width))
+        self.q_proj: nn.Module | None = None
+        self.k_proj: nn.Module | None = None
+        self.v_proj: nn.Module | None = None
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
+        self.register_state_dict_post_hook(fuse_projections)
+        self.register_load_state_dict_pre_hook(split_projections)
+
+    def split(self) -> None:
+        """Makes queries, keys and values modules of their own, with copies of the fused weights."""
+        if self.in_proj_weight is None or self.in_proj_bias is None:
+            return
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        for name, weight, bias in zip(PROJECTIONS, weights, biases):
+            linear = nn.Linear(weight.shape[1], len(weight), device="meta")
+            for key, value, fused in (("weight", weight, self.in_proj_weight), ("bias", bias, self.in_proj_bias)):
+                setattr(linear, key, nn.Parameter(value.detach().clone(), fused.requires_grad))
+            setattr(self, name, linear.train(self.training))
+        self.in_proj_weight = self.in_proj_bias = None
+
+    def fuse(self) -> None:
+        """Undoes :meth:`split` where all three are plain linear layers."""
+        linear = [getattr(self, name) for name in PROJECTIONS]
+        if all(type(one) is nn.Linear for one in linear):
+            for key in ("weight", "bias"):
+                values = [getattr(one, key) for one in linear]
+                fused = nn.Parameter(torch.cat(values).detach(), any(value.requires_grad for value in values))
+                setattr(self, f"in_proj_{key}", fused)
+            self.q_proj = self.k_proj = self.v_proj = None
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, past: Past | None = None, kept: list[Past] | None = None
@@ -131,14 +164,37 @@ class Attention(nn.Module):
         Returns:
             (rows, L, d).
         """
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (rows, L, 3 d)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 times (rows, heads, L, d / heads)
+        q, k, v = self.project(x)
         if kept is not None:
             kept.append(Past(k, v))
         if past is not None:
             k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
         out = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # (rows, L, d)
         return self.out_proj(out)
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values of x (rows, L, d), each (rows, heads, L, d / heads)."""
+        if self.in_proj_weight is not None:
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (rows, L, 3 d)
+            return qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        parts = (getattr(self, name)(x) for name in PROJECTIONS)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+
+def fuse_projections(module: nn.Module, weights: dict[str, Tensor], prefix: str, _: Any = None) -> None:
+    """Names the weights of q, k and v apart as OpenAI does, fused, in place; the others of a state dict stay."""
+    for kind in ("weight", "bias"):
+        keys = [f"{prefix}{name}.{kind}" for name in PROJECTIONS]
+        if all(key in weights for key in keys):
+            weights[f"{prefix}in_proj_{kind}"] = torch.cat([weights.pop(key) for key in keys])
+
+
+def split_projections(module: Attention, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Undoes :func:`fuse_projections` for an attention whose q, k and v are apart."""
+    for kind in ("weight", "bias"):
+        fused = f"{prefix}in_proj_{kind}"
+        if module.in_proj_weight is None and fused in weights:
+            weights |= {f"{prefix}{name}.{kind}": one for name, one in zip(PROJECTIONS, weights.pop(fused).chunk(3))}
 
 
 class MLP(nn.Module):
@@ -239,7 +295,7 @@ def run_blocks(
                 raise ValueError("deep prompts need slots inside a transformer")
             x = overwrite(x, prompts.slots, deep)
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, *extra, use_reentrant=False)
+            x = recomputed(block, x, *extra)
         else:
             x = block(x, *extra)
     return x

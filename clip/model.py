@@ -6,13 +6,15 @@ Parameter names are those of OpenAI's release, so its checkpoints load strictly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.chunks import Chunks, in_chunks, split_rows
+from clip.adapters import TOWERS, Blocks, Place, add_adapters, merge_adapters, without_adapters
+from clip.chunks import Chunks, draws, in_chunks, split_rows
 from clip.eva import EvaVisionTransformer
 from clip.layers import Block, LayerNorm, Past, Transformer, append_prompts, check_image, set_drop_path
 from clip.prompts import Encoded, Prompts, check_prompts, check_slots, overwrite
@@ -292,6 +294,8 @@ class CLIP(nn.Module):
             prompts = prompts._replace(slots=slots)
             if any(layer is not None and layer.dim() == 3 for layer in prompts.layers):
                 owner = prompts.owner
+        if draws(self.transformer):
+            owner = None  # every sentence drops out on its own
         if labels is not None:
             count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
             inside = torch.full_like(stop, length)
@@ -381,6 +385,24 @@ class CLIP(nn.Module):
             raise ValueError(f"a text has {length} tokens; this model reads at most {self.context_length}")
         return ids[:, :length], stop, ends
 
+    def add_adapters(
+        self,
+        factory: Callable[[nn.Module, Place], nn.Module],
+        towers: Iterable[str] = TOWERS,
+        blocks: Blocks = "all",
+        parts: Iterable[str] = ("q", "k", "v"),
+    ) -> nn.ModuleDict:
+        """Puts adapters into the blocks; see :func:`clip.adapters.add_adapters`."""
+        return add_adapters(self, factory, towers, blocks, parts)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Context in which the model is as it was before its adapters."""
+        return without_adapters(self)
+
+    def merge_adapters(self) -> None:
+        """Makes the changes of all adapters to the weights themselves, for an export; none is left."""
+        merge_adapters(self)
+
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarities times exp(logit_scale).
 
@@ -397,19 +419,18 @@ class CLIP(nn.Module):
         return logits, logits.t()
 
 
-def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16, kept: Iterable[nn.Parameter] = ()) -> None:
     """Casts the weights of matrix products in place; normalisation, embeddings, positions and logit scale stay fp32.
 
     Args:
-        model: a CLIP or a part of it.
+        model: a CLIP or a part of it, with adapters or parametrisations of its layers, which are cast too.
         dtype: half precision type, or ``torch.float32`` to go back.
+        kept: parameters, known by identity, that stay as they are: what learns.
     """
+    stay = {id(parameter) for parameter in kept}
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.data = module.weight.data.to(dtype)
-            if module.bias is not None:
-                module.bias.data = module.bias.data.to(dtype)
-        for name in ("in_proj_weight", "in_proj_bias", "proj", "text_projection"):
-            parameter = getattr(module, name, None)
-            if isinstance(parameter, nn.Parameter):
+        cast = list(module.parameters()) if isinstance(module, (nn.Conv2d, nn.Linear)) else []
+        cast += [getattr(module, name, None) for name in ("in_proj_weight", "in_proj_bias", "proj", "text_projection")]
+        for parameter in cast:
+            if isinstance(parameter, nn.Parameter) and id(parameter) not in stay:
                 parameter.data = parameter.data.to(dtype)

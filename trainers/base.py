@@ -56,7 +56,7 @@ class PromptedCLIP(nn.Module):
 
     def __init__(self, model: CLIP, learner: Learner, score: Score):
         super().__init__()
-        self.clip, self.learner, self.score = model, learner, score
+        self.learner, self.clip, self.score = learner, model, score  # what learns is named first, wherever it is
         self.memory = MemoryPlan()
 
     def encode_text(self, image: Encoded | None = None) -> Encoded:
@@ -308,7 +308,7 @@ class PromptTrainer(CLIPTrainer):
     def build_model(self) -> None:
         backbone = self.load_clip().to(self.device)
         learner = self.build_learner(backbone, self.dm.dataset.classnames).float()
-        clip.convert_weights(backbone, self.precision.dtype)
+        clip.convert_weights(backbone, self.precision.dtype, learner.parameters())
         self.model = PromptedCLIP(backbone, learner, self.build_score(learner)).to(self.device)
         chosen = self.cfg.TRAIN
         self.model.memory = MemoryPlan(chosen.MEMORY_BUDGET, chosen.TEXT_CHUNK, chosen.IMAGE_CHUNK)
