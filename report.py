@@ -16,9 +16,8 @@ from experiments import expand, load_recipe
 from experiments.recipe import ROOT
 from experiments.reports.compare import compare
 from experiments.reports.document import Report, build_report
-from experiments.reports.forms import to_csv, to_latex, to_markdown
+from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
 from experiments.reports.logs import find_logs
-from experiments.reports.page import to_html
 from experiments.reports.plots import Plot, plots, save
 from experiments.reports.published import load
 from experiments.reports.readings import place_logs, read_runs

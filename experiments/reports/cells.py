@@ -1,17 +1,20 @@
-"""The cells of a recipe's tables: what our runs measured, what is published, and the difference."""
+"""Tables of a recipe: mean and spread of the runs of a cell, the published value, and the difference."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments import Recipe, Run, step_part, step_parts
-from experiments.reports.published import AVERAGE, PROVENANCES, Book, Number
+from experiments.reports.published import AVERAGE, PROVENANCES, PublishedTable, PublishedValue
 from experiments.reports.readings import Reading
 from experiments.reports.stats import Summary, harmonic, summarize
-from experiments.reports.steps import STEP_METRICS, step_values
+from experiments.reports.steps import STEP_METRICS, over_seeds, step_values
 
 H_MEAN = "h_mean"
 METRICS = {
@@ -53,17 +56,20 @@ class Cell:
     summary: Summary | None
     """None: nothing was measured, or an average lacks data sets."""
     values: Mapping[int, float] = field(default_factory=dict)
-    """Percent by seed; of an average the seeds that all data sets have."""
+    """Percent by seed; for an average, only seeds that every data set has."""
     seeds: int = 0
-    """How many seeds the recipe asks for."""
-    published: Number | None = None
+    """Number of seeds that the recipe asks for."""
+    published: PublishedValue | None = None
 
     @property
     def delta(self) -> float | None:
-        """Ours minus published, in points."""
+        """Measured minus published, in points."""
         if self.summary is None or self.published is None:
             return None
         return self.summary.mean - self.published.value
+
+
+Cells = dict[tuple[str, str], Cell]
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,16 @@ class Block:
     shots: int
     methods: tuple[str, ...]
     columns: tuple[str, ...]
-    """Data sets, or steps; if there are several, then `average` (in the block of H: of averages), then in the block of
-    H the mean of H."""
+    """Data sets, or steps; if there are several, then `average` and, in the table of H, `h_mean`."""
     cells: Mapping[tuple[str, str], Cell]
     sources: tuple[str, ...] = ()
-    """Columns that comparisons leave out: what a model was trained on, where the others are what it was carried to."""
+    """Columns left out of comparisons: the training data of transfer, the earlier steps of incremental learning."""
     untrained: frozenset[str] = frozenset()
-    """Methods that learn nothing, neither parameters nor from images: one run of them stands for every seed."""
+    """Methods without parameters and training images; their one run counts for every seed."""
     name: str = ""
-    """Tells the blocks of a report apart in names of files."""
+    """Unique within a report; part of file names."""
     dataset: str = ""
-    """Of a table of one data set, whose columns are steps of incremental learning."""
+    """Data set of a table whose columns are steps of incremental learning."""
 
     @property
     def lower_is_better(self) -> bool:
@@ -96,23 +101,21 @@ class Block:
         return tuple(column for column in self.columns if column not in (AVERAGE, H_MEAN))
 
     def column_title(self, column: str) -> str:
-        if column == AVERAGE and self.metric == "h":
-            return "H of averages"
-        return title_of(column)
+        return "H of averages" if (self.metric, column) == ("h", AVERAGE) else title_of(column)
+
+    def row(self, method: str) -> list[Cell]:
+        return [self.cells[method, column] for column in self.columns]
 
     def ranks(self, column: str, digits: int = 2) -> dict[str, int]:
-        """1 for the best and 2 for the second best of a column, as far as the shown digits tell them apart."""
-        shown = {}
-        for method in self.methods:
-            summary = self.cells[method, column].summary
-            if summary is not None:
-                shown[method] = round(summary.mean, digits)
+        """Rank 1 (best) or 2 of the methods that lead a column, ties by the digits shown."""
+        summaries = {method: self.cells[method, column].summary for method in self.methods}
+        shown = {method: round(summary.mean, digits) for method, summary in summaries.items() if summary is not None}
         places = sorted(set(shown.values()), reverse=not self.lower_is_better)[:2]
         return {method: places.index(value) + 1 for method, value in shown.items() if value in places}
 
 
 def title_of(dataset: str) -> str:
-    """How a data set is called in tables."""
+    """Display name of a data set."""
     return TITLES.get(dataset, dataset)
 
 
@@ -120,100 +123,97 @@ def shots_text(shots: int) -> str:
     return "1 shot" if shots == 1 else f"{shots} shots"
 
 
-def blocks(recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], book: Book) -> list[Block]:
-    """The tables of a recipe, by number of shots and metric.
+def blocks(recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], table: PublishedTable) -> list[Block]:
+    """Tables of a recipe, by number of shots and metric.
 
-    A method whose only number of shots is 0 (it needs no training image) stands in the tables of all numbers of shots.
+    A method whose only number of shots is 0 (it needs no training image) appears in the tables of every number.
     """
-    return _Builder(recipe, runs, readings, book).blocks()
+    return _Builder(recipe, runs, readings, table).blocks()
 
 
 class _Builder:
-    def __init__(self, recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], book: Book):
-        self.recipe, self.book, self.readings = recipe, book, readings
-        logs = list(dict.fromkeys(reading.method for reading in readings if reading.run is None))
+    def __init__(self, recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], table: PublishedTable):
+        self.recipe, self.table = recipe, table
+        self.values: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+        learning: dict[str, bool] = {}
+        for r in readings:
+            if r.result is not None:
+                self.values[r.method, r.dataset, r.part, r.shots][r.seed] = r.value
+                learns = r.result.get("trainable_parameters") != 0 or bool(r.result.get("epochs"))
+                learning[r.method] = learning.get(r.method, False) or learns
         self.shots = {method.name: set(method.shots) for method in recipe.methods}
-        self.shots.update({name: {r.shots for r in readings if r.method == name} for name in logs})
         self.seeds = {method.name: len(method.seeds) for method in recipe.methods}
-        self.seeds.update({name: len({r.seed for r in readings if r.method == name}) for name in logs})
         self.names = {method.name: method.published for method in recipe.methods}
         by_trainer = {method.trainer: method.published for method in reversed(recipe.methods)}
-        for name in logs:
+        for name in dict.fromkeys(r.method for r in readings if r.run is None):
+            self.shots[name] = {r.shots for r in readings if r.method == name}
+            self.seeds[name] = len({r.seed for r in readings if r.method == name})
             trainer = name.split(" ")[0]
             self.names[name] = by_trainer.get(trainer, trainer)
-        parts = list(dict.fromkeys(run.part for run in runs))
-        self.columns = {part: tuple(dict.fromkeys(run.dataset for run in runs if run.part == part)) for part in parts}
-        learning: dict[str, bool] = {}
-        for reading in readings:
-            if reading.result is not None:
-                learns = reading.result.get("trainable_parameters") != 0 or bool(reading.result.get("epochs"))
-                learning[reading.method] = learning.get(reading.method, False) or learns
+        self.columns: dict[str, list[str]] = {}
+        for run in runs:
+            columns = self.columns.setdefault(run.part, [])
+            columns += [] if run.dataset in columns else [run.dataset]
         self.untrained = frozenset(
-            name for name, own in self.shots.items() if own == {0} or not learning.get(name, True)
+            name for name, shots in self.shots.items() if shots == {0} or not learning.get(name, True)
         )
 
     def blocks(self) -> list[Block]:
-        numbers = sorted({shots for several in self.shots.values() for shots in several})
+        numbers = sorted(set().union(*self.shots.values()))
         if len(numbers) > 1 and numbers[0] == 0:
             numbers = numbers[1:]
         makers = {"base2new": self.base2new, "few_shot": self.few_shot, "incremental": self.incremental}
         return [block for shots in numbers for block in makers.get(self.recipe.task, self.transfer)(shots)]
 
     def rows(self, shots: int) -> dict[str, int]:
-        """Methods of a table with their own number of shots, which is 0 for those that need no image."""
+        """Methods of a table with the number of shots of their runs, 0 for those that need no image."""
         return {name: 0 if own == {0} else shots for name, own in self.shots.items() if shots in own or own == {0}}
 
     def few_shot(self, shots: int) -> list[Block]:
-        columns = self.columns["all"]
-        cells = self.measured("accuracy", "all", columns, shots)
-        return [self.block(shots, "accuracy", columns, self.averaged(cells, "accuracy", columns, shots))]
+        return [self.block(shots, "accuracy", self.columns["all"], self.measured("accuracy", "all", shots))]
 
     def transfer(self, shots: int) -> list[Block]:
-        source, targets = self.columns["source"], self.columns["target"]
-        cells = self.measured("accuracy", "source", source, shots)
-        cells.update(self.measured("accuracy", "target", targets, shots))
-        block = self.block(shots, "accuracy", source + targets, self.averaged(cells, "accuracy", targets, shots))
+        source = self.columns["source"]
+        cells = self.measured("accuracy", "source", shots) | self.measured("accuracy", "target", shots)
+        block = self.block(shots, "accuracy", self.columns["target"], cells)
         note = "; the average is of the targets" if AVERAGE in block.columns else ""
-        return [replace(block, sources=source, title=block.title + note)]
+        return [
+            replace(block, columns=(*source, *block.columns), sources=tuple(source), title=block.title + note),
+        ]
 
     def incremental(self, shots: int) -> list[Block]:
         """Tables of each data set, one per metric: steps across, and their average."""
         found, sets = [], self.recipe.sets
         for dataset in self.columns[step_part(1)]:
-            measured = {part: self.measured("accuracy", part, (dataset,), shots) for part in step_parts(sets)}
-            figures = {
-                name: step_values({part: cells[name, dataset].values for part, cells in measured.items()}, sets)
-                for name in self.rows(shots)
+            by_step = {
+                name: step_values({p: self.values[name, dataset, p, own] for p in step_parts(sets)}, sets)
+                for name, own in self.rows(shots).items()
             }
             for metric, (_, first) in STEP_METRICS.items():
-                columns = {f"step {step}": step for step in range(first, sets + 1)}
-                cells = {}
-                for name, own in self.rows(shots).items():
-                    for column, step in columns.items():
-                        values = figures[name][metric, step]
-                        summary = summarize(list(values.values())) if values else None
-                        cells[name, column] = self.cell(name, column, metric, own, values, summary)
-                block = self.block(shots, metric, list(columns), self.averaged(cells, metric, list(columns), shots))
+                columns = [f"step {step}" for step in range(first, sets + 1)]
+                cells = {
+                    (name, column): self.cell(name, column, metric, own, by_step[name][metric, step])
+                    for name, own in self.rows(shots).items()
+                    for step, column in enumerate(columns, first)
+                }
+                block = self.block(shots, metric, columns, cells)
                 title = f"{title_of(dataset)}: {block.title[0].lower()}{block.title[1:]}"
                 name = f"{block.name}_{dataset}"
-                found.append(replace(block, title=title, name=name, dataset=dataset, sources=tuple(columns)[:-1]))
+                found.append(replace(block, title=title, name=name, dataset=dataset, sources=tuple(columns[:-1])))
         return found
 
     def base2new(self, shots: int) -> list[Block]:
         columns = self.columns["base"]
-        base = self.averaged(self.measured("base", "base", columns, shots), "base", columns, shots)
-        new = self.averaged(self.measured("new", "new", columns, shots), "new", columns, shots)
+        base, new = (self.averaged(self.measured(p, p, shots), p, columns, shots) for p in ("base", "new"))
         h = {}
         for key, cell in base.items():
-            shared = {s: harmonic(v, new[key].values[s]) for s, v in cell.values.items() if s in new[key].values}
-            summary = None
-            other = new[key].summary
-            if cell.summary is not None and other is not None:
-                summary = self.centred(harmonic(cell.summary.mean, other.mean), shared)
-            h[key] = self.cell(*key, "h", cell.shots, shared, summary)
+            ours, other = cell.summary, new[key].summary
+            mean = harmonic(ours.mean, other.mean) if ours is not None and other is not None else None
+            values = over_seeds(lambda pair: harmonic(*pair), [cell.values, new[key].values])
+            h[key] = self.cell(*key, "h", cell.shots, values, mean)
         for name, own in self.rows(shots).items():
-            mean = self.average(h, name, H_MEAN, "h", columns, own)
-            h[name, H_MEAN] = replace(mean, published=self.mean_of_published(name, columns, own))
+            mean_of_h = self.average(h, name, H_MEAN, "h", columns, own)
+            h[name, H_MEAN] = replace(mean_of_h, published=self.mean_of_published(name, columns, own))
         return [
             self.block(shots, "base", columns, base),
             self.block(shots, "new", columns, new),
@@ -221,97 +221,95 @@ class _Builder:
         ]
 
     def block(
-        self,
-        shots: int,
-        metric: str,
-        columns: Sequence[str],
-        cells: dict[tuple[str, str], Cell],
-        averages: Sequence[str] = (AVERAGE,),
+        self, shots: int, metric: str, columns: Sequence[str], cells: Cells, averages: Sequence[str] = (AVERAGE,)
     ) -> Block:
-        """A table; an average over a single column, which would repeat it, is left out (`cells` has it all the same).
-
-        Args:
-            columns: those that are averaged last, as many as there are.
-        """
+        """A table with its average, which is not shown where it would repeat a single column."""
         title = METRICS[metric] + (f", {shots_text(shots)}" if shots else "")
-        alone = len(columns) - len(self.columns.get("source", ())) == 1
-        columns = tuple(columns) if alone else (*columns, *averages)
         return Block(
             title=title[0].upper() + title[1:],
             metric=metric,
             shots=shots,
             methods=tuple(self.rows(shots)),
-            columns=columns,
-            cells=cells,
+            columns=tuple(columns) if len(columns) == 1 else (*columns, *averages),
+            cells=self.averaged(cells, metric, columns, shots) | cells,
             untrained=self.untrained,
             name=f"{metric}_{shots}",
         )
 
-    def measured(self, metric: str, part: str, columns: Sequence[str], shots: int) -> dict[tuple[str, str], Cell]:
-        cells = {}
-        for name, own in self.rows(shots).items():
-            for dataset in columns:
-                values = {
-                    r.seed: r.value
-                    for r in self.readings
-                    if (r.method, r.dataset, r.part, r.shots) == (name, dataset, part, own) and r.result is not None
-                }
-                summary = summarize(list(values.values())) if values else None
-                cells[name, dataset] = self.cell(name, dataset, metric, own, values, summary)
-        return cells
+    def measured(self, metric: str, part: str, shots: int) -> Cells:
+        return {
+            (name, dataset): self.cell(name, dataset, metric, own, self.values[name, dataset, part, own])
+            for name, own in self.rows(shots).items()
+            for dataset in self.columns[part]
+        }
 
     def cell(
-        self, name: str, dataset: str, metric: str, shots: int, values: Mapping[int, float], summary: Summary | None
+        self, name: str, column: str, metric: str, shots: int, values: Mapping[int, float], mean: float | None = None
     ) -> Cell:
-        number = self.book.find(self.recipe.task, self.names[name], dataset, metric, shots)
-        return Cell(name, dataset, metric, shots, summary, values, self.seeds[name], number)
+        """A cell; `mean`, if it was computed from other means, replaces the mean over seeds and keeps their spread."""
+        summary = summarize(list(values.values())) if values else None
+        if mean is not None:
+            summary = summary.around(mean) if summary is not None else Summary(mean, None, None, None, 0)
+        published = self.table.find(self.recipe.task, self.names[name], column, metric, shots)
+        return Cell(name, column, metric, shots, summary, values, self.seeds[name], published)
 
-    def averaged(
-        self, cells: dict[tuple[str, str], Cell], metric: str, columns: Sequence[str], shots: int
-    ) -> dict[tuple[str, str], Cell]:
+    def averaged(self, cells: Cells, metric: str, columns: Sequence[str], shots: int) -> Cells:
         """`cells` with the average over `columns`."""
-        found = dict(cells)
-        for name, own in self.rows(shots).items():
-            found[name, AVERAGE] = self.average(cells, name, AVERAGE, metric, columns, own)
-        return found
+        rows = self.rows(shots).items()
+        return cells | {(name, AVERAGE): self.average(cells, name, AVERAGE, metric, columns, own) for name, own in rows}
 
-    def average(
-        self,
-        cells: Mapping[tuple[str, str], Cell],
-        name: str,
-        column: str,
-        metric: str,
-        columns: Sequence[str],
-        shots: int,
-    ) -> Cell:
-        """Mean over data sets of the means over seeds; nothing if a data set has none."""
+    def average(self, cells: Cells, name: str, column: str, metric: str, columns: Sequence[str], shots: int) -> Cell:
+        """Mean over data sets of the means over seeds; empty if a data set has none."""
         parts = [cells[name, dataset] for dataset in columns]
-        seeds = [seed for seed in parts[0].values if all(seed in part.values for part in parts)] if parts else []
-        values = {seed: float(np.mean([part.values[seed] for part in parts])) for seed in seeds}
-        summary = None
         means = [part.summary.mean for part in parts if part.summary is not None]
-        if parts and len(means) == len(parts):
-            summary = self.centred(float(np.mean(means)), values)
-        return self.cell(name, column, metric, shots, values, summary)
+        mean = float(np.mean(means)) if means and len(means) == len(parts) else None
+        return self.cell(name, column, metric, shots, over_seeds(np.mean, [part.values for part in parts]), mean)
 
-    @staticmethod
-    def centred(mean: float, values: Mapping[int, float]) -> Summary:
-        """The spread of values over seeds, around a mean that was worked out from means."""
-        if not values:
-            return Summary(mean, None, None, None, 0)
-        spread = summarize(list(values.values()))
-        if spread.std is None or spread.high is None:
-            return Summary(mean, None, None, None, spread.n)
-        half = spread.high - spread.mean
-        return Summary(mean, spread.std, mean - half, mean + half, spread.n)
-
-    def mean_of_published(self, name: str, columns: Sequence[str], shots: int) -> Number | None:
-        """Mean of the published H per data set, if all are published; it is as sure as the least sure of them."""
-        numbers = [self.book.find(self.recipe.task, self.names[name], dataset, "h", shots) for dataset in columns]
-        if not numbers or any(number is None for number in numbers):
+    def mean_of_published(self, name: str, columns: Sequence[str], shots: int) -> PublishedValue | None:
+        """Mean of the published H of all data sets, with the least certain of their provenances."""
+        found = [self.table.find(self.recipe.task, self.names[name], dataset, "h", shots) for dataset in columns]
+        values = [value for value in found if value is not None]
+        if not values or len(values) < len(found):
             return None
-        found = [number for number in numbers if number is not None]
-        worst = max(found, key=lambda number: list(PROVENANCES).index(number.provenance))
-        value = float(np.mean([number.value for number in found]))
-        source = f"mean of the {len(found)} values of H; {worst.source}"
-        return worst._replace(dataset=H_MEAN, value=value, source=source)
+        worst = max(values, key=lambda value: list(PROVENANCES).index(value.provenance))
+        source = f"mean of the {len(values)} values of H; {worst.source}"
+        return worst._replace(dataset=H_MEAN, value=float(np.mean([v.value for v in values])), source=source)
+
+
+def metric_of(cell: Cell, block: Block) -> str:
+    """Metric of a cell in words, with its step; the two averages of H have different names."""
+    if block.dataset:
+        return f"{block.metric}, {cell.dataset}"
+    names = {AVERAGE: "H of averages", H_MEAN: "mean of H"}
+    return names.get(cell.dataset, "H") if block.metric == "h" else block.metric
+
+
+def cell_frame(task: str, tables: Sequence[Block]) -> pd.DataFrame:
+    """All cells, unrounded, one per row; `values` are seed:percent pairs. Cells without any number are empty."""
+    rows = []
+    for block in tables:
+        for cell in (cell for method in block.methods for cell in block.row(method)):
+            mean, std, low, high, n = cell.summary or (None, None, None, None, 0)
+            published = cell.published
+            rows.append(
+                {
+                    "task": task,
+                    "table": block.title,
+                    "metric": metric_of(cell, block),
+                    "shots": cell.shots,
+                    "method": cell.method,
+                    "dataset": block.dataset or (AVERAGE if cell.dataset == H_MEAN else cell.dataset),
+                    "mean": mean,
+                    "std": std,
+                    "ci95_low": low,
+                    "ci95_high": high,
+                    "seeds": n,
+                    "seeds_asked": cell.seeds,
+                    "values": " ".join(f"{seed}:{value!r}" for seed, value in sorted(cell.values.items())),
+                    "published": published and published.value,
+                    "provenance": published and published.provenance,
+                    "source": published and published.source,
+                    "difference": cell.delta,
+                }
+            )
+    return pd.DataFrame(rows)

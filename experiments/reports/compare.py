@@ -1,11 +1,13 @@
-"""Do two methods differ: paired tests over data sets and seeds."""
+"""Paired tests of two methods over data sets and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.reports.cells import Block
+import numpy as np
+
+from experiments.reports.cells import Block, Cell
 from experiments.reports.stats import Paired, paired
 
 Pairs = list[tuple[float, float]]
@@ -18,9 +20,9 @@ class Comparison(NamedTuple):
     first: str
     second: str
     runs: Paired
-    """Pairs are data set and seed. Seeds of one data set share its images, so that p is smaller than the evidence."""
+    """Pairs are data set and seed. Seeds of one data set share its images, so p is too small."""
     datasets: Paired
-    """Pairs are data sets, each with the mean over the shared seeds: fewer pairs, which are independent."""
+    """Pairs are data sets, each with the mean over the shared seeds: fewer pairs, but independent."""
 
 
 def compare(blocks: Sequence[Block], first: str, second: str, test: str = "wilcoxon") -> list[Comparison]:
@@ -31,14 +33,14 @@ def compare(blocks: Sequence[Block], first: str, second: str, test: str = "wilco
     Raises:
         ValueError: a method is in no table, or the two share no data set and seed.
     """
+    known = list(dict.fromkeys(method for block in blocks for method in block.methods))
     for name in (first, second):
-        known = list(dict.fromkeys(method for block in blocks for method in block.methods))
         if name not in known:
             raise ValueError(f'there is no method "{name}" to compare, choose from: {", ".join(known)}')
     found: list[Comparison] = []
     gathered: dict[str, Pairs] = {}
     for block in blocks:
-        if first not in block.methods or second not in block.methods:
+        if not {first, second} <= set(block.methods):
             continue
         groups = _pairs(block, first, second)
         if block.metric == "accuracy":
@@ -54,35 +56,20 @@ def compare(blocks: Sequence[Block], first: str, second: str, test: str = "wilco
 
 
 def _comparison(title: str, first: str, second: str, groups: dict[str, Pairs], test: str) -> Comparison:
-    pairs = [pair for group in groups.values() for pair in group]
-    means = [tuple(sum(side) / len(group) for side in zip(*group)) for group in groups.values()]
-    return Comparison(
-        title,
-        first,
-        second,
-        paired([a for a, _ in pairs], [b for _, b in pairs], test),
-        paired([a for a, _ in means], [b for _, b in means], test),
-    )
+    runs = np.concatenate(list(groups.values()))
+    means = np.array([np.mean(group, axis=0) for group in groups.values()])
+    return Comparison(title, first, second, *(paired(*pairs.T.tolist(), test) for pairs in (runs, means)))
 
 
 def _pairs(block: Block, first: str, second: str) -> dict[str, Pairs]:
-    """Per data set the values of both methods, seed by seed; data sets without a shared seed are left out."""
+    """Values of both methods by data set, seed by seed; data sets without a shared seed are left out."""
+
+    def value(cell: Cell, seed: int) -> float | None:
+        return cell.summary.mean if cell.method in block.untrained and cell.summary else cell.values.get(seed)
+
     groups = {}
-    for dataset in block.datasets:
-        if dataset in block.sources:
-            continue
+    for dataset in (name for name in block.datasets if name not in block.sources):
         a, b = block.cells[first, dataset], block.cells[second, dataset]
-        seeds = sorted({*a.values, *b.values})
-        values = []
-        for seed in seeds:
-            x, y = (
-                cell.summary.mean
-                if cell.method in block.untrained and cell.summary is not None
-                else cell.values.get(seed)
-                for cell in (a, b)
-            )
-            if x is not None and y is not None:
-                values.append((x, y))
-        if values:
-            groups[dataset] = values
-    return groups
+        pairs = [(value(a, seed), value(b, seed)) for seed in sorted({*a.values, *b.values})]
+        groups[dataset] = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return {dataset: pairs for dataset, pairs in groups.items() if pairs}

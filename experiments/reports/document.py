@@ -1,39 +1,35 @@
-"""A report: everything the tables, figures and pages of a recipe show, and its forms as text."""
+"""Contents of a report: tables, missing runs, cost and comparisons; forms.py and plots.py lay them out."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
 
 from experiments import Recipe, Run
 from experiments.reports.cells import Block, blocks, shots_text, title_of
 from experiments.reports.compare import Comparison
-from experiments.reports.published import Book
+from experiments.reports.published import PublishedTable
 from experiments.reports.readings import Reading, check_protocols
 
-NAMED = 4  # data sets, or parts, that are named one by one in a line about missing runs
-
-# Parts that train; the others evaluate what such a part has trained.
+NAMED = 4  # data sets or parts listed by name in a line about missing runs
+# Parts that train; the others evaluate a model that such a part has trained.
 TRAINED = re.compile(r"all|base|source|step\d+")
 
 
 class Missing(NamedTuple):
-    """Runs of one method that are not done, the same ones for every one of the data sets and numbers of shots."""
+    """Unfinished runs of one method, the same ones for every one of the data sets and numbers of shots."""
 
     method: str
     datasets: tuple[str, ...]
     shots: tuple[int, ...]
     what: tuple[str, ...]
-    """Parts, seeds, and why they are missing."""
+    """Parts, seeds, and the reason."""
     command: str
 
     def text(self) -> str:
@@ -46,23 +42,21 @@ class Missing(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a method costs, as means over its trained runs of one number of shots."""
+    """Cost of a method: means over its trained runs of one number of shots."""
 
     method: str
     shots: int
     parameters: int
     """Learned parameters; the largest of the runs, where the number of classes decides."""
     seconds: float
-    """Training, per run, with that of a first stage."""
+    """Training time per run, including the first stage."""
     images_per_second: float | None
-    """Evaluation."""
+    """In evaluation."""
     devices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All content; the forms below and experiments/reports/page.py only lay it out."""
-
     recipe: Recipe
     path: str
     """The recipe as a command names it."""
@@ -85,7 +79,7 @@ def build_report(
     recipe: Recipe,
     runs: Sequence[Run],
     readings: Sequence[Reading],
-    book: Book,
+    table: PublishedTable,
     path: str = "",
     sweep_flags: Sequence[str] = (),
 ) -> Report:
@@ -94,38 +88,29 @@ def build_report(
     Args:
         runs: of the recipe.
         readings: of these runs, and of logs.
-        book: published numbers.
         path: of the recipe, for commands.
-        sweep_flags: what sweep.py must be told besides, such as another folder of runs.
+        sweep_flags: further arguments of sweep.py, such as another folder of runs.
 
     Raises:
-        ProtocolMismatch: results that were not measured alike would meet in one cell or column.
+        ProtocolMismatch: results of different protocols would meet in one cell or column.
     """
     check_protocols(readings)
     path = path or str(recipe.path)
-    return Report(
-        recipe,
-        path,
-        tuple(readings),
-        tuple(blocks(recipe, runs, readings, book)),
-        tuple(_missing(readings, path, sweep_flags)),
-        tuple(_costs(readings)),
-    )
+    tables = tuple(blocks(recipe, runs, readings, table))
+    return Report(recipe, path, tuple(readings), tables, _missing(readings, path, sweep_flags), _costs(readings))
 
 
-def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> list[Missing]:
-    groups = defaultdict(list)
-    parts = defaultdict(set)
+def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> tuple[Missing, ...]:
+    groups, parts = defaultdict(list), defaultdict(set)
     for reading in readings:
         place = (reading.method, reading.dataset, reading.shots)
         parts[place].add(reading.part)
         if reading.result is None:
             groups[place].append(reading)
-    # First the data sets of which the same is missing, then the numbers of shots of which the same data sets are.
-    by_dataset: dict[tuple[str, int, tuple[str, ...]], list[str]] = defaultdict(list)
+    # Merge data sets that lack the same runs, then numbers of shots that lack them on the same data sets.
+    by_dataset, by_shots = defaultdict(list), defaultdict(list)
     for (method, dataset, shots), group in groups.items():
         by_dataset[method, shots, _what(group, parts[method, dataset, shots])].append(dataset)
-    by_shots: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
     for (method, shots, what), datasets in by_dataset.items():
         by_shots[method, tuple(datasets), what].append(shots)
     found = []
@@ -134,58 +119,48 @@ def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> li
         choice = ",".join(f"{key}={','.join(map(_pattern, values))}" for key, values in chosen)
         command = shlex.join(["python", "sweep.py", path, *flags, "--only", choice])
         found.append(Missing(method, names, tuple(numbers), what, command))
-    return found
+    return tuple(found)
 
 
 def _what(group: Sequence[Reading], parts: set[str]) -> tuple[str, ...]:
-    """What is missing of one place in the tables, whose runs have these parts."""
-    seeds = defaultdict(list)
+    """Missing runs of one cell, by reason and seeds; `parts` are all parts of the cell."""
+    seeds, alike = defaultdict(list), defaultdict(list)
     for reading in group:
         seeds[reading.part, reading.err].append(reading.seed)
-    alike = defaultdict(list)
-    for (part, err), several in seeds.items():
-        alike[tuple(several), err].append(part)
+    for (part, reason), several in seeds.items():
+        alike[tuple(several), reason].append(part)
     what = []
-    for (several, err), missing in alike.items():
+    for (several, reason), missing in alike.items():
         named = ", ".join(missing if len(missing) <= NAMED else [*missing[:3], f"{len(missing) - 3} more parts"])
         if len(missing) == len(parts):
             named = "" if len(parts) == 1 else f"all {len(parts)} parts"
-        what.append(
-            f"{named}, " * bool(named) + f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {err}"
-        )
+        listed = f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {reason}"
+        what.append(f"{named}, {listed}" if named else listed)
     return tuple(what)
 
 
-def _pattern(value: object) -> str:
+def _pattern(value: Any) -> str:
     """A value as a file name pattern of --only; a comma, which would end it, as any character."""
-    text = str(value).replace("[", "[[]")
-    return text.replace("*", "[*]").replace(",", "?")
+    return str(value).replace("[", "[[]").replace("*", "[*]").replace(",", "?")
 
 
-def _costs(readings: Sequence[Reading]) -> list[Cost]:
-    groups = defaultdict(list)
-    first = defaultdict(list)
-    for reading in readings:
-        if reading.run is not None and reading.result is not None and TRAINED.fullmatch(reading.part):
-            groups[reading.method, reading.shots].append(reading.result)
-        elif reading.result is not None and reading.part == "first":
-            first[reading.method, reading.shots].append(reading.result.get("train_seconds") or 0.0)
+def _costs(readings: Sequence[Reading]) -> tuple[Cost, ...]:
+    names = ("trainable_parameters", "train_seconds", "images_per_second", "device")
+    frame = pd.DataFrame(
+        [
+            {"method": r.method, "shots": r.shots, "part": r.part, **{name: r.result.get(name) for name in names}}
+            for r in readings
+            if r.result is not None and (r.part == "first" or (r.run is not None and TRAINED.fullmatch(r.part)))
+        ],
+        columns=["method", "shots", "part", *names],
+    ).astype(dict.fromkeys(names[:3], float))
     found = []
-    for (method, shots), results in groups.items():
-        parameters = [r["trainable_parameters"] for r in results if r.get("trainable_parameters") is not None]
-        seconds = [r["train_seconds"] for r in results if r.get("train_seconds") is not None]
-        speeds = [r["images_per_second"] for r in results if r.get("images_per_second") is not None]
-        if parameters and seconds:
-            speed = float(np.mean(speeds)) if speeds else None
-            devices = tuple(sorted({str(r.get("device", "")) for r in results}))
-            before = float(np.mean(first[method, shots])) if first[method, shots] else 0.0
-            found.append(Cost(method, shots, max(parameters), before + float(np.mean(seconds)), speed, devices))
-    return found
-
-
-def link(target: Path, folder: Path) -> str:
-    """URL of a path, relative to the folder of the report; absolute where there is no relative one."""
-    try:
-        return quote(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix())
-    except ValueError:  # another drive
-        return target.resolve().as_uri()
+    for (method, shots), group in frame.groupby(["method", "shots"], sort=False):
+        runs, first = group[group.part != "first"], group[group.part == "first"].train_seconds.fillna(0)
+        mean = runs[[*names[:3]]].mean()
+        if runs.trainable_parameters.notna().any() and runs.train_seconds.notna().any():
+            seconds = mean.train_seconds + (first.mean() if len(first) else 0.0)
+            speed = None if pd.isna(mean.images_per_second) else float(mean.images_per_second)
+            devices = tuple(sorted({str(device or "") for device in runs.device}))
+            found.append(Cost(method, shots, int(runs.trainable_parameters.max()), float(seconds), speed, devices))
+    return tuple(found)

@@ -25,7 +25,7 @@ AVERAGE = "average"
 H_TOLERANCE = 0.2
 
 
-class Number(NamedTuple):
+class PublishedValue(NamedTuple):
     """A published figure, in percent; the fields are those of the files."""
 
     task: str
@@ -43,11 +43,11 @@ class Number(NamedTuple):
         return f"{self.value:.2f}" + ("" if self.provenance == "published" else f" ({self.provenance})")
 
 
-class Book:
+class PublishedTable:
     """Published numbers of several tables; where two tables have the same cell, the first one counts."""
 
-    def __init__(self, numbers: Iterable[Number]):
-        self._found: dict[tuple[str, str, str, str, int], Number] = {}
+    def __init__(self, numbers: Iterable[PublishedValue]):
+        self._found: dict[tuple[str, str, str, str, int], PublishedValue] = {}
         for number in numbers:
             key = (number.task, number.method, number.dataset, number.metric, number.shots)
             self._found.setdefault(key, number)
@@ -55,7 +55,7 @@ class Book:
     def __len__(self) -> int:
         return len(self._found)
 
-    def find(self, task: str, method: str, dataset: str, metric: str, shots: int) -> Number | None:
+    def find(self, task: str, method: str, dataset: str, metric: str, shots: int) -> PublishedValue | None:
         """The figure of a cell; few-shot tables are looked up by shots, others are of one number of shots each."""
         if task == "few_shot":
             return self._found.get((task, method, dataset, metric, shots))
@@ -68,17 +68,17 @@ def tables(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.csv"))
 
 
-def load(names: Sequence[str], folder: Path = FOLDER) -> Book:
+def load(names: Sequence[str], folder: Path = FOLDER) -> PublishedTable:
     """The numbers of these tables.
 
     Raises:
         FileNotFoundError: there is no such table.
         ValueError: a file has errors; all of them are listed.
     """
-    return Book(number for name in names for number in read_table(name, folder))
+    return PublishedTable(number for name in names for number in read_table(name, folder))
 
 
-def read_table(name: str, folder: Path = FOLDER) -> list[Number]:
+def read_table(name: str, folder: Path = FOLDER) -> list[PublishedValue]:
     """The rows of one file, checked.
 
     Raises:
@@ -107,7 +107,7 @@ def read_table(name: str, folder: Path = FOLDER) -> list[Number]:
     return numbers
 
 
-def _number(row: dict[str, str]) -> Number:
+def _number(row: dict[str, str]) -> PublishedValue:
     empty = [name for name in COLUMNS if not (row[name] or "").strip()]
     if empty:
         raise ValueError(f"{', '.join(empty)} is empty")
@@ -120,10 +120,10 @@ def _number(row: dict[str, str]) -> Number:
         if row[name] not in allowed:
             raise ValueError(f"{name} is {row[name]!r}, expected one of {', '.join(allowed)}")
     texts = {name: row[name] for name in ("task", "backbone", "method", "dataset", "metric", "provenance", "source")}
-    return Number(**texts, shots=int(row["shots"]), value=value)
+    return PublishedValue(**texts, shots=int(row["shots"]), value=value)
 
 
-def _cross_checks(numbers: Sequence[Number]) -> list[str]:
+def _cross_checks(numbers: Sequence[PublishedValue]) -> list[str]:
     problems, cells = [], {}
     for number in numbers:
         place = (number.task, number.backbone, number.shots, number.method, number.dataset)

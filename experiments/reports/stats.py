@@ -11,7 +11,7 @@ from scipy import stats
 
 
 class Summary(NamedTuple):
-    """What several runs of one cell say. Everything but n is in the unit of the values."""
+    """Mean and spread of the runs of one cell, in the unit of the values."""
 
     mean: float
     std: float | None
@@ -20,6 +20,13 @@ class Summary(NamedTuple):
     """Lower end of the 95 % interval of the mean (Student's t, n - 1 degrees of freedom); None for a single value."""
     high: float | None
     n: int
+
+    def around(self, mean: float) -> Summary:
+        """The same spread around another mean."""
+        if self.std is None or self.high is None:
+            return Summary(mean, None, None, None, self.n)
+        half = self.high - self.mean
+        return Summary(mean, self.std, mean - half, mean + half, self.n)
 
 
 def summarize(values: Sequence[float]) -> Summary:

@@ -1,8 +1,9 @@
-"""Incremental learning: what a method knows after each step, worked out from the accuracies of its runs."""
+"""Incremental learning: accuracy and forgetting after each step, from the accuracies of the runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from experiments import step_part
 
 BySeed = Mapping[int, float]
 
-# metric: (what it is, the first step that has it)
+# metric: (description, first step that has it)
 STEP_METRICS = {
     "current": ("accuracy on the set just learned", 1),
     "old": ("mean accuracy on the old sets", 2),
@@ -19,11 +20,17 @@ STEP_METRICS = {
 }
 
 
+def over_seeds(function: Callable[[list[float]], Any], parts: Sequence[BySeed]) -> dict[int, float]:
+    """`function` of the values of all parts, for each seed that every part has."""
+    seeds = [seed for seed in parts[0] if all(seed in part for part in parts)] if parts else []
+    return {seed: float(function([part[seed] for part in parts])) for seed in seeds}
+
+
 def step_values(accuracy: Mapping[str, BySeed], sets: int) -> dict[tuple[str, int], dict[int, float]]:
-    """The figures of every step by seed, of the seeds that have all that a figure is worked out from.
+    """Metrics of every step by seed, for seeds with all the runs that a metric needs.
 
     Args:
-        accuracy: percent by part (see `tasks.step_parts`) and seed; parts may be missing.
+        accuracy: percent by part (see `experiments.step_parts`) and seed; parts may be missing.
         sets: number of sets of classes.
 
     Returns:
@@ -36,18 +43,9 @@ def step_values(accuracy: Mapping[str, BySeed], sets: int) -> dict[tuple[str, in
         found["current", step] = dict(accuracy.get(step_part(step), {}))
         joint = step_part(1) if step == 1 else step_part(step, "joint")
         found["joint", step] = dict(accuracy.get(joint, {}))
-        if step == 1:
-            continue
-        found["old", step] = _mean([accuracy.get(step_part(step, earlier), {}) for earlier in range(1, step)])
-        before = _mean([accuracy.get(step_part(earlier), {}) for earlier in range(1, step)])
-        found["forgetting", step] = {
-            seed: before[seed] - value for seed, value in found["old", step].items() if seed in before
-        }
+        if step > 1:
+            earlier = range(1, step)
+            before = over_seeds(np.mean, [accuracy.get(step_part(k), {}) for k in earlier])
+            now = found["old", step] = over_seeds(np.mean, [accuracy.get(step_part(step, k), {}) for k in earlier])
+            found["forgetting", step] = over_seeds(lambda pair: pair[0] - pair[1], [before, now])
     return found
-
-
-def _mean(parts: list[BySeed]) -> dict[int, float]:
-    """Mean over parts for each seed that all of them have."""
-    return {
-        seed: float(np.mean([part[seed] for part in parts])) for seed in parts[0] if all(seed in part for part in parts)
-    }

@@ -33,7 +33,7 @@ class Check(NamedTuple):
     """A zero-shot run that is done, beside the known figure; `err` says why other runs must not follow, or ""."""
 
     run: Run
-    known: published.Number
+    known: published.PublishedValue
     accuracy: float | None
     err: str = ""
     remark: str = ""
@@ -55,7 +55,7 @@ class Gate:
 
     def __init__(self, runs: Iterable[Run]):
         known = {(n.dataset, n.backbone): n for n in known_figures()}
-        self.compared: dict[tuple[str, str], tuple[Run, published.Number]] = {}
+        self.compared: dict[tuple[str, str], tuple[Run, published.PublishedValue]] = {}
         for run in runs:
             number = known.get((run.dataset, backbone(run))) if run.trainer == "ZeroshotCLIP" else None
             if number is not None and is_full_zero_shot(run):
@@ -101,7 +101,7 @@ class Gate:
         return f"gate: zero-shot CLIP comes first on {names}{rest if open_pairs else ''}"
 
 
-def known_figures(folder: Path = published.FOLDER) -> list[published.Number]:
+def known_figures(folder: Path = published.FOLDER) -> list[published.PublishedValue]:
     """Zero-shot accuracies of CLIP on whole data sets, of the files *zero_shot.csv."""
     names = [name for name in published.tables(folder) if name.endswith("zero_shot")]
     return [
@@ -114,7 +114,7 @@ def known_figures(folder: Path = published.FOLDER) -> list[published.Number]:
     ]
 
 
-def compare(run: Run, known: published.Number) -> Check:
+def compare(run: Run, known: published.PublishedValue) -> Check:
     """A finished zero-shot run beside the known figure."""
     try:
         result = finished_result(run)

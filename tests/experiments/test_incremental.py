@@ -11,7 +11,7 @@ import train
 from experiments import RecipeError, expand, load_recipe, step_parts
 from experiments.recipe import ROOT
 from experiments.reports.document import build_report
-from experiments.reports.published import Book
+from experiments.reports.published import PublishedTable
 from experiments.reports.readings import read_runs
 
 TABLE = {
@@ -147,7 +147,7 @@ def test_from_end_to_end(tiny, method):
     assert counts == {"step1": 23, "step2": 23, "step2_set1": 23, "step2_joint": 46, "step3": 23,
                       "step3_set1": 23, "step3_set2": 23, "step3_joint": 69}  # fmt: skip
     accuracy = {part: result["accuracy"] for part, result in results.items()}
-    report = build_report(recipe, runs, read_runs(runs), Book([]))
+    report = build_report(recipe, runs, read_runs(runs), PublishedTable([]))
     assert not report.missing
     tables = {block.metric: block for block in report.blocks}
     found = {metric: table.cells[method, "step 3"].summary.mean for metric, table in tables.items()}

@@ -7,7 +7,7 @@ from invented_runs import write_run
 
 from experiments import expand
 from experiments.reports.document import build_report
-from experiments.reports.published import Book
+from experiments.reports.published import PublishedTable
 from experiments.reports.readings import read_runs
 
 
@@ -24,7 +24,7 @@ def invented(tmp_path):
                 write_run(run, accuracy)
 
         def report():
-            return build_report(recipe, runs, read_runs(runs), Book(numbers), "invented.yaml")
+            return build_report(recipe, runs, read_runs(runs), PublishedTable(numbers), "invented.yaml")
 
         return SimpleNamespace(recipe=recipe, runs=runs, folder=tmp_path / "runs", report=report)
 

@@ -8,7 +8,7 @@ from experiments import First
 from experiments.reports.compare import compare
 from experiments.reports.forms import to_markdown
 from experiments.reports.plots import plots
-from experiments.reports.published import AVERAGE, Number
+from experiments.reports.published import AVERAGE, PublishedValue
 from experiments.reports.stats import harmonic
 
 SETS = ("dtd", "eurosat", "food101")
@@ -31,7 +31,7 @@ def values(name, dataset, part, shots=16):
 
 
 def published(dataset, metric, value, provenance="published", task="base2new", shots=16):
-    return Number(task, "ViT-B/16", shots, "CoOp", dataset, metric, value, provenance, "a table")
+    return PublishedValue(task, "ViT-B/16", shots, "CoOp", dataset, metric, value, provenance, "a table")
 
 
 def few_shot(**more):
@@ -149,7 +149,7 @@ def test_ranks_go_by_what_is_shown(invented):
 
 
 def test_few_shot_number_of_the_method_without_training(invented):
-    numbers = [Number("few_shot", "ViT-B/16", 0, "CLIP", "dtd", "accuracy", 44.27, "published", "a table")]
+    numbers = [PublishedValue("few_shot", "ViT-B/16", 0, "CLIP", "dtd", "accuracy", 44.27, "published", "a table")]
     for block in invented(few_shot(), accuracy, numbers).report().blocks:
         assert block.cells["CLIP", "dtd"].published.value == 44.27
         assert block.cells["CoOp", "dtd"].published is None

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from test_logs import write_log
 import report as command
 from experiments import expand, load_recipe
 from experiments.reports.cells import H_MEAN
-from experiments.reports.forms import to_csv, to_latex, to_markdown
-from experiments.reports.page import to_html
+from experiments.reports.compare import compare
+from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
 from experiments.reports.plots import panel_svg, plots, save
-from experiments.reports.published import AVERAGE, PROVENANCES, Number
+from experiments.reports.published import AVERAGE, PROVENANCES, PublishedValue
 
 SETS = ("dtd", "food101")
 ODD = "A_1 & <b>|*50%*"
@@ -32,7 +32,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 def number(dataset, value, provenance="published"):
-    return Number("few_shot", "ViT-B/16", 16, "CoOp", dataset, "accuracy", value, provenance, 'a "table"')
+    return PublishedValue("few_shot", "ViT-B/16", 16, "CoOp", dataset, "accuracy", value, provenance, 'a "table"')
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_every_provenance_has_its_words(invented):
     methods = (make_method("[*] 50%", shots=(16,), trainer="CoOp", published="CoOp"),)
     recipe = replace(make_recipe("base2new", methods, datasets=tuple(PROVENANCES)), name="odd %#_name")
     numbers = [
-        Number("base2new", "ViT-B/16", 16, "CoOp", word, metric, 50.0, word, "a table")
+        PublishedValue("base2new", "ViT-B/16", 16, "CoOp", word, metric, 50.0, word, "a table")
         for word in PROVENANCES
         for metric in ("base", "new", "h")
     ]
@@ -199,6 +199,14 @@ def test_page(report, tmp_path):
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
     assert page.scripts == 1
+
+
+def test_names_are_escaped_in_sentences_too(report, tmp_path):
+    """The sentences come from a template of their own, which knows nothing of HTML."""
+    report = replace(report, comparisons=tuple(compare(report.blocks, "CoOp", ODD)))
+    text = to_html(report, [], tmp_path)
+    assert "<b>|" not in text
+    assert f"{escape(ODD)} minus CoOp, Wilcoxon" in text
 
 
 def test_page_without_links(report, tmp_path):

@@ -10,8 +10,7 @@ from invented_runs import make_method, make_recipe, write_run
 from matplotlib.figure import Figure
 
 from experiments.reports.compare import compare
-from experiments.reports.forms import to_csv, to_latex, to_markdown
-from experiments.reports.page import to_html
+from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
 from experiments.reports.plots import panel_svg, plots
 from experiments.reports.published import AVERAGE
 from experiments.reports.steps import step_values

@@ -11,14 +11,14 @@ from tiny_recipe import tiny_runs
 import sweep
 from dassl.engine.status import run_state
 from experiments import expand, load_recipe
-from experiments.reports.published import Number
+from experiments.reports.published import PublishedValue
 from experiments.sweeps import gate as gates
 from experiments.sweeps.gate import Gate, compare, known_figures
 from experiments.sweeps.journal import Journal
 
 ZERO_SHOT = {"name": "CLIP", "trainer": "ZeroshotCLIP", "shots": 0, "seeds": 1}
 ENSEMBLE = {**ZERO_SHOT, "name": "CLIP (7)", "variant": "select7", "options": {"TRAINER.ZEROSHOT.TEMPLATES": "select7"}}
-KNOWN = Number("few_shot", "emoji-ViT-S/8", 0, "CLIP", "digits", "accuracy", 8.91, "measured", "a test")
+KNOWN = PublishedValue("few_shot", "emoji-ViT-S/8", 0, "CLIP", "digits", "accuracy", 8.91, "measured", "a test")
 
 
 def write_recipe(folder, **entries):
