@@ -5,7 +5,7 @@ STEP = $(PYTHON) -m benchmarks align_step --threads $(THREADS)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup format lint types fast test check bench clean
+.PHONY: setup format lint types fast test check bench pages clean
 
 setup:            ## .venv with everything tests and checks need
 	bash scripts/setup.sh dev
@@ -41,6 +41,11 @@ bench: setup      ## every benchmark, which takes hours; lines and a plot in out
 	done
 	for name in positions loader checkpoint quickstart; do \
 	  $(PYTHON) -m benchmarks $$name | tee output/benchmarks/$$name.txt || exit 1; \
+	done
+
+pages:            ## docs/results: Markdown and one HTML page per recipe of the embedded benchmark, from the runs in output/
+	for recipe in recipes/embedded_*.yaml; do \
+	  $(PYTHON) report.py $$recipe --output docs/results --format md,html --no-links || exit 1; \
 	done
 
 clean:            ## caches only; runs in output/ stay

@@ -58,7 +58,8 @@ def compare(blocks: Sequence[Block], first: str, second: str, test: str = "wilco
 def _comparison(title: str, first: str, second: str, groups: dict[str, Pairs], test: str) -> Comparison:
     runs = np.concatenate(list(groups.values()))
     means = np.array([np.mean(group, axis=0) for group in groups.values()])
-    return Comparison(title, first, second, *(paired(*pairs.T.tolist(), test) for pairs in (runs, means)))
+    tests = (paired(pairs[:, 0].tolist(), pairs[:, 1].tolist(), test) for pairs in (runs, means))
+    return Comparison(title, first, second, *tests)
 
 
 def _pairs(block: Block, first: str, second: str) -> dict[str, Pairs]:

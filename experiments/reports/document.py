@@ -115,8 +115,8 @@ def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> tu
         by_shots[method, tuple(datasets), what].append(shots)
     found = []
     for (method, names, what), numbers in by_shots.items():
-        chosen = (("method", (method,)), ("dataset", names), ("shots", numbers))
-        choice = ",".join(f"{key}={','.join(map(_pattern, values))}" for key, values in chosen)
+        chosen = {"method": [method], "dataset": names, "shots": [*numbers]}
+        choice = ",".join(f"{key}={','.join(map(_pattern, values))}" for key, values in chosen.items())
         command = shlex.join(["python", "sweep.py", path, *flags, "--only", choice])
         found.append(Missing(method, names, tuple(numbers), what, command))
     return tuple(found)
@@ -130,11 +130,11 @@ def _what(group: Sequence[Reading], parts: set[str]) -> tuple[str, ...]:
     for (part, reason), several in seeds.items():
         alike[tuple(several), reason].append(part)
     what = []
-    for (several, reason), missing in alike.items():
+    for (numbers, reason), missing in alike.items():
         named = ", ".join(missing if len(missing) <= NAMED else [*missing[:3], f"{len(missing) - 3} more parts"])
         if len(missing) == len(parts):
             named = "" if len(parts) == 1 else f"all {len(parts)} parts"
-        listed = f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}: {reason}"
+        listed = f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {reason}"
         what.append(f"{named}, {listed}" if named else listed)
     return tuple(what)
 

@@ -178,8 +178,10 @@ def _two(value: float) -> str:
 
 def _cell_table(report: Report) -> Table:
     """Every cell with a measured or a published value."""
-    header = ("method", "data set", "metric", "shots")
-    header += ("mean", "std", "95 % interval", "seeds", "published", "provenance", "difference")
+    header = (
+        *("method", "data set", "metric", "shots", "mean", "std", "95 % interval", "seeds"),
+        *("published", "provenance", "difference"),
+    )
     cells = [cell for block in report.blocks for method in block.methods for cell in block.row(method)]
     rows = []
     for cell, row in zip(cells, cell_frame(report.recipe.task, report.blocks).itertuples()):

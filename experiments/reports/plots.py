@@ -315,7 +315,7 @@ def _plain(text: str) -> str:
 def marker_svg(color: str, marker: str) -> str:
     """A marker as a small picture for the key of the page."""
     style = MarkerStyle(marker)
-    outline = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+    outline = np.asarray(style.get_path().transformed(style.get_transform()).to_polygons()[0])
     points = " ".join(f"{16 * x:.1f},{-16 * y:.1f}" for x, y in outline)
     return f'<svg viewBox="-10 -10 20 20" aria-hidden="true"><polygon points="{points}" fill="{color}"/></svg>'
 
