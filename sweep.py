@@ -206,7 +206,7 @@ def cores() -> int:
 
 
 def open_gate(args: argparse.Namespace, chosen: Sequence[Run], runs: Sequence[Run], output: Path) -> Gate | None:
-    """What compares zero-shot CLIP with known figures, after saying with which; None with --no-gate, which is noted."""
+    """Sanity check of zero-shot CLIP against known figures, announced on the screen; None with --no-gate."""
     gate = Gate(runs)
     if not args.no_gate:
         print(gate.summary(chosen))
@@ -278,7 +278,7 @@ def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate
 
 
 def show_runs(runs: Sequence[Run], output: Path) -> None:
-    """What --dry-run prints: per run a line with its state and one with its command."""
+    """Print a line with the state and one with the command of every run (--dry-run)."""
     last = Journal(output).last()
     for run in runs:
         print(f"# {look(run, last).state}: {run.key}")
@@ -286,7 +286,7 @@ def show_runs(runs: Sequence[Run], output: Path) -> None:
 
 
 def show_status(runs: Sequence[Run], output: Path, gate: Gate) -> None:
-    """What `status` prints."""
+    """Print the table of `status`."""
     journal = Journal(output)
     events = journal.read()
     last = {event.key: event for event in events}

@@ -95,7 +95,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device the model computes on."""
         return self.trainer.device
 
     @property

@@ -23,7 +23,7 @@ def config_names(folder: str) -> list[str]:
 
 
 def listed(kind: str) -> list[str]:
-    """What `list KIND` prints.
+    """Rows that `list KIND` prints.
 
     Raises:
         KeyError: an unknown kind.

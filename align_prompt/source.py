@@ -1,4 +1,4 @@
-"""What a model is rebuilt from: a finished run, a checkpoint, a bundle, or a CLIP that is used zero-shot."""
+"""Sources of a model: a finished run, a checkpoint, a bundle, or a CLIP used zero-shot."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Source:
 
 
 def find_source(path_or_name: str | os.PathLike[str], imports: Sequence[str] = ()) -> Source:
-    """What `align_prompt.load` was given. Raises as it says."""
+    """Resolve the argument of `align_prompt.load`; raises as documented there."""
     name = os.fspath(path_or_name)
     path = Path(name).expanduser()
     if path.is_dir():

@@ -133,7 +133,7 @@ def evaluation_speed(trainer, arguments: argparse.Namespace) -> float:
 
 
 def ask_worker(benchmark: str, method: str, options: dict[str, object], *switches: str) -> Any:
-    """What a benchmark finds about one method in a process of its own."""
+    """Measurements of one method, made in a separate process."""
     command = [sys.executable, "-m", "benchmarks", benchmark, "--worker", method, *switches]
     command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     child = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What a benchmark prints: one JSON line per figure, then a Markdown row, with the machine they belong to."""
+"""Output of a benchmark: one JSON line per figure, then a Markdown row, with the machine they were measured on."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Blocks = Iterable[int] | str
 
 
 class Place(NamedTuple):
-    """Where an adapter is: tower "text" or "vision", number of the block from 0, and a name of :data:`PARTS`."""
+    """Position of an adapter: tower "text" or "vision", number of the block from 0, and a name of :data:`PARTS`."""
 
     tower: str
     block: int
@@ -194,7 +194,7 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 def inner(module: nn.Module) -> nn.Module:
-    """What adapters are around, or the module itself."""
+    """Module inside the adapters, or the module itself."""
     while isinstance(module, Adapted):
         module = module.base
     return module

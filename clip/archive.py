@@ -46,7 +46,7 @@ DAMAGED = (
     AttributeError,
     ValueError,
 )
-"""What reading a truncated or altered file can raise."""
+"""Exceptions raised by a truncated or altered file."""
 
 
 class CheckpointError(ValueError):

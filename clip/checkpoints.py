@@ -74,7 +74,7 @@ OPEN_CLIP_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_i
 
 
 class Facts(NamedTuple):
-    """What the weights cannot tell.
+    """Metadata that the weights do not contain.
 
     Attributes:
         quick_gelu: QuickGELU or GELU; None where the source does not say.

@@ -16,7 +16,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class Chunks(NamedTuple):
-    """How many rows a tower takes at once.
+    """Rows that a tower takes at once.
 
     Attributes:
         rows: rows of a chunk, at least 1.

@@ -52,7 +52,7 @@ class Prompts(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What a tower returns, always.
+    """Output of a tower, always.
 
     Attributes:
         pooled: (rows, E) projected class token (vision) or end-of-text token (text), not normalised.

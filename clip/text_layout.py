@@ -1,4 +1,4 @@
-"""How the sentences of a batch are laid out for the text tower, so that nothing is computed twice or in vain.
+"""Layout of a batch of sentences for the text tower, so that nothing is computed twice or in vain.
 
 The tower is causal: a position sees only itself and what is before it. So, exactly,
 
@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is computed for a batch.
+    """Computation plan of a batch.
 
     Attributes:
         parts: every different sentence is in one of them.

@@ -258,7 +258,7 @@ def draw_shots(
 
 
 def cache_folder(cfg: Any) -> Path:
-    """Where picks are kept: DATASET.CACHE_DIR, else align-prompt in the user's cache folder."""
+    """Folder of the few-shot picks: DATASET.CACHE_DIR, else align-prompt in the user's cache folder."""
     if cfg.DATASET.CACHE_DIR:
         return Path(os.path.abspath(os.path.expanduser(cfg.DATASET.CACHE_DIR)))
     return user_cache() / "few_shot"

@@ -1,4 +1,4 @@
-"""What the readers of the known data sets share: facts from the catalogue, folder listings, splits on request.
+"""Base of the readers of the standard data sets: catalog entries, folder listings, splits on request.
 
 Folders that CoOp and its followers use work as they are and are only read. A split file that is missing is an error.
 """
@@ -161,7 +161,7 @@ class TestFolders(KnownDataset):
 def differences(
     facts: Facts, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum], root: str
 ) -> list[str]:
-    """What of the whole data (before picks and halves) is not as the catalogue knows it; empty if all is.
+    """Differences of the whole data (before picks and halves) from the catalog; empty if there are none.
 
     Counts, class names, and the 16-shot picks of seed 1, which change with any training or validation item. `root` is
     the folder that paths are relative to.

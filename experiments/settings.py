@@ -21,7 +21,7 @@ from experiments.recipe import Recipe, label
 
 
 class Places(NamedTuple):
-    """What of a run's folder does not come from the setting: folder = setting / data set / shots / rest."""
+    """Rest of a run's folder: folder = setting / data set / shots / rest."""
 
     shots: int
     trainer: str

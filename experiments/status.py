@@ -44,10 +44,9 @@ class LastEvent(Protocol):
 
 
 def look(run: Run, last: Mapping[str, LastEvent] | None = None) -> Look:
-    """How far a run is; a result that cannot be used, of another config, or of an earlier training is a failure.
+    """Status of a run; a result that cannot be used, of another config, or of an earlier training is a failure.
 
-    A run that was killed without a word leaves no error in its folder; then the last event of a sweep's journal says
-    how it ended.
+    For a killed run without FAILED, use the last event in sweep.jsonl.
     """
     state = run_state(run.output_dir)
     if state == "done":
@@ -65,7 +64,7 @@ def look(run: Run, last: Mapping[str, LastEvent] | None = None) -> Look:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a process is at work in the folder of a run.
+    """True if a process is working in the folder of a run.
 
     Both locks are tried and let go at once, which makes a run that starts in this very moment think that the folder is
     in use; a sweep then tries it again.
@@ -74,7 +73,7 @@ def in_use(directory: Path) -> bool:
 
 
 def held(path: Path) -> bool:
-    """Whether another process holds a lock file."""
+    """True if another process holds a lock file."""
     if not path.is_file():
         return False
     lock = filelock.FileLock(path)
@@ -89,7 +88,7 @@ def held(path: Path) -> bool:
 
 
 def damage(run: Run) -> str:
-    """What is wrong with result.json of a finished run: an error that says what to do, or ""."""
+    """Problem of result.json of a finished run: an error that says what to do, or ""."""
     try:
         finished_result(run)
     except (OSError, ValueError) as err:
@@ -98,7 +97,7 @@ def damage(run: Run) -> str:
 
 
 def other_config(run: Run) -> str:
-    """What is wrong with the result of a finished run: the error if it was made with another config, else "".
+    """Error if the result of a finished run was made with another config, else "".
 
     The configs are only built and compared if the command differs or a config file is younger than the result.
     """
@@ -121,8 +120,7 @@ def other_config(run: Run) -> str:
 
 
 def outdated(run: Run) -> str:
-    """What is wrong with a finished run that goes on from others: the error if one of these is gone or was trained
-    again since, else ""."""
+    """Error if a run that a finished run started from is gone or was trained again since, else ""."""
     for key in run.needs:
         folder = _output(run) / key
         trained, own = _start(folder, "train"), _start(run.output_dir)
@@ -148,7 +146,7 @@ def _start(folder: Path, mode: str = "") -> datetime | None:
 
 
 def main_figure(result: Mapping[str, Any]) -> str:
-    """What a run is compared by: accuracy, or mean_recall of a retrieval run."""
+    """Main metric of a result: accuracy, or mean_recall for retrieval."""
     return "mean_recall" if result.get("accuracy") is None and "mean_recall" in result else "accuracy"
 
 
@@ -181,7 +179,7 @@ def finished_result(run: Run) -> dict[str, Any]:
 
 
 def _error_of(result: Any, run: Run) -> str:
-    """What is wrong with a result, "" if nothing."""
+    """Problem of a result, "" if there is none."""
     if not isinstance(result, dict):
         return "is no object"
     name = main_figure(result)

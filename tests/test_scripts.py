@@ -1,4 +1,4 @@
-"""What the shell scripts make of their arguments, with a stand-in for Python that only shows them."""
+"""Arguments that the shell scripts pass on, with a stand-in for Python that only shows them."""
 
 import os
 import re

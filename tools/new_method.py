@@ -58,7 +58,7 @@ class $name(PromptTrainer):
             raise ValueError(f"TRAINER.$node.WEIGHT is {weight}, expected 0 or more")
 
     def build_learner(self, model, classnames) -> Learner:
-        """What is learned, and how it enters text and images: see trainers/parts/prompts.py."""
+        """Learned parameters and their place in text and images: see trainers/parts/prompts.py."""
         return TextContext(model, classnames, self.options.N_CTX, self.options.CTX_INIT)
 
     def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What all trainers share: loading CLIP, freezing, precision, the step, text caching and checkpoints.
+"""Base of all trainers: loading CLIP, freezing, precision, the step, text caching and checkpoints.
 
 CLIPTrainer -> PromptTrainer -> method is the whole depth. A few-shot method says what it learns (`build_learner`), how
 an image is scored against the classes (`build_score`) and which loss terms it adds (`extra_losses`); nothing else.
@@ -294,7 +294,7 @@ class PromptTrainer(CLIPTrainer):
         raise NotImplementedError(f"{type(self).__name__} must say what it learns")
 
     def build_score(self, learner: Learner) -> Score:
-        """How images are compared with classes; cosine similarity unless the method says otherwise."""
+        """Score of images against classes; cosine similarity unless overridden."""
         return cosine_score
 
     def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
@@ -393,7 +393,7 @@ class PromptTrainer(CLIPTrainer):
         return self.feature_batches(loader, self.model.encode_image, self.local_features)
 
     def changes_images(self) -> str:
-        """Why the image tower, as the method uses it, is not that of plain CLIP; "" if it is."""
+        """Reason why the method's image tower differs from plain CLIP's; "" if it does not."""
         if self.model.learner.vision_prompts() is not None:
             return "the method prompts the image tower"
         if any(parameter.requires_grad for parameter in self.model.clip.visual.parameters()):

@@ -163,7 +163,7 @@ class PromptSRC(PromptTrainer):
         super().after_epoch()
 
     def average_frozen(self) -> None:
-        """What the released average does to the frozen weights, once."""
+        """Apply the released average to the frozen weights, once."""
         if self.options.GPA_SCOPE == "all" and not self.averaged:
             average_of_copies(self.model.clip, self.epoch_weights())
             self.averaged = True

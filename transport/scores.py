@@ -220,7 +220,7 @@ PLOT_RULES = {
     "STOP": (THRESHOLDS.__contains__, f"one of {', '.join(THRESHOLDS)}"),
     "THRESHOLD": (lambda value: value is None or value > 0, "a number above 0, or None"),
 }
-"""What must hold for them, as `CLIPTrainer.check_options` takes it."""
+"""Checks of these options, for `CLIPTrainer.check_options`."""
 
 
 class SetTransport:

@@ -419,7 +419,7 @@ def _mass(mass: Tensor, cost: Tensor, shape: tuple[int, ...], name: str) -> Tens
 
 
 def _check_masses(rows: Tensor, cols: Tensor) -> bool:
-    """Whether some mass is zero, after checking (one wait for the device) that the masses are possible."""
+    """True if some mass is zero; also checks that the masses are possible (one wait for the device)."""
     total, other = rows.sum(-1), cols.sum(-1)
     possible = (rows >= 0).all() & (cols >= 0).all() & (total > 0).all() & torch.isfinite(total + other).all()
     gap = ((total - other).abs() / total).max()

@@ -12,7 +12,7 @@ __all__ = ["ClassList"]
 
 
 class ClassList:
-    """What a trainer reads from a DataManager, without any images: `build_trainer(cfg, ClassList(cfg, names))`.
+    """DataManager without images, for trainers that only need classes: `build_trainer(cfg, ClassList(cfg, names))`.
 
     Args:
         classnames: C names in the order of their numbers.

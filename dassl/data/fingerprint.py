@@ -1,4 +1,4 @@
-"""What was measured on what: short texts and hashes that two runs share exactly if their data protocol is the same."""
+"""Fingerprint of a run: short texts and hashes that two runs share exactly if their data protocol is the same."""
 
 from __future__ import annotations
 

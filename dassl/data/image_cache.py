@@ -72,7 +72,7 @@ def _known(step: Any) -> bool:
 
 
 def open_images(cfg: Any, paths: Iterable[str], start: Sequence[Any]) -> Images:
-    """What gives the images of a split after the steps of `start`, with the cache of DATALOADER.CACHE.
+    """Reader of the images of a split after the steps of `start`, with the cache of DATALOADER.CACHE.
 
     A cache that cannot be set up is replaced by reading every time, with a warning.
     """

@@ -18,7 +18,7 @@ __all__ = ["SeededLoader", "pins_memory"]
 
 
 def pins_memory(cfg: Any) -> bool:
-    """Whether loaders of a config put batches in page-locked memory: where a GPU is used, unless it is switched off."""
+    """True if loaders put batches in page-locked memory: on a GPU, unless switched off."""
     return bool(cfg.DATALOADER.PIN_MEMORY and cfg.USE_CUDA and torch.cuda.is_available())
 
 
@@ -104,7 +104,7 @@ class SeededLoader(DataLoader):
         return current
 
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
-        """Where the loader stands, as a tensor and a number.
+        """Position of the loader, as a tensor and a number.
 
         Args:
             batches_done: None at the end of an epoch: a loader restored from this state continues with the next pass.
@@ -135,7 +135,7 @@ class SeededLoader(DataLoader):
 
 
 class _Plan(Sampler):
-    """What a pass visits: (index, seed) pairs, filled in when the pass starts."""
+    """Samples of a pass: (index, seed) pairs, filled in when the pass starts."""
 
     def __init__(self, length: int):
         self.length = length

@@ -23,7 +23,7 @@ Names = str | Sequence[str] | None
 
 
 class TrainerBase:
-    """What every trainer has, whatever it trains on.
+    """Base of every trainer, independent of its data.
 
     `train` calls before_train, then before_epoch, run_epoch and after_epoch for every epoch, then after_train.
     """
@@ -103,7 +103,7 @@ class TrainerBase:
         check_finite(loss, terms, self.place())
 
     def place(self) -> str:
-        """Where training stands, for messages: "epoch 3, batch 5", both from 1."""
+        """Position of training for messages: "epoch 3, batch 5", both from 1."""
         return f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
 
     def model_zero_grad(self, names: Names = None) -> None:
@@ -136,7 +136,7 @@ class TrainerBase:
 
     @property
     def class_bound(self) -> bool:
-        """Whether learned weights belong to the classes they were trained on, so that other classes are refused."""
+        """True if learned weights belong to the classes they were trained on, so that other classes are refused."""
         return True
 
     def classnames(self) -> list[str]:
@@ -144,7 +144,7 @@ class TrainerBase:
         return []
 
     def class_facts(self) -> dict[str, Any]:
-        """What a model is rebuilt from besides its config: class names, and what its data set says of sentences."""
+        """Class names and sentence options that rebuild a model, besides its config."""
         return {"names": list(self.classnames())}
 
     def config_text(self) -> str:
@@ -152,7 +152,7 @@ class TrainerBase:
         return ""
 
     def extra_state(self) -> dict[str, Any]:
-        """What a method must remember besides its registered models; tensors and plain Python values."""
+        """Further state of a method, besides its registered models; tensors and plain Python values."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

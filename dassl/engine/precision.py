@@ -61,7 +61,7 @@ WHOLE = Part()
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions that multiply bfloat16 (AVX512-BF16 or AMX), as far as torch can tell."""
+    """True if this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), as far as torch can tell."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 

@@ -53,7 +53,7 @@ def unchanged_random_state() -> Iterator[None]:
 
 
 def loader_state(loader: Any) -> dict[str, Any]:
-    """Where a training loader stands: its state_dict if it has one, else the states of its own generators."""
+    """State of a training loader: its state_dict if it has one, else the states of its generators."""
     if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
         return {"loader": loader.state_dict()}
     return {"generators": [generator.get_state() for generator in _generators(loader)]}

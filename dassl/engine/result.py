@@ -54,7 +54,7 @@ def build_result(trainer: SimpleTrainer, mode: str, seed: int, checkpoint: str |
 
 
 def fingerprint(trainer: SimpleTrainer, seed: int) -> dict[str, Any]:
-    """What two results must share to be comparable: data, class names, templates, transforms, backbone, seed, shots."""
+    """Fingerprint that comparable results share: data, class names, templates, transforms, backbone, seed, shots."""
     cfg, dataset = trainer.cfg, trainer.dm.dataset
     root = getattr(dataset, "items_root", "")
     parts = {name: getattr(dataset, name, None) for name in ("train_x", "train_u", "val", "test")}
@@ -85,7 +85,7 @@ def short_hash(value: Any) -> str:
 
 
 def _selection(trainer: SimpleTrainer) -> str:
-    """How what is deployed was chosen: last, val, or test, also where the validation images are the test images."""
+    """Selection of the deployed weights: last, val, or test, also where the validation images are the test images."""
     found = {trainer.chosen_on()}
     if trainer.cfg.TEST.FINAL_MODEL == "best_val" and not trainer.cfg.TEST.NO_TEST:
         found.add("val" if trainer.has_own_val else "test")

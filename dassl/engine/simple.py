@@ -95,7 +95,7 @@ class SimpleTrainer(TrainerBase):
         return "fp32"
 
     def fingerprint_extra(self) -> dict[str, str]:
-        """What else decides whether two results may be compared, such as {"template": ..., "backbone": hash}."""
+        """Further entries of the fingerprint, such as {"template": ..., "backbone": hash}."""
         return {}
 
     def chosen_on(self) -> str | None:
@@ -104,7 +104,7 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def has_own_val(self) -> bool:
-        """Whether there are validation images, other than the test images."""
+        """True if there are validation images other than the test images."""
         return self.val_loader is not None and self.dm.dataset.val != self.dm.dataset.test
 
     def build_data_loader(self) -> None:
@@ -314,7 +314,7 @@ class SimpleTrainer(TrainerBase):
         return float(next(iter(results.values())))
 
     def evaluation_batches(self, loader: Any) -> Any:
-        """What an evaluation goes through, with a length: the loader, or something that knows more about its images."""
+        """Batches to evaluate; override to yield cached features."""
         return loader
 
     def _test_loader(self, split: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""How far the run in a folder is, and for which config: the one place that reads this from its files.
+"""State and config of the run in a folder: the one place that reads them from its files.
 
 `run_state` and `read_result` say how far it is; `check_same_config` if a later start may continue it or use its result.
 Which result belongs to which run of a recipe is in experiments/status.py.
@@ -46,12 +46,12 @@ FREE_KEYS = frozenset(
 
 
 def resume_file(directory: str | Path) -> Path:
-    """Where the resume state of a run in `directory` is."""
+    """Path of the resume state of a run in `directory`."""
     return Path(directory) / RESUME
 
 
 def run_state(directory: str | os.PathLike[str]) -> str:
-    """How far the run in a folder is.
+    """State of the run in a folder.
 
     Returns:
         "done": result.json and DONE are there. "failed": the last start ended in an error, FAILED says which.

@@ -1,4 +1,4 @@
-"""What is measured on a test set."""
+"""Evaluators of a test set."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Classification(EvaluatorBase):
         return results
 
     def summary(self) -> dict[str, Any]:
-        """What `evaluate` measured, as plain numbers.
+        """Results of `evaluate` as plain numbers.
 
         accuracy, error_rate, macro_f1, ece (expected calibration error, 15 bins) and top5 in percent, total, correct,
         and per_class: for each class present {label, total, correct, accuracy} under its name. A name that two classes

@@ -91,12 +91,12 @@ class Retrieval(EvaluatorBase):
         return results
 
     def summary(self) -> dict[str, Any]:
-        """What result.json has besides the figures: the number of images."""
+        """Further entries of result.json: the number of images."""
         return {"total": self._total}
 
 
 class Owners(NamedTuple):
-    """Which image a caption belongs to.
+    """Assignment of captions to images.
 
     first: (N,) number of the first caption of each image, ascending. image: (C,) image by caption.
     """

@@ -29,7 +29,7 @@ __all__ = [
 
 
 def is_initialized() -> bool:
-    """Whether a process group is running."""
+    """True if a process group is running."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -49,7 +49,7 @@ def get_local_rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and prints: exactly one per run."""
+    """True if this process writes files and prints: exactly one per run."""
     return get_rank() == 0
 
 

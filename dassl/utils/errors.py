@@ -2,7 +2,7 @@
 
 
 def error_line(err: BaseException) -> str:
-    """What went wrong, without the quotes that a KeyError puts around a message and the number of an OSError."""
+    """Message of an error, without the quotes of a KeyError and the number of an OSError."""
     if isinstance(err, OSError) and err.strerror:
         text = err.strerror if err.filename is None else f'{err.strerror}: "{err.filename}"'
     elif isinstance(err, KeyError) and type(err).__str__ is KeyError.__str__ and err.args:

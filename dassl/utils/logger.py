@@ -48,7 +48,7 @@ class Logger(io.TextIOBase):
             self.file.flush()
 
     def isatty(self) -> bool:
-        """Whether the console is a terminal."""
+        """True if the console is a terminal."""
         return self.console.isatty()
 
     def close(self) -> None:

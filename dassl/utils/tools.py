@@ -51,7 +51,7 @@ def user_cache() -> Path:
 
 
 def check_isfile(fpath: str | os.PathLike[str]) -> bool:
-    """Whether `fpath` is a file; logs a warning if it is not."""
+    """True if `fpath` is a file; logs a warning if it is not."""
     found = os.path.isfile(fpath)
     if not found:
         logger.warning('No file found at "%s"', fpath)
@@ -142,7 +142,7 @@ def download_url(url: str, dst: str | os.PathLike[str]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What the results of a run depend on besides its config: versions, processor, GPUs. Plain values, JSON-ready."""
+    """Environment that results depend on besides the config: versions, processor, GPUs. Plain values, JSON-ready."""
     versions = {}
     for package in ("torch", "torchvision", "numpy", "pillow", "yacs", "safetensors", "scikit-learn"):
         try:

@@ -287,5 +287,5 @@ def _first_line(err: BaseException) -> str:
 
 
 def is_checkpoint_folder(fdir: PathLike) -> bool:
-    """Whether `fdir` has a pointer file, so that `resume_from_checkpoint` can use it."""
+    """True if `fdir` has a pointer file for `resume_from_checkpoint`."""
     return os.path.isfile(Path(fdir) / POINTER)

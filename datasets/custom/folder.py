@@ -92,7 +92,7 @@ class Folder(DatasetBase):
 
 
 def find_options(root: str) -> tuple[Path, Options]:
-    """What DATASET.ROOT names, and the options in its dataset.yaml (or in the yaml file that it names itself).
+    """Images and options that DATASET.ROOT names: a folder with its dataset.yaml, or that yaml file itself.
 
     Returns:
         A folder or a table or parquet file, and the options.

@@ -1,4 +1,4 @@
-"""What is wrong with images of your own (DATASET.NAME folder): class folders, tables and parquet files."""
+"""Health check of custom images (DATASET.NAME folder): class folders, tables and parquet files."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _layout_fix(err: Exception) -> str:
 
 @contextmanager
 def _warnings(report: Report) -> Iterator[None]:
-    """What the readers warn of in the log becomes part of the report instead."""
+    """Collect the warnings of the readers into the report instead of the log."""
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

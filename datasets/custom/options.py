@@ -1,4 +1,4 @@
-"""What may be said about images of your own in dataset.yaml, and how class folders are read."""
+"""Options of dataset.yaml for custom images, and the reader of class folders."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 class Strength(NamedTuple):
-    """How far pictures may leave the artwork. Probabilities in [0, 1]; the rest are half-widths or maxima."""
+    """Strength of each augmentation. Probabilities in [0, 1]; the rest are half-widths or maxima."""
 
     scale: tuple[float, float] = (0.55, 1.1)  # of the artwork in the picture
     aspect: float = 0.15  # log of the ratio of the edges

@@ -31,7 +31,7 @@ _NOT_PICTURES = re.compile(
 
 
 def icons_path() -> Path:
-    """Where the packed icons are: below the user's cache folder."""
+    """Folder of the packed icons, below the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "align-prompt" / "embedded" / "icons.xz"
 

@@ -178,7 +178,7 @@ def shuffled(items: Iterator[Any], buffer: int, rng: random.Random) -> Iterator[
 
 
 class _Batches(IterableDataset):
-    """What one worker of one process reads in an epoch: its share of the shards, again if its batches need more."""
+    """Samples that one worker of one process reads in an epoch: its share of the shards, repeated if needed."""
 
     def __init__(self, shards: Sequence[str], transform: Any, batch_size: int, buffer: int, limit: int) -> None:
         self.shards, self.transform = list(shards), transform

@@ -44,7 +44,7 @@ SAME_CONTENT = "not the known bytes, but counts, class names and few-shot picks 
 
 
 class Step(NamedTuple):
-    """What became of one file: state is done, there (nothing to do) or failed."""
+    """Outcome for one file: state is done, there (nothing to do) or failed."""
 
     file: str
     state: str
@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How files are fetched: a folder of files fetched elsewhere, whether archives are kept, whether progress shows."""
+    """Download settings: a folder of files fetched elsewhere, whether to keep archives, whether to show progress."""
 
     offline: Path | None = None
     keep: bool = False
@@ -219,7 +219,7 @@ def check(facts: Facts, source: Source, path: Path, folder: Path) -> dict[str, s
 
 
 def split_differences(facts: Facts, path: Path, folder: Path) -> list[str]:
-    """What of a split file is not as published; empty if all is, as far as counts, names and picks tell."""
+    """Differences of a split file from the published one, by counts, names and picks; empty if there are none."""
     images = folder / facts.images
     try:
         return differences(facts, *read_split(path, images), root=str(images))
@@ -258,7 +258,7 @@ def _make_split(name: str, root: str | os.PathLike[str], facts: Facts, steps: Se
 
 
 def _known_content(facts: Facts, source: Source, folder: Path) -> str:
-    """What is known of a target that is there already."""
+    """Description of a target that exists already."""
     if source.unless and _exists(folder / source.unless):
         return f"not needed, {source.unless} is there"
     if source.take or not source.checks:
@@ -275,7 +275,7 @@ def _known_content(facts: Facts, source: Source, folder: Path) -> str:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is a file, or a folder with something in it."""
+    """True for a file, or a folder that is not empty."""
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 

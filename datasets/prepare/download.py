@@ -144,7 +144,7 @@ def _go_on(url: str, part: Path, size: int | None, quiet: bool) -> None:
 
 
 def _fetch_drive(number: str, part: Path, quiet: bool) -> bool:
-    """Whether gdown, which knows the questions that Google Drive asks, could fetch the file."""
+    """Fetch with gdown, which answers Google Drive's confirmation pages; True on success."""
     try:
         import gdown
         from gdown import exceptions

@@ -1,4 +1,4 @@
-"""What is wrong with the folder of a known data set, and how to put it right. datasets.doctor prints it."""
+"""Health check of the folder of a standard data set, with remedies. datasets.doctor prints it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ELSEWHERE: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ImageNetA": (("imagenet-a", "imagenet-adversarial/imagenet-a"),),
     "ImageNetR": (("imagenet-r", "imagenet-rendition/imagenet-r"),),
 }
-"""Where torchvision or the archives put the same images, and where they belong; both below the data root."""
+"""Folders that torchvision or the archives use for the same images, and the expected ones, below the data root."""
 
 
 class Finding(NamedTuple):
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found in the folder of a data set.
+    """Findings in the folder of a data set.
 
     Attributes:
         counts: images per split, {} if the items could not be read.
@@ -85,7 +85,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors."""
+        """True if there are no errors."""
         return not self.count("error")
 
     def plain(self) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def _contents(items: Sequence[Datum], sizes: Mapping[str, int], wanted: set[int]
 
 
 def _anew(facts: Facts, home: Path) -> str:
-    """How to get items anew: the split file where there is one, else the images and lists."""
+    """Command that fetches the items again: the split file where there is one, else the images and lists."""
     if facts.split_file:
         made = home / facts.folder / facts.made_split
         official = home / facts.folder / facts.split_file
@@ -306,7 +306,7 @@ def _anew(facts: Facts, home: Path) -> str:
 
 
 def _again(facts: Facts, home: Path, paths: Sequence[str]) -> str:
-    """How to get the images anew: only whole folders are put in place, and never over what is there."""
+    """Instruction to fetch the images again: only whole folders are put in place, and never over existing ones."""
     folder = home / facts.folder
     tops = {os.path.relpath(path, folder).split(os.sep)[0] for path in paths} if not facts.images else {facts.images}
     moves = [f"mv {_quote(folder / top)} {_quote(folder / f'{top}.old')}" for top in sorted(tops)]
@@ -314,7 +314,7 @@ def _again(facts: Facts, home: Path, paths: Sequence[str]) -> str:
 
 
 def _replace(facts: Facts, home: Path, file: str) -> str:
-    """How to get the published file in the place of another one."""
+    """Instruction to replace a file with the published one."""
     path = home / facts.folder / file
     return f"mv {_quote(path)} {_quote(path.with_name(f'{file}.old'))} && {prepare_command(facts.name, str(home))}"
 

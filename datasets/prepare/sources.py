@@ -1,4 +1,4 @@
-"""Where the files of the known data sets come from, how they are checked, and where they go.
+"""Download addresses, checksums and targets of the files of the standard data sets.
 
 Sizes and checksums are those that torchvision and TensorFlow Datasets publish for the same files; where neither has
 one, none is given and what arrived is recorded instead.
@@ -400,4 +400,4 @@ HAND: Mapping[str, str] = {
     ),
     "UCF101": f"Middle frames are on Google Drive only, which limits downloads per day; try again later. {_PACKS}",
 }
-"""What people can do where a file cannot be fetched automatically, or often cannot."""
+"""Manual instructions for files that cannot, or often cannot, be fetched automatically."""

@@ -1,4 +1,4 @@
-"""How the splits of the known data sets were made, and the readers of their annotation files.
+"""Split procedures of the standard data sets, and the readers of their annotation files.
 
 A split is made on request only (see standard.make_split): anybody who compares results uses the published split files.
 The procedures are those of CoOp's readers, number for number: the same generator state gives the same lists and leaves

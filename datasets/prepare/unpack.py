@@ -114,7 +114,7 @@ def free_space(folder: Path, needed: int, what: str) -> None:
 
 
 def _place(path: str, places: Mapping[str, str]) -> str | None:
-    """Where a member goes, None if it is not wanted."""
+    """Target path of a member, None if it is not wanted."""
     for start, target in places.items():
         if start == "." or path == start or path.startswith(f"{start}/"):
             rest = path if start == "." else path[len(start) + 1 :]

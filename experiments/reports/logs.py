@@ -22,7 +22,7 @@ _PLACE = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
 
 
 class LogRun(NamedTuple):
-    """What a log says about its run. Texts are "" and numbers None where it does not say."""
+    """Run described by a log. Texts are "" and numbers None where it does not say."""
 
     folder: Path
     trainer: str
@@ -59,7 +59,7 @@ def last_figure(log: Path, keyword: str, signals: Sequence[str]) -> float:
 
 
 def read_log(log: Path) -> LogRun:
-    """What was run and what came out.
+    """Parse the run and its results.
 
     Raises:
         ValueError: it is no log of this family, or has no result: the run did not end.

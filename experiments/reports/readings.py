@@ -1,4 +1,4 @@
-"""What the runs of a recipe left behind: figures, or why there are none; and whether they may stand in one table."""
+"""Results of the runs of a recipe, or why they are missing; checks that they may share a table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     result: dict[str, Any] | None
     """result.json, or of a log {"accuracy": percent, ...}; None if the run is missing."""
     err: str = ""
-    """Why it is missing."""
+    """Reason why it is missing."""
     run: Run | None = None
     """None: read from a log."""
 
@@ -58,8 +58,8 @@ def read_runs(runs: Sequence[Run]) -> list[Reading]:
 
 
 def protocol(result: dict[str, Any]) -> dict[str, Any]:
-    """What runs of one cell must share, as flat names: the fingerprint without what the seed decides, the choice of the
-    deployed weights, and the epochs."""
+    """Protocol that the runs of one cell must share, as flat names: the fingerprint without the entries that depend on
+    the seed, the selection of the deployed weights, and the epochs."""
     marks = {key: value for key, value in result["fingerprint"].items() if key not in OF_THE_SEED}
     flat: dict[str, Any] = {}
     for key, value in marks.items():

@@ -1,4 +1,4 @@
-"""How far runs are, for people: the board of `sweep.py status`, durations and the time left."""
+"""Progress of a sweep: the table of `sweep.py status`, durations and the time left."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def board(runs: Sequence[Run], looks: Mapping[str, Look], durations: Durations) 
 
 
 def _progress(folder: Path) -> str:
-    """How far a running training is, as far as its files say."""
+    """Progress of a running training, as far as its files say."""
     with contextlib.suppress(OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
         epochs = [record["epoch"] for record in read_metrics(folder) if record.get("kind") == "epoch"]
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ class Chain:
         ).run()
 
     def checkpoint(self) -> Any:
-        """What is put into the queue again when the job is preempted: the same chain, which skips what is done."""
+        """Requeue a preempted job: the same chain, which skips finished runs."""
         return _submitit().helpers.DelayedSubmission(
             Chain(self.runs, self.output, self.threads, self.retries, self.gate)
         )

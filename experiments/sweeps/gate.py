@@ -39,14 +39,14 @@ class Check(NamedTuple):
     remark: str = ""
 
     def line(self) -> str:
-        """What was found, in one line."""
+        """Result in one line."""
         found = "no figure" if self.accuracy is None else f"{self.accuracy:.2f}"
         verdict = self.remark or ("OFF" if self.err else "right")
         return f"gate: {self.run.dataset}, {self.known.backbone}: {found}, known {self.known.value:.2f}: {verdict}"
 
 
 class Gate:
-    """Which zero-shot runs are compared with which figures, and which runs they hold back.
+    """Comparison of zero-shot runs with known figures, and the runs that depend on it.
 
     Args:
         runs: all runs of the recipes; those of `ZeroshotCLIP` with the template of the data set, on all classes and the
@@ -88,7 +88,7 @@ class Gate:
         return [check for check in found if check is not None]
 
     def summary(self, runs: Sequence[Run]) -> str:
-        """What is compared and what is not, in one line, before a sweep begins."""
+        """Summary of the comparisons in one line, before a sweep begins."""
         pairs = dict.fromkeys((run.dataset, backbone(run)) for run in runs)
         open_pairs = [pair for pair in pairs if pair not in self.compared]
         if len(open_pairs) == len(pairs):
@@ -137,7 +137,7 @@ def compare(run: Run, known: published.PublishedValue) -> Check:
 
 
 def _causes(run: Run, result: dict[str, Any], origin: str | None) -> str:
-    """Where to look, with what this run has used."""
+    """Likely causes, with the settings of this run."""
     marks, counts = result.get("fingerprint", {}), result.get("counts", {})
     causes = [
         f"images ({counts.get('test')} test images, split {origin or 'as published'}: python -m datasets.doctor)",
@@ -150,7 +150,7 @@ def _causes(run: Run, result: dict[str, Any], origin: str | None) -> str:
 
 
 def is_full_zero_shot(run: Run) -> bool:
-    """Whether a run of ZeroshotCLIP has all classes and the test images of its data set, and the template of that."""
+    """True if a run of ZeroshotCLIP uses all classes, test images and the template of its data set."""
     try:
         cfg = build_config(build_parser().parse_args(list(run.argv)))
     except (OSError, ValueError, KeyError):

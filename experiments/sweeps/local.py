@@ -39,7 +39,7 @@ class Active(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What became of the runs, by key; `errors` holds failed and blocked ones."""
+    """Outcome of the runs, by key; `errors` holds failed and blocked ones."""
 
     done: tuple[str, ...]
     errors: dict[str, str]
@@ -154,14 +154,14 @@ class LocalSweep:
                     self._start(run, free.pop(0))
 
     def _held_back(self, run: Run) -> bool:
-        """Whether the zero-shot figure of the data set and backbone of a run is not the known one."""
+        """True if the zero-shot figure for the data set and backbone of a run differs from the known one."""
         if self.gate is None or run.key in self.gate.keys:
             return False
         check = self.gate.check(run)
         return check is not None and bool(check.err)
 
     def _waits(self, run: Run) -> bool:
-        """Whether the zero-shot run that must come before a run is still to be done here."""
+        """True if the zero-shot run that must come before a run is still to be done here."""
         first = None if self.gate is None else self.gate.first(run)
         if first is None or first.key not in self.runs:
             return False
@@ -314,7 +314,7 @@ def _context(forks: bool) -> Any:
 
 
 def _outcome(active: Active) -> Outcome:
-    """What a process that has ended said, or how it died."""
+    """Last message of a process that has ended, or its signal."""
     process, folder = active.process, active.run.output_dir
     process.join()
     with contextlib.suppress(EOFError, OSError):

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a run may use: CUDA_VISIBLE_DEVICES and CPU threads; None leaves the setting of the environment."""
+    """Resources of a run: CUDA_VISIBLE_DEVICES and CPU threads; None leaves the setting of the environment."""
 
     devices: str | None = None
     threads: int | None = None

@@ -1,4 +1,4 @@
-"""What sentences have in common is computed once: the same results and gradients as one whole forward per sentence."""
+"""Shared parts of sentences are computed once: results and gradients of one whole forward per sentence."""
 
 import math
 
@@ -149,7 +149,7 @@ def test_rows_with_vectors_of_their_own_share_nothing(tiny):
 
 
 def test_memory_is_that_of_a_chunk(tiny):
-    """What the forward keeps for the backward pass does not grow with the number of sentences."""
+    """Memory kept for the backward pass does not grow with the number of sentences."""
 
     def saved(names, chunks):
         ids = clip.tokenize([f"X X {name}." for name in names], context_length=24, vocab_size=tiny.vocab_size)

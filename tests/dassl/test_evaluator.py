@@ -1,4 +1,4 @@
-"""What is measured on a test set."""
+"""Evaluators of a test set."""
 
 import logging
 import multiprocessing

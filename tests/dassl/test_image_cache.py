@@ -165,7 +165,7 @@ def test_what_is_done_once():
 
 
 def draw_in_place(image):
-    """What a careless transform does: it changes the image it was given, and looks at more than its pixels."""
+    """A careless transform: it changes the image it was given, and uses more than its pixels."""
     turned = image.getexif().get(0x0112, 0)
     ImageDraw.Draw(image).rectangle((2, 2, 5 + turned, 7), fill=(255, 0, 0))
     return image

@@ -36,7 +36,7 @@ def _nothing_fires():
 
 @pytest.fixture
 def original():
-    """What the original engine stores after an epoch of SGD with a warm-up and the cosine schedule."""
+    """State that the original engine stores after an epoch of SGD with a warm-up and the cosine schedule."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -90,7 +90,7 @@ def test_golden_picks_from_the_seed_alone(tmp_path, cfg, order, key):
 
 @pytest.mark.parametrize(("order", "key"), settings())
 def test_golden_picks_from_the_global_generator(tmp_path, order, key):
-    """What the original does, and that as many random numbers are used."""
+    """The picks of the original, with as many random numbers used."""
     shots, seed = (int(part.split("_")[1]) for part in key.split("-"))
     train, val = ([Datum(path, label, classname=name) for path, label, name in rows] for rows in golden_lists(order))
     (tmp_path / "x.jpg").touch()

@@ -1,4 +1,4 @@
-"""What learns is fp32 and trains, whatever it is part of: adapters, or parameters of CLIP itself."""
+"""Learned parameters are fp32 and train, in adapters or in CLIP itself."""
 
 import copy
 

@@ -86,7 +86,7 @@ def test_teacher_sentences(tiny_clip, names):
 
 
 def test_the_context_acts_through_the_blocks_before(tiny_clip, names, images):
-    """What the block before made of the context rows is dropped; the context still learns, through other rows."""
+    """Output of the block before at the context rows is dropped; the context still learns, through other rows."""
     trainer, outputs = build(tiny_clip, names), []
 
     def keep(module, inputs, output):

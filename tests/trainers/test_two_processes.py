@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """What the two processes found, for every method."""
+    """Results of the two processes, for every method."""
     folder = tmp_path_factory.mktemp("both")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

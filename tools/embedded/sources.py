@@ -1,4 +1,4 @@
-"""Where the artwork comes from: npm packages with pinned versions, their licences and authors.
+"""Sources of the artwork: npm packages with pinned versions, their licenses and authors.
 
 The packages are fetched only to rebuild the packed images (`python -m tools.embedded.build`); nothing here is needed
 at run time.

@@ -84,7 +84,7 @@ class LinearProbe(PromptTrainer):
 
     @property
     def searched(self) -> bool:
-        """Whether C is searched: it is not given, and there are validation images other than the test images."""
+        """True if C is searched: it is not given, and there are validation images other than the test images."""
         return self.options.C is None and self.has_own_val
 
     def chosen_on(self) -> str | None:

@@ -1,1 +1,1 @@
-"""What several methods share: prompts, losses, label tokens, masking, memory, feature caches."""
+"""Building blocks of several methods: prompts, losses, label tokens, masking, memory, feature caches."""

@@ -56,10 +56,10 @@ def structure_hash(module: nn.Module) -> str:
 
 
 def why_not(loader: Any, transform: Any) -> str:
-    """Why features of a loader's images cannot be kept; "" if they can.
+    """Reason why features of a loader's images cannot be cached; "" if they can.
 
     Args:
-        transform: the one of the evaluation, without which an image may be another at every look.
+        transform: of the evaluation; a random one gives another image every time.
     """
     wrapper = getattr(getattr(loader, "dataset", None), "dataset", None)
     if not isinstance(loader, SeededLoader) or type(wrapper) is not DatasetWrapper:
@@ -135,7 +135,7 @@ class FeatureFile:
         return found
 
     def writer(self) -> FeatureWriter | None:
-        """Where to put the features; None, with a line of log, if that is impossible or another process is at it."""
+        """Folder for the features; None, with a line of log, if that is impossible or another process writes them."""
         lock = filelock.FileLock(self.path.with_suffix(".lock"))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which patches of an image are kept, and sequences of the kept ones.
+"""Masks of image patches, and sequences of the visible ones.
 
 Every function gives the same number of patches for every image, so that a batch stays one tensor.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 MASKS = ("reversed", "reversed_inside", "block", "random")
-"""What is kept.
+"""Kinds of masks, by the patches that stay visible.
 
 - reversed: the patches of blocks (UTA), which may hang over the edge, so that every place is kept about as often;
 - reversed_inside: the patches of blocks that lie inside the grid, as BEiT draws them, which favours the centre;

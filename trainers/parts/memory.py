@@ -1,4 +1,4 @@
-"""How many rows the towers take at a time, so that a step stays within a budget of memory.
+"""Number of rows the towers take at a time, so that a step stays within a memory budget.
 
 Chunks whose activations do not fit are computed again in the backward pass (`clip.chunks`), so that memory does not
 grow with the number of classes; the result is the same to rounding, and nothing here is random or depends on the

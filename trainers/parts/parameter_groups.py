@@ -12,7 +12,7 @@ AFTER_BLOCKS = {"ln_post", "proj", "norm", "head", "ln_final", "text_projection"
 
 
 def decays(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to vectors and scalars (biases, norms, class token, scale)."""
+    """True if weight decay applies: to matrices, not to vectors and scalars (biases, norms, class token, scale)."""
     return sum(size > 1 for size in parameter.shape) > 1
 
 
@@ -31,7 +31,7 @@ def decay_groups(model: nn.Module, weight_decay: float, without: Iterable[nn.Par
 
 
 def blocks_path(tower: nn.Module) -> str:
-    """Where a tower keeps the list of its blocks; ValueError if it has none (a ResNet)."""
+    """Name of a tower's list of blocks; ValueError if it has none (a ResNet)."""
     known = dict(tower.named_modules())
     for path in ("blocks", "transformer.resblocks"):
         if path in known:

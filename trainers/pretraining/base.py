@@ -1,4 +1,4 @@
-"""What trainers share whose result is a CLIP of its own, instead of prompts around a frozen one."""
+"""Base class of trainers that update CLIP's own weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PretrainingTrainer(CLIPTrainer):
 
     @property
     def on_all_patches(self) -> bool:
-        """Whether this epoch is one of the FULL_EPOCHS."""
+        """True if this epoch is one of the FULL_EPOCHS."""
         return self.epoch >= self.max_epoch - self.options.FULL_EPOCHS
 
     def after_epoch(self) -> None:

@@ -207,7 +207,7 @@ class UTA(PretrainingTrainer):
 
     @torch.no_grad()
     def teach(self, image: Tensor) -> Targets:
-        """What the teacher says about whole images (B, 3, H, W)."""
+        """Teacher features of whole images (B, 3, H, W)."""
         encoded = self.teacher(image)
         return Targets(encoded.pooled, encoded.tokens[:, 1:])
 

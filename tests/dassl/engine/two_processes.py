@@ -20,7 +20,7 @@ from dassl.utils import distributed
 
 
 def start(rank, port, reports, arguments, log, stop_in_epoch=None):
-    """What torchrun's launcher does for a process; with stop_in_epoch the second one dies in that epoch (from 0)."""
+    """Act as torchrun's launcher for a process; with stop_in_epoch the second one dies in that epoch (from 0)."""
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,4 +1,4 @@
-"""What counts as a result, and what may not be averaged."""
+"""Results that count, and results that may not be averaged."""
 
 import json
 

@@ -38,7 +38,7 @@ def events(folder, kind):
 
 
 def starts(run):
-    """How often a run has really been started, as its folder says."""
+    """Number of times a run was really started, from its folder."""
     return 1 + len(json.loads((run.output_dir / "env.json").read_text())["earlier_starts"])
 
 

@@ -7,7 +7,7 @@ from trainers.parts.masking import MASKS, gather_tokens, keep_patches, left_out,
 
 
 def frequency(kind: str, grid: tuple[int, int], ratio: float, rows: int = 1500) -> torch.Tensor:
-    """How often every place is kept, relative to the mean, (height, width)."""
+    """Frequency of every place among the visible ones, relative to the mean, (height, width)."""
     patches = grid[0] * grid[1]
     keep = round((1 - ratio) * patches)
     chosen = keep_patches(kind, rows, grid, keep, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Which sentence a data set is asked with."""
+"""Sentence templates of the data sets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What pre-training methods share: precision, evaluations during training, classes, the file they leave."""
+"""Base of pre-training methods: precision, evaluations during training, classes, the saved file."""
 
 from types import SimpleNamespace
 
