@@ -20,7 +20,7 @@ from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
 from experiments.reports.logs import find_logs
 from experiments.reports.plots import Plot, plots, save
 from experiments.reports.published import load
-from experiments.reports.readings import place_logs, read_runs
+from experiments.reports.run_results import place_logs, read_runs
 from experiments.reports.stats import TESTS
 
 TEXTS, PICTURES = ("md", "csv", "tex", "html"), ("png", "svg", "pdf")
@@ -78,19 +78,19 @@ def gather(args: argparse.Namespace) -> Report:
     """
     recipe = load_recipe(args.recipe)
     runs = expand(recipe, output=None if args.runs is None else Path(args.runs).absolute())
-    readings = read_runs(runs)
+    entries = read_runs(runs)
     if args.logs is not None:
         if not args.logs.is_dir():
             raise FileNotFoundError(f'there is no folder "{args.logs}" of logs')
         logs, problems = find_logs(args.logs)
         rows, rest = place_logs(recipe, logs, runs)
-        readings += rows
+        entries += rows
         for folder, err in problems:
             print(f"left out: {folder}: {err}", file=sys.stderr)
         if rest:
             print(f"left out: {rest} logs of other tasks, data sets or shots than {recipe.name}", file=sys.stderr)
-    book = load([Path(entry.file).stem for entry in recipe.published])
-    report = build_report(recipe, runs, readings, book, _shown(recipe.path), _sweep_flags(args.runs))
+    table = load([Path(entry.file).stem for entry in recipe.published])
+    report = build_report(recipe, runs, entries, table, _shown(recipe.path), _sweep_flags(args.runs))
     found = [entry for a, b in args.compare or () for entry in compare(report.blocks, a, b, args.test)]
     return replace(report, comparisons=tuple(found))
 

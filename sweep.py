@@ -25,12 +25,12 @@ from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
 from experiments import Run, expand, load_recipe, with_needs
 from experiments.recipe import ROOT
-from experiments.status import look
+from experiments.status import run_status
 from experiments.sweeps import cluster
-from experiments.sweeps.board import Durations, board
-from experiments.sweeps.gate import Gate
-from experiments.sweeps.journal import Journal
+from experiments.sweeps.event_log import EventLog
 from experiments.sweeps.local import LocalSweep, Summary
+from experiments.sweeps.progress import Durations, status_table
+from experiments.sweeps.sanity_check import SanityCheck
 
 FILTERS = ("task", "method", "trainer", "config", "dataset", "shots", "seed", "part")
 FAILED, BAD_INPUT, NOT_FINISHED, OFF, INTERRUPTED = 1, 2, 3, 4, 130
@@ -69,9 +69,7 @@ def build_parser(status: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="show the runs, their state and their commands")
     parser.add_argument("--shuffle", metavar="SEED", type=_number(0), help="random order")
     parser.add_argument("--retries", metavar="N", type=_number(0), default=1, help="of a run that fails (default 1)")
-    parser.add_argument(
-        "--no-gate", action="store_true", help="do not compare zero-shot CLIP with known figures first; it is noted"
-    )
+    parser.add_argument("--no-gate", action="store_true", help="skip the sanity check of zero-shot CLIP; it is noted")
     parser.add_argument(
         "--feature-cache",
         action="store_true",
@@ -205,18 +203,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_gate(args: argparse.Namespace, chosen: Sequence[Run], runs: Sequence[Run], output: Path) -> Gate | None:
+def open_sanity_check(
+    args: argparse.Namespace, chosen: Sequence[Run], runs: Sequence[Run], output: Path
+) -> SanityCheck | None:
     """Sanity check of zero-shot CLIP against known figures, announced on the screen; None with --no-gate."""
-    gate = Gate(runs)
+    sanity_check = SanityCheck(runs)
     if not args.no_gate:
-        print(gate.summary(chosen))
-        return gate
-    Journal(output).write("no-gate", "", error=" ".join(args.recipes))
-    print("gate: off (--no-gate)")
+        print(sanity_check.summary(chosen))
+        return sanity_check
+    EventLog(output).write("no-gate", "", error=" ".join(args.recipes))
+    print("sanity check: off (--no-gate)")
     return None
 
 
-def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate: Gate | None) -> Summary:
+def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path, sanity_check: SanityCheck | None) -> Summary:
     """Do the runs as processes of this machine."""
     devices = find_devices(args.gpus)
     jobs = args.jobs or max(len(devices), 1)
@@ -231,7 +231,7 @@ def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate: G
         threads=threads,
         retries=args.retries,
         deadline=None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes,
-        gate=gate,
+        sanity_check=sanity_check,
     )
     signal.signal(signal.SIGTERM, _terminate)
     return sweep.run()
@@ -241,7 +241,9 @@ def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate: Gate | None) -> Summary | None:
+def do_as_jobs(
+    args: argparse.Namespace, runs: Sequence[Run], output: Path, sanity_check: SanityCheck | None
+) -> Summary | None:
     """Do the runs as jobs, zero-shot runs that are compared first; None if they were only submitted."""
     if args.max_minutes is not None:
         raise ValueError("--max-minutes is of no use for jobs, which have --time")
@@ -258,10 +260,10 @@ def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate
         parameters["slurm_additional_parameters"] = extra
     parameters = {key: value for key, value in parameters.items() if value is not None}
     ended = {run.key for run in runs if run_state(run.output_dir) == "done"}
-    errors = {run.key: error for run in runs if run.key in ended and (error := look(run).error)}
+    errors = {run.key: error for run in runs if run.key in ended and (error := run_status(run).error)}
     groups = [group for group in cluster.chains(runs) if any(run.key not in ended for run in group)]
-    groups.sort(key=lambda group: gate is None or not any(run.key in gate.keys for run in group))
-    work = [cluster.Chain(group, output, args.threads, args.retries, gate) for group in groups]
+    groups.sort(key=lambda group: sanity_check is None or not any(run.key in sanity_check.keys for run in group))
+    work = [cluster.Chain(group, output, args.threads, args.retries, sanity_check) for group in groups]
     done = ended.difference(errors)
     print(f"{len(done)} of {len(runs)} runs are done already; {len(work)} jobs")
     if not work:
@@ -279,22 +281,22 @@ def do_as_jobs(args: argparse.Namespace, runs: Sequence[Run], output: Path, gate
 
 def show_runs(runs: Sequence[Run], output: Path) -> None:
     """Print a line with the state and one with the command of every run (--dry-run)."""
-    last = Journal(output).last()
+    last = EventLog(output).last()
     for run in runs:
-        print(f"# {look(run, last).state}: {run.key}")
+        print(f"# {run_status(run, last).state}: {run.key}")
         print(f"python {shlex.quote(str(ROOT / 'train.py'))} {shlex.join(run.argv)}")
 
 
-def show_status(runs: Sequence[Run], output: Path, gate: Gate) -> None:
+def show_status(runs: Sequence[Run], output: Path, sanity_check: SanityCheck) -> None:
     """Print the table of `status`."""
-    journal = Journal(output)
-    events = journal.read()
+    event_log = EventLog(output)
+    events = event_log.read()
     last = {event.key: event for event in events}
-    looks = {run.key: look(run, last) for run in runs}
+    statuses = {run.key: run_status(run, last) for run in runs}
     durations = Durations()
-    durations.add_finished([run for run in runs if looks[run.key].state == "done"], events)
-    print(board(runs, looks, durations))
-    for check in gate.checks():
+    durations.add_finished([run for run in runs if statuses[run.key].state == "done"], events)
+    print(status_table(runs, statuses, durations))
+    for check in sanity_check.checks():
         print(check.line())
 
 
@@ -323,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs, everything, output = gather(args)
         if status:
-            show_status(runs, output, Gate(everything))
+            show_status(runs, output, SanityCheck(everything))
             return 0
         if args.shuffle is not None:
             runs = shuffled(runs, args.shuffle)
@@ -331,8 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_runs(runs, output)
             return 0
         as_jobs = args.slurm or args.local_executor
-        gate = open_gate(args, runs, everything, output)
-        summary = do_as_jobs(args, runs, output, gate) if as_jobs else do_here(args, runs, output, gate)
+        sanity_check = open_sanity_check(args, runs, everything, output)
+        summary = do_as_jobs(args, runs, output, sanity_check) if as_jobs else do_here(args, runs, output, sanity_check)
     except (ValueError, OSError, ImportError) as err:
         print(f"error: {error_line(err)}", file=sys.stderr)
         return BAD_INPUT

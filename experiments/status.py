@@ -27,7 +27,7 @@ _COSTS = ("trainable_parameters", "train_seconds", "eval_seconds", "elapsed_seco
 CLAIM = ".claim"  # held by the sweep that does a run; the engine's own lock comes after it
 
 
-class Look(NamedTuple):
+class RunStatus(NamedTuple):
     """State of a run: new, running, incomplete, failed or done; and the error line of a failed one."""
 
     state: str
@@ -43,7 +43,7 @@ class LastEvent(Protocol):
     def error(self) -> str: ...
 
 
-def look(run: Run, last: Mapping[str, LastEvent] | None = None) -> Look:
+def run_status(run: Run, last: Mapping[str, LastEvent] | None = None) -> RunStatus:
     """Status of a run; a result that cannot be used, of another config, or of an earlier training is a failure.
 
     For a killed run without FAILED, use the last event in sweep.jsonl.
@@ -51,16 +51,16 @@ def look(run: Run, last: Mapping[str, LastEvent] | None = None) -> Look:
     state = run_state(run.output_dir)
     if state == "done":
         err = damage(run) or other_config(run) or outdated(run)
-        return Look("failed", err) if err else Look(state)
+        return RunStatus("failed", err) if err else RunStatus(state)
     if in_use(run.output_dir):
-        return Look("running")
+        return RunStatus("running")
     event = (last or {}).get(run.key)
     if state == "failed":
         with contextlib.suppress(OSError):
-            return Look(state, (run.output_dir / FAILED).read_text(encoding="utf-8").strip())
+            return RunStatus(state, (run.output_dir / FAILED).read_text(encoding="utf-8").strip())
     if event is not None and event.kind == "failed":
-        return Look("failed", event.error)
-    return Look(state)
+        return RunStatus("failed", event.error)
+    return RunStatus(state)
 
 
 def in_use(directory: Path) -> bool:

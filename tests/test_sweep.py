@@ -1,4 +1,4 @@
-"""The command line of sweep.py: filters, dry run, board, exit codes, Ctrl-C."""
+"""The command line of sweep.py: filters, dry run, status table, exit codes, Ctrl-C."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_the_feature_cache_does_not_make_another_run(recipe, places, capsys, tmp
 
 
 def test_a_result_of_other_options_is_nowhere_done(recipe, places, capsys, tmp_path):
-    """Neither for the board, nor for a dry run, nor for jobs of a cluster, which nothing is left for."""
+    """Neither for the status table, nor for a dry run, nor for jobs of a cluster, which nothing is left for."""
     pytest.importorskip("submitit")
     made = {"task": "few_shot", "seeds": 1, "methods": ["Tiny"]}
     (run,) = runs_of(recipe(**made), tmp_path)

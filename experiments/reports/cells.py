@@ -12,7 +12,7 @@ import pandas as pd
 
 from experiments import Recipe, Run, step_part, step_parts
 from experiments.reports.published import AVERAGE, PROVENANCES, PublishedTable, PublishedValue
-from experiments.reports.readings import Reading
+from experiments.reports.run_results import RunResult
 from experiments.reports.stats import Summary, harmonic, summarize
 from experiments.reports.steps import STEP_METRICS, over_seeds, step_values
 
@@ -123,20 +123,20 @@ def shots_text(shots: int) -> str:
     return "1 shot" if shots == 1 else f"{shots} shots"
 
 
-def blocks(recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], table: PublishedTable) -> list[Block]:
+def blocks(recipe: Recipe, runs: Sequence[Run], entries: Sequence[RunResult], table: PublishedTable) -> list[Block]:
     """Tables of a recipe, by number of shots and metric.
 
     A method whose only number of shots is 0 (it needs no training image) appears in the tables of every number.
     """
-    return _Builder(recipe, runs, readings, table).blocks()
+    return _Builder(recipe, runs, entries, table).blocks()
 
 
 class _Builder:
-    def __init__(self, recipe: Recipe, runs: Sequence[Run], readings: Sequence[Reading], table: PublishedTable):
+    def __init__(self, recipe: Recipe, runs: Sequence[Run], entries: Sequence[RunResult], table: PublishedTable):
         self.recipe, self.table = recipe, table
         self.values: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
         learning: dict[str, bool] = {}
-        for r in readings:
+        for r in entries:
             if r.result is not None:
                 self.values[r.method, r.dataset, r.part, r.shots][r.seed] = r.value
                 learns = r.result.get("trainable_parameters") != 0 or bool(r.result.get("epochs"))
@@ -145,9 +145,9 @@ class _Builder:
         self.seeds = {method.name: len(method.seeds) for method in recipe.methods}
         self.names = {method.name: method.published for method in recipe.methods}
         by_trainer = {method.trainer: method.published for method in reversed(recipe.methods)}
-        for name in dict.fromkeys(r.method for r in readings if r.run is None):
-            self.shots[name] = {r.shots for r in readings if r.method == name}
-            self.seeds[name] = len({r.seed for r in readings if r.method == name})
+        for name in dict.fromkeys(r.method for r in entries if r.run is None):
+            self.shots[name] = {r.shots for r in entries if r.method == name}
+            self.seeds[name] = len({r.seed for r in entries if r.method == name})
             trainer = name.split(" ")[0]
             self.names[name] = by_trainer.get(trainer, trainer)
         self.columns: dict[str, list[str]] = {}

@@ -15,7 +15,7 @@ from experiments import Recipe, Run
 from experiments.reports.cells import Block, blocks, shots_text, title_of
 from experiments.reports.compare import Comparison
 from experiments.reports.published import PublishedTable
-from experiments.reports.readings import Reading, check_protocols
+from experiments.reports.run_results import RunResult, check_protocols
 
 NAMED = 4  # data sets or parts listed by name in a line about missing runs
 # Parts that train; the others evaluate a model that such a part has trained.
@@ -60,7 +60,7 @@ class Report:
     recipe: Recipe
     path: str
     """The recipe as a command names it."""
-    readings: tuple[Reading, ...]
+    entries: tuple[RunResult, ...]
     blocks: tuple[Block, ...]
     missing: tuple[Missing, ...]
     costs: tuple[Cost, ...]
@@ -68,17 +68,17 @@ class Report:
 
     @property
     def done(self) -> int:
-        return sum(reading.run is not None and reading.result is not None for reading in self.readings)
+        return sum(entry.run is not None and entry.result is not None for entry in self.entries)
 
     @property
     def asked(self) -> int:
-        return sum(reading.run is not None for reading in self.readings)
+        return sum(entry.run is not None for entry in self.entries)
 
 
 def build_report(
     recipe: Recipe,
     runs: Sequence[Run],
-    readings: Sequence[Reading],
+    entries: Sequence[RunResult],
     table: PublishedTable,
     path: str = "",
     sweep_flags: Sequence[str] = (),
@@ -87,26 +87,26 @@ def build_report(
 
     Args:
         runs: of the recipe.
-        readings: of these runs, and of logs.
+        entries: of these runs, and of logs.
         path: of the recipe, for commands.
         sweep_flags: further arguments of sweep.py, such as another folder of runs.
 
     Raises:
         ProtocolMismatch: results of different protocols would meet in one cell or column.
     """
-    check_protocols(readings)
+    check_protocols(entries)
     path = path or str(recipe.path)
-    tables = tuple(blocks(recipe, runs, readings, table))
-    return Report(recipe, path, tuple(readings), tables, _missing(readings, path, sweep_flags), _costs(readings))
+    tables = tuple(blocks(recipe, runs, entries, table))
+    return Report(recipe, path, tuple(entries), tables, _missing(entries, path, sweep_flags), _costs(entries))
 
 
-def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> tuple[Missing, ...]:
+def _missing(entries: Sequence[RunResult], path: str, flags: Sequence[str]) -> tuple[Missing, ...]:
     groups, parts = defaultdict(list), defaultdict(set)
-    for reading in readings:
-        place = (reading.method, reading.dataset, reading.shots)
-        parts[place].add(reading.part)
-        if reading.result is None:
-            groups[place].append(reading)
+    for entry in entries:
+        place = (entry.method, entry.dataset, entry.shots)
+        parts[place].add(entry.part)
+        if entry.result is None:
+            groups[place].append(entry)
     # Merge data sets that lack the same runs, then numbers of shots that lack them on the same data sets.
     by_dataset, by_shots = defaultdict(list), defaultdict(list)
     for (method, dataset, shots), group in groups.items():
@@ -122,11 +122,11 @@ def _missing(readings: Sequence[Reading], path: str, flags: Sequence[str]) -> tu
     return tuple(found)
 
 
-def _what(group: Sequence[Reading], parts: set[str]) -> tuple[str, ...]:
+def _what(group: Sequence[RunResult], parts: set[str]) -> tuple[str, ...]:
     """Missing runs of one cell, by reason and seeds; `parts` are all parts of the cell."""
     seeds, alike = defaultdict(list), defaultdict(list)
-    for reading in group:
-        seeds[reading.part, reading.err].append(reading.seed)
+    for entry in group:
+        seeds[entry.part, entry.err].append(entry.seed)
     for (part, reason), several in seeds.items():
         alike[tuple(several), reason].append(part)
     what = []
@@ -144,12 +144,12 @@ def _pattern(value: Any) -> str:
     return str(value).replace("[", "[[]").replace("*", "[*]").replace(",", "?")
 
 
-def _costs(readings: Sequence[Reading]) -> tuple[Cost, ...]:
+def _costs(entries: Sequence[RunResult]) -> tuple[Cost, ...]:
     names = ("trainable_parameters", "train_seconds", "images_per_second", "device")
     frame = pd.DataFrame(
         [
             {"method": r.method, "shots": r.shots, "part": r.part, **{name: r.result.get(name) for name in names}}
-            for r in readings
+            for r in entries
             if r.result is not None and (r.part == "first" or (r.run is not None and TRAINED.fullmatch(r.part)))
         ],
         columns=["method", "shots", "part", *names],

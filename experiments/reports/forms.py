@@ -17,7 +17,7 @@ from experiments.reports.cells import Block, Cell, cell_frame, title_of
 from experiments.reports.document import Report
 from experiments.reports.plots import Plot, marker_svg, panel_svg
 from experiments.reports.published import PROVENANCES
-from experiments.reports.readings import Reading
+from experiments.reports.run_results import RunResult
 from experiments.reports.tables import code_markdown, escape_latex, escape_markdown, markdown_table, signed
 
 TEST_NAMES = {"wilcoxon": "Wilcoxon signed-rank test", "t": "paired t test"}
@@ -112,7 +112,7 @@ def to_html(report: Report, figures: Sequence[Plot], folder: Path, links: bool =
             number += 1
         drawn.append((plot, pictures))
     header = ("method", "data set", "part", "shots", "seed", "accuracy, %", "seconds", "protocol", "files")
-    rows = [(_run_row(reading), _links(reading, folder) if links else []) for reading in report.readings]
+    rows = [(_run_row(entry), _links(entry, folder) if links else []) for entry in report.entries]
     runs = Table(header, rows, (1, 2, 7))
     return _render("html", report, figures=drawn, runs=runs, marker_svg=marker_svg, signed=signed)
 
@@ -217,18 +217,18 @@ def _cost_table(report: Report) -> Table:
     return Table(header, rows, (0, 5))
 
 
-def _run_row(reading: Reading) -> list[str]:
-    place = [reading.method, title_of(reading.dataset), reading.part, str(reading.shots), str(reading.seed)]
-    if reading.result is None:
-        return [*place, "-", "-", reading.err]
-    seconds = reading.result.get("elapsed_seconds")
+def _run_row(entry: RunResult) -> list[str]:
+    place = [entry.method, title_of(entry.dataset), entry.part, str(entry.shots), str(entry.seed)]
+    if entry.result is None:
+        return [*place, "-", "-", entry.err]
+    seconds = entry.result.get("elapsed_seconds")
     shown = "-" if seconds is None else f"{seconds:.0f}"
-    return [*place, f"{reading.value:.2f}", shown, str(reading.result.get("protocol_hash", "-"))]
+    return [*place, f"{entry.value:.2f}", shown, str(entry.result.get("protocol_hash", "-"))]
 
 
-def _links(reading: Reading, folder: Path) -> list[tuple[str, str]]:
+def _links(entry: RunResult, folder: Path) -> list[tuple[str, str]]:
     """Title and URL of the files of a run that exist."""
-    files = ((reading.folder / name, text) for name, text in FILES)
+    files = ((entry.folder / name, text) for name, text in FILES)
     return [(text, _url(path.resolve(), folder.resolve())) for path, text in files if path.is_file()]
 
 

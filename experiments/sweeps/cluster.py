@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Run
-from experiments.sweeps.gate import Gate
 from experiments.sweeps.local import ROOT, LocalSweep, Summary
+from experiments.sweeps.sanity_check import SanityCheck
 
 REQUEUES = 20  # times that one job may run out of its time
 
@@ -29,19 +29,25 @@ class Chain:
         output: Path,
         threads: int | None = None,
         retries: int = 1,
-        gate: Gate | None = None,
+        sanity_check: SanityCheck | None = None,
     ):
-        self.runs, self.output, self.threads, self.retries, self.gate = tuple(runs), output, threads, retries, gate
+        self.runs, self.output, self.threads, self.retries = tuple(runs), output, threads, retries
+        self.sanity_check = sanity_check
 
     def __call__(self) -> Summary:
         return LocalSweep(
-            self.runs, self.output, threads=self.threads, retries=self.retries, forks=True, gate=self.gate
+            self.runs,
+            self.output,
+            threads=self.threads,
+            retries=self.retries,
+            forks=True,
+            sanity_check=self.sanity_check,
         ).run()
 
     def checkpoint(self) -> Any:
         """Requeue a preempted job: the same chain, which skips finished runs."""
         return _submitit().helpers.DelayedSubmission(
-            Chain(self.runs, self.output, self.threads, self.retries, self.gate)
+            Chain(self.runs, self.output, self.threads, self.retries, self.sanity_check)
         )
 
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from dassl.engine.status import run_state
 from experiments import Run
-from experiments.status import finished_result, in_use, look, main_figure
-from experiments.sweeps.board import Durations, time_text
-from experiments.sweeps.gate import Gate
-from experiments.sweeps.journal import Journal
+from experiments.status import finished_result, in_use, main_figure, run_status
+from experiments.sweeps.event_log import EventLog
+from experiments.sweeps.progress import Durations, time_text
+from experiments.sweeps.sanity_check import SanityCheck
 from experiments.sweeps.worker import STDERR, Limits, Outcome, last_line, work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ class Summary(NamedTuple):
     done: tuple[str, ...]
     errors: dict[str, str]
     left: tuple[str, ...]  # neither, because the sweep was stopped
-    off: tuple[str, ...] = ()  # zero-shot figures that are not the known ones, see experiments/sweeps/gate.py
+    off: tuple[str, ...] = ()  # zero-shot figures that are not the known ones, see experiments/sweeps/sanity_check.py
 
 
 class LocalSweep:
@@ -63,7 +63,7 @@ class LocalSweep:
         deadline: of time.monotonic(), after which everything is stopped; None: no limit.
         forks: start runs as forks of this very process, which saves the imports of another; only for a process that
             has no threads and has not touched CUDA.
-        gate: compares zero-shot runs with known figures before other runs of their data set start; None: nothing is.
+        sanity_check: compares zero-shot runs with known figures before other runs of their data set start.
         say: takes the lines about the progress.
     """
 
@@ -79,7 +79,7 @@ class LocalSweep:
         deadline: float | None = None,
         patience: float = 5.0,
         forks: bool = False,
-        gate: Gate | None = None,
+        sanity_check: SanityCheck | None = None,
         say: Callable[[str], None] = print,
     ):
         self.runs = {run.key: run for run in runs}
@@ -88,7 +88,7 @@ class LocalSweep:
             raise ValueError(f"runs are needed that are not among those to do: {', '.join(missing)}")
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}, expected 1 or more")
-        self.journal = Journal(output)
+        self.event_log = EventLog(output)
         self.limits = [Limits(devices[slot % len(devices)] if devices else None, threads) for slot in range(jobs)]
         self.retries, self.deadline, self.patience, self.say = retries, deadline, patience, say
         self.waiting: deque[Run] = deque(runs)
@@ -100,7 +100,7 @@ class LocalSweep:
         self.not_before: dict[str, float] = {}
         self.durations = Durations()
         self.context = _context(forks)
-        self.gate = gate
+        self.sanity_check = sanity_check
         self.off: dict[str, str] = {}
 
     def run(self) -> Summary:
@@ -123,15 +123,15 @@ class LocalSweep:
         keys = {run.key for run in finished}
         self.waiting = deque(run for run in self.waiting if run.key not in keys)
         for run in finished:
-            err = look(run).error
+            err = run_status(run).error
             if err:
                 self._give_up(run, err)
             else:
                 self.done.add(run.key)
-        self.durations.add_finished([run for run in finished if run.key in self.done], self.journal.read())
+        self.durations.add_finished([run for run in finished if run.key in self.done], self.event_log.read())
         if self.done:
             self.say(f"{len(self.done)} of {len(self.runs)} runs are done already")
-        for check in () if self.gate is None else self.gate.checks():
+        for check in () if self.sanity_check is None else self.sanity_check.checks():
             self._compare(check.run)
 
     # starting
@@ -155,14 +155,14 @@ class LocalSweep:
 
     def _held_back(self, run: Run) -> bool:
         """True if the zero-shot figure for the data set and backbone of a run differs from the known one."""
-        if self.gate is None or run.key in self.gate.keys:
+        if self.sanity_check is None or run.key in self.sanity_check.keys:
             return False
-        check = self.gate.check(run)
+        check = self.sanity_check.check(run)
         return check is not None and bool(check.err)
 
     def _waits(self, run: Run) -> bool:
         """True if the zero-shot run that must come before a run is still to be done here."""
-        first = None if self.gate is None else self.gate.first(run)
+        first = None if self.sanity_check is None else self.sanity_check.first(run)
         if first is None or first.key not in self.runs:
             return False
         return first.key not in self.done and first.key not in self.errors
@@ -194,7 +194,7 @@ class LocalSweep:
                 "the process from which runs are forked has ended, perhaps for lack of memory; the same command goes on"
             ) from err
         other.close()
-        self.journal.write("start", run.key, self.attempts.get(run.key, 0) + 1)
+        self.event_log.write("start", run.key, self.attempts.get(run.key, 0) + 1)
 
     # ending
 
@@ -224,7 +224,7 @@ class LocalSweep:
             self.waiting.append(run)
             return
         attempt = self.attempts.get(run.key, 0) + 1
-        self.journal.write(outcome.kind, run.key, attempt, seconds, outcome.error)
+        self.event_log.write(outcome.kind, run.key, attempt, seconds, outcome.error)
         if outcome.kind == "stopped" and self.stops.get(run.key, 0) < STOPS:
             self.stops[run.key] = self.stops.get(run.key, 0) + 1
             self.say(f"{outcome.error}: {run.key}; it goes on")
@@ -255,21 +255,21 @@ class LocalSweep:
         self._compare(run)
 
     def _compare(self, run: Run) -> None:
-        """Say and note what the gate finds on a zero-shot run that is done."""
-        if self.gate is None or run.key not in self.gate.keys:
+        """Say and note the finding of the sanity check on a zero-shot run that is done."""
+        if self.sanity_check is None or run.key not in self.sanity_check.keys:
             return
-        check = self.gate.check(run)
+        check = self.sanity_check.check(run)
         if check is not None:
             self.say(check.line())
             if check.err:
                 self.off[run.key] = check.err
                 self.say(check.err)
-            self.journal.write("gate", run.key, error=check.err or check.remark)
+            self.event_log.write("sanity-check", run.key, error=check.err or check.remark)
 
     def _give_up(self, run: Run, error: str, kind: str = "failed") -> None:
         self.errors[run.key] = error
         if kind == "blocked":
-            self.journal.write(kind, run.key, error=error)
+            self.event_log.write(kind, run.key, error=error)
         self.say(f"{kind}: {run.key}: {error}")
 
     def _stop(self) -> None:
@@ -296,7 +296,7 @@ class LocalSweep:
         else:
             self.waiting.append(run)
         kind = "done" if outcome.kind == "done" else "stopped"
-        self.journal.write(kind, run.key, self.attempts.get(run.key, 0) + 1, _seconds(active, outcome))
+        self.event_log.write(kind, run.key, self.attempts.get(run.key, 0) + 1, _seconds(active, outcome))
 
 
 def _context(forks: bool) -> Any:

@@ -12,7 +12,7 @@ from experiments import RecipeError, expand, load_recipe, step_parts
 from experiments.recipe import ROOT
 from experiments.reports.document import build_report
 from experiments.reports.published import PublishedTable
-from experiments.reports.readings import read_runs
+from experiments.reports.run_results import read_runs
 
 TABLE = {
     "task": "incremental",

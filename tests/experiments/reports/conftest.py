@@ -8,7 +8,7 @@ from invented_runs import write_run
 from experiments import expand
 from experiments.reports.document import build_report
 from experiments.reports.published import PublishedTable
-from experiments.reports.readings import read_runs
+from experiments.reports.run_results import read_runs
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from invented_runs import make_method, make_recipe
 
 from experiments import expand
 from experiments.reports.logs import find_logs, last_figure, read_log
-from experiments.reports.readings import place_logs
+from experiments.reports.run_results import place_logs
 
 LOG = """\
 ***************
@@ -82,8 +82,8 @@ def test_a_log_that_was_cut_off_is_named(tmp_path):
 
 def placed(tmp_path, recipe):
     logs, _ = find_logs(tmp_path)
-    readings, rest = place_logs(recipe, logs, expand(recipe))
-    return {(r.method, r.dataset, r.part, r.shots, r.seed) for r in readings}, rest
+    entries, rest = place_logs(recipe, logs, expand(recipe))
+    return {(r.method, r.dataset, r.part, r.shots, r.seed) for r in entries}, rest
 
 
 def test_few_shot_logs_are_rows_of_their_own(tmp_path):

@@ -29,10 +29,10 @@ def test_every_file_is_in_order(name):
 
 
 def test_figures_read_from_the_sources():
-    book = load(["base2new", "align", "align_unverified"])
-    assert book.find("base2new", "CoOp", AVERAGE, "h", 16).value == 71.66
-    assert book.find("base2new", "PromptSRC", "ucf101", "new", 16).value == 78.80
-    assert book.find("base2new", "NoSuchMethod", "ucf101", "new", 16) is None
+    table = load(["base2new", "align", "align_unverified"])
+    assert table.find("base2new", "CoOp", AVERAGE, "h", 16).value == 71.66
+    assert table.find("base2new", "PromptSRC", "ucf101", "new", 16).value == 78.80
+    assert table.find("base2new", "NoSuchMethod", "ucf101", "new", 16) is None
 
 
 @pytest.mark.parametrize("name", ["base2new", "cross_dataset", "domain_generalization", "few_shot"])
@@ -72,17 +72,17 @@ def test_what_was_run_again_measured_in_a_figure_or_recalled_says_so():
 
 
 def test_only_numbers_of_the_authors_stand_without_a_word():
-    book = load(["align", "align_unverified", "base2new_dept", "lamm_few_shot"])
-    assert book.find("base2new", "ALIGN", "eurosat", "base", 16).text() == "94.03"  # the printed one comes first
-    assert book.find("base2new", "ALIGN", "dtd", "base", 16).text() == "82.13 (unverified)"
-    assert book.find("base2new", "CoOp", "dtd", "base", 16).text() == "79.33 (rerun)"
-    assert book.find("few_shot", "LAMM", "dtd", "accuracy", 1).text().endswith("(digitised)")
+    table = load(["align", "align_unverified", "base2new_dept", "lamm_few_shot"])
+    assert table.find("base2new", "ALIGN", "eurosat", "base", 16).text() == "94.03"  # the printed one comes first
+    assert table.find("base2new", "ALIGN", "dtd", "base", 16).text() == "82.13 (unverified)"
+    assert table.find("base2new", "CoOp", "dtd", "base", 16).text() == "79.33 (rerun)"
+    assert table.find("few_shot", "LAMM", "dtd", "accuracy", 1).text().endswith("(digitised)")
 
 
 def test_few_shot_numbers_are_found_by_shots():
-    book = load(["few_shot"])
-    assert book.find("few_shot", "CoOp", "dtd", "accuracy", 16).value == 69.87
-    assert book.find("few_shot", "CoOp", "dtd", "accuracy", 3) is None
+    table = load(["few_shot"])
+    assert table.find("few_shot", "CoOp", "dtd", "accuracy", 16).value == 69.87
+    assert table.find("few_shot", "CoOp", "dtd", "accuracy", 3) is None
 
 
 @pytest.mark.parametrize(

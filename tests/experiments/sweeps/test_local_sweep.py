@@ -17,11 +17,11 @@ import train
 from dassl.engine.run import RunFolder
 from dassl.engine.status import read_result, resume_file, run_state
 from experiments import expand, load_recipe
-from experiments.status import in_use, look, other_config
-from experiments.sweeps.board import Durations, board, time_text
+from experiments.status import in_use, other_config, run_status
 from experiments.sweeps.cluster import Chain, chains, executor, run_local
-from experiments.sweeps.journal import Journal
+from experiments.sweeps.event_log import EventLog
 from experiments.sweeps.local import LONGEST_PAUSE, LocalSweep
+from experiments.sweeps.progress import Durations, status_table, time_text
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def sweep(runs, folder, said=None, **options):
 
 
 def events(folder, kind):
-    return [event for event in Journal(folder / "out").read() if event.kind == kind]
+    return [event for event in EventLog(folder / "out").read() if event.kind == kind]
 
 
 def starts(run):
@@ -120,7 +120,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_and_has_not_failed(tmp_path):
     assert (summary.done, summary.errors) == ((run.key,), {})
     assert said[0] == f"stopped by a signal: {run.key}; it goes on"
     assert starts(run) == 2
-    assert [event.attempt for event in Journal(tmp_path / "out").read()] == [1, 1, 1, 1]
+    assert [event.attempt for event in EventLog(tmp_path / "out").read()] == [1, 1, 1, 1]
 
 
 def test_a_run_that_is_asked_to_stop_too_often_has_failed(tmp_path, monkeypatch):
@@ -150,7 +150,10 @@ def test_a_run_that_is_killed_every_time_is_shown_as_failed(tmp_path):
     thread.join()
     assert list(summary.errors) == [run.key]
     assert run_state(run.output_dir) == "incomplete"
-    assert look(run, Journal(tmp_path / "out").last()) == ("failed", "the process was ended by signal 9 (SIGKILL)")
+    assert run_status(run, EventLog(tmp_path / "out").last()) == (
+        "failed",
+        "the process was ended by signal 9 (SIGKILL)",
+    )
 
 
 def test_failures_are_tried_again_and_block_what_needs_them(tmp_path):
@@ -166,9 +169,9 @@ def test_failures_are_tried_again_and_block_what_needs_them(tmp_path):
     assert not blocked.output_dir.exists()
     assert sum("tried again later" in line for line in said) == 2
     assert f"blocked: {blocked.key}: needs {broken.key}, which failed" in said
-    last = Journal(tmp_path / "out").last()
-    looks = {run.key: look(run, last) for run in runs}
-    shown = board(runs, looks, Durations())
+    last = EventLog(tmp_path / "out").last()
+    statuses = {run.key: run_status(run, last) for run in runs}
+    shown = status_table(runs, statuses, Durations())
     assert f"  {broken.key}\n    {summary.errors[broken.key]}" in shown
     assert f"waiting for a failed run:\n  {blocked.key}" in shown
 
@@ -178,7 +181,7 @@ def test_bad_arguments_are_a_failure_with_their_reason(tmp_path):
     (run,) = tiny_runs(tmp_path, seeds=1, methods=[method])
     summary = sweep([run], tmp_path, retries=0)
     assert "no_such" in summary.errors[run.key]
-    assert look(run, Journal(tmp_path / "out").last()).state == "failed"
+    assert run_status(run, EventLog(tmp_path / "out").last()).state == "failed"
 
 
 def test_a_result_of_another_config_is_not_taken(tmp_path):
@@ -191,25 +194,25 @@ def test_a_result_of_another_config_is_not_taken(tmp_path):
     assert "OPTIM.LR: 0.05 -> 0.5" in other_config(run)
     summary = sweep([run], tmp_path)
     assert "OPTIM.LR: 0.05 -> 0.5" in summary.errors[run.key]
-    assert look(run) == ("failed", summary.errors[run.key])  # the board and the sweep agree
+    assert run_status(run) == ("failed", summary.errors[run.key])  # the status table and the sweep agree
 
 
 def test_an_evaluation_of_an_earlier_training_is_not_taken(tmp_path):
     """The training was done again: what it had then been evaluated to would stand beside it in one table."""
     base, new = tiny_runs(tmp_path, task="base2new", seeds=1)
     sweep([base, new], tmp_path)
-    assert look(new).state == "done"
+    assert run_status(new).state == "done"
     shutil.rmtree(base.output_dir)
     text = f'the result is of an earlier run of {base.key}; delete the folder "{new.output_dir}" to do the run again'
-    assert look(new) == ("failed", text)
+    assert run_status(new) == ("failed", text)
     time.sleep(1.1)  # starts are noted to the second
     summary = sweep([base, new], tmp_path)
     assert (summary.done, summary.errors) == ((base.key,), {new.key: text})
-    assert look(new) == ("failed", text)
+    assert run_status(new) == ("failed", text)
     shutil.rmtree(new.output_dir)
     assert sweep([base, new], tmp_path).errors == {}
     train.run(["--eval-only", "--model-dir", str(base.output_dir), *base.argv])
-    assert look(new).state == "done"  # evaluated again is not trained again
+    assert run_status(new).state == "done"  # evaluated again is not trained again
 
 
 def test_a_folder_of_all_runs_may_be_moved(tmp_path):
@@ -219,7 +222,7 @@ def test_a_folder_of_all_runs_may_be_moved(tmp_path):
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     recipe = load_recipe(tmp_path / "table.yaml")
     runs = expand(recipe, root=tmp_path / "images", output=tmp_path / "elsewhere")
-    assert {look(run) for run in runs} == {("done", "")}
+    assert {run_status(run) for run in runs} == {("done", "")}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"accuracy": "high"}', '{"accuracy": 50, "fingerprint": {}}'])
@@ -229,19 +232,19 @@ def test_a_damaged_result_is_a_failure_and_stays(tmp_path, text):
     result = run.output_dir / "result.json"
     result.write_text(text)
     (run.output_dir / "DONE").touch()
-    assert look(run).state == "failed"
+    assert run_status(run).state == "failed"
     error = sweep([run], tmp_path).errors[run.key]
-    assert error == look(run).error
+    assert error == run_status(run).error
     assert re.search(r'result\.json.*; delete the folder ".*" to do the run again', error)
     assert result.read_text() == text
 
 
 def test_a_line_that_is_no_event_is_left_out(tmp_path):
-    journal = Journal(tmp_path)
-    journal.write("done", "a", seconds=1.0)
-    with open(journal.path, "a") as file:
+    event_log = EventLog(tmp_path)
+    event_log.write("done", "a", seconds=1.0)
+    with open(event_log.path, "a") as file:
         file.write('[1]\n{"kind": "done", "key": [1]}\n{"kind": "done", "key": "b", "seconds": "x"}\n{"kind": "fai')
-    assert list(journal.last()) == ["a"]
+    assert list(event_log.last()) == ["a"]
 
 
 def test_a_deadline_far_away_is_no_limit(tmp_path):
@@ -271,7 +274,7 @@ def test_a_run_of_another_program_is_left_to_it(tmp_path):
     said = []
     with RunFolder(run.output_dir):
         assert in_use(run.output_dir)
-        assert look(run).state == "running"
+        assert run_status(run).state == "running"
         summary = sweep([run], tmp_path, said, deadline=time.monotonic() + 1)
         assert summary.left == (run.key,)
     assert said[0] == f"{run.key} is run by another process; it is left to that one"
@@ -297,7 +300,7 @@ def test_time_over_stops_and_the_next_sweep_continues(tmp_path):
     timer.join()
     assert set(summary.left) == {run.key for run in runs}
     assert run_state(runs[0].output_dir) == "incomplete"
-    assert look(runs[0]).state == "incomplete"
+    assert run_status(runs[0]).state == "incomplete"
     assert said == ["time is over, 1 runs are stopped; the same command continues"]
     assert set(sweep(runs, tmp_path).done) == {run.key for run in runs}
     assert "Resume" in (runs[0].output_dir / "log.txt").read_text()

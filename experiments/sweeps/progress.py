@@ -13,8 +13,8 @@ import yaml
 from dassl.engine.records import read_metrics
 from dassl.engine.status import CONFIG
 from experiments import Run
-from experiments.status import Look, finished_result
-from experiments.sweeps.journal import Event
+from experiments.status import RunStatus, finished_result
+from experiments.sweeps.event_log import Event
 
 STATES = ("done", "running", "incomplete", "failed", "new")
 
@@ -30,7 +30,7 @@ class Durations:
             self._known[kind].append(seconds)
 
     def add_finished(self, runs: Iterable[Run], events: Iterable[Event]) -> None:
-        """Learn from runs that are done: from a sweep's journal, or else from the run's result."""
+        """Learn from runs that are done: from the event log, or else from the run's result."""
         took = {event.key: event.seconds for event in events if event.kind == "done" and event.seconds}
         for run in runs:
             seconds = took.get(run.key)
@@ -76,9 +76,9 @@ def time_text(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def board(runs: Sequence[Run], looks: Mapping[str, Look], durations: Durations) -> str:
-    """The board: a row per method, then what runs, what failed and why, and the time left."""
-    states = {run.key: looks[run.key].state for run in runs}
+def status_table(runs: Sequence[Run], statuses: Mapping[str, RunStatus], durations: Durations) -> str:
+    """The status table: a row per method, then what runs, what failed and why, and the time left."""
+    states = {run.key: statuses[run.key].state for run in runs}
     width = max([len(run.method) for run in runs] + [len("method")])
     lines = ["  ".join([f"{'method':{width}}", *(f"{state:>10}" for state in STATES)])]
     methods = list(dict.fromkeys(run.method for run in runs))
@@ -92,7 +92,9 @@ def board(runs: Sequence[Run], looks: Mapping[str, Look], durations: Durations) 
         lines += ["", "running:", *(f"  {run.key}{_progress(run.output_dir)}" for run in running)]
     if failed:
         lines += ["", "failed:"]
-        lines += [line for run in failed for line in (f"  {run.key}", f"    {looks[run.key].error or 'unknown error'}")]
+        lines += [
+            line for run in failed for line in (f"  {run.key}", f"    {statuses[run.key].error or 'unknown error'}")
+        ]
         lost = {run.key for run in failed}
         blocked = [run for run in runs if states[run.key] != "done" and lost.intersection(run.needs)]
         lines += ["", "waiting for a failed run:", *(f"  {run.key}" for run in blocked)] if blocked else []

@@ -5,7 +5,7 @@ import json
 import pytest
 from invented_runs import make_method, make_recipe, write_run
 
-from experiments.reports.readings import ProtocolMismatch, protocol, read_runs
+from experiments.reports.run_results import ProtocolMismatch, protocol, read_runs
 from experiments.reports.tables import escape_latex, escape_markdown
 
 RECIPE = make_recipe(methods=(make_method("CoOp"), make_method("ALIGN")), datasets=("dtd",))
@@ -119,7 +119,7 @@ def test_states_of_missing_runs(done):
     (runs[1].output_dir / "FAILED").write_text("no memory\nmore\n")
     for path in runs[2].output_dir.iterdir():
         path.unlink()
-    problems = [reading.err for reading in read_runs(runs)]
+    problems = [entry.err for entry in read_runs(runs)]
     assert problems == ["incomplete", "failed: no memory", "new"]
     report = done.report()
     assert (report.done, report.asked) == (3, 6)

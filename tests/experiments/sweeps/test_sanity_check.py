@@ -12,9 +12,9 @@ import sweep
 from dassl.engine.status import run_state
 from experiments import expand, load_recipe
 from experiments.reports.published import PublishedValue
-from experiments.sweeps import gate as gates
-from experiments.sweeps.gate import Gate, compare, known_figures
-from experiments.sweeps.journal import Journal
+from experiments.sweeps import sanity_check as checks
+from experiments.sweeps.event_log import EventLog
+from experiments.sweeps.sanity_check import SanityCheck, compare, known_figures
 
 ZERO_SHOT = {"name": "CLIP", "trainer": "ZeroshotCLIP", "shots": 0, "seeds": 1}
 ENSEMBLE = {**ZERO_SHOT, "name": "CLIP (7)", "variant": "select7", "options": {"TRAINER.ZEROSHOT.TEMPLATES": "select7"}}
@@ -59,7 +59,7 @@ def test_figures_that_are_compared_with():
 
 def test_only_plain_zero_shot_runs_on_whole_data_sets_are_compared(tmp_path):
     def compared(**entries):
-        return [run.key for run, _ in Gate(runs_of(tmp_path, **entries)).compared.values()]
+        return [run.key for run, _ in SanityCheck(runs_of(tmp_path, **entries)).compared.values()]
 
     assert compared() == ["few_shot/digits/shots_0/ZeroshotCLIP/emoji/seed1"]
     assert compared(methods=["CoOp"]) == []
@@ -78,7 +78,7 @@ def test_only_plain_zero_shot_runs_on_whole_data_sets_are_compared(tmp_path):
     path = tmp_path / "cross.yaml"
     path.write_text(yaml.safe_dump({**whole, "shots": 16, "methods": [{"name": "CLIP", "trainer": "ZeroshotCLIP"}]}))
     runs = expand(load_recipe(path), tmp_path / "data", tmp_path / "out")
-    assert set(Gate(runs).compared) == {("imagenet", "ViT-B/16"), ("dtd", "ViT-B/16")}
+    assert set(SanityCheck(runs).compared) == {("imagenet", "ViT-B/16"), ("dtd", "ViT-B/16")}
 
 
 @pytest.mark.parametrize(
@@ -109,25 +109,25 @@ def test_half_a_point_is_allowed(tmp_path, accuracy, marks, wrong):
 
 def test_a_finished_run_stops_what_follows_and_other_data_sets_go_on(tmp_path):
     runs = runs_of(tmp_path, datasets=["digits", "emoji_objects", "emoji_clocks"])
-    gate = Gate(runs)
+    sanity_check = SanityCheck(runs)
     zero_shot = {run.dataset: run for run in runs if run.method == "CLIP"}
     coop = {run.dataset: run for run in runs if run.method == "CoOp"}
-    assert gate.first(coop["digits"]) == zero_shot["digits"]
-    assert gate.first(coop["emoji_clocks"]) is None
-    assert gate.first(zero_shot["digits"]) is None
-    assert gate.check(coop["digits"]) is None
+    assert sanity_check.first(coop["digits"]) == zero_shot["digits"]
+    assert sanity_check.first(coop["emoji_clocks"]) is None
+    assert sanity_check.first(zero_shot["digits"]) is None
+    assert sanity_check.check(coop["digits"]) is None
     finish(zero_shot["digits"], 20.0)
     finish(zero_shot["emoji_objects"], 42.4)
-    assert gate.check(coop["digits"]).err
-    assert gate.check(coop["emoji_objects"]).err == ""
-    assert len(gate.checks()) == 2
-    assert "not compared: emoji_clocks (emoji-ViT-S/8)" in gate.summary(runs)
+    assert sanity_check.check(coop["digits"]).err
+    assert sanity_check.check(coop["emoji_objects"]).err == ""
+    assert len(sanity_check.checks()) == 2
+    assert "not compared: emoji_clocks (emoji-ViT-S/8)" in sanity_check.summary(runs)
     other = replace(coop["digits"], argv=(*coop["digits"].argv, "MODEL.BACKBONE.NAME", "RN50"))
-    assert gate.check(other) is None
+    assert sanity_check.check(other) is None
 
 
 def doctored(monkeypatch, value):
-    monkeypatch.setattr(gates, "known_figures", lambda: [KNOWN._replace(value=value)])
+    monkeypatch.setattr(checks, "known_figures", lambda: [KNOWN._replace(value=value)])
 
 
 def run_sweep(tmp_path, *flags):
@@ -142,8 +142,8 @@ def test_a_sweep_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     code, (ensemble, zero_shot) = run_sweep(tmp_path)
     out, err = capsys.readouterr()
     assert code == sweep.OFF == 4
-    assert "gate: zero-shot CLIP comes first on digits (emoji-ViT-S/8)" in out
-    assert "gate: digits, emoji-ViT-S/8: 8.91, known 47.84: OFF" in out
+    assert "sanity check: zero-shot CLIP comes first on digits (emoji-ViT-S/8)" in out
+    assert "sanity check: digits, emoji-ViT-S/8: 8.91, known 47.84: OFF" in out
     assert err.count("error: zero-shot CLIP has 8.91 % on digits with emoji-ViT-S/8, but 47.84 % is known") == 1
     assert "Likely causes: images (539 test images" in err
     assert f"blocked: {ensemble.key}: zero-shot CLIP is off on digits" in out
@@ -156,10 +156,10 @@ def test_a_sweep_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     assert "known 47.84: OFF" in capsys.readouterr().out
     assert run_sweep(tmp_path, "--no-gate")[0] == 0
     assert run_state(ensemble.output_dir) == "done"
-    events = [(event.kind, event.key) for event in Journal(tmp_path / "out").read()]
+    events = [(event.kind, event.key) for event in EventLog(tmp_path / "out").read()]
     assert events.count(("no-gate", "")) == 1
-    assert events.count(("gate", zero_shot.key)) == 3
-    assert next(event.error for event in Journal(tmp_path / "out").read() if event.kind == "no-gate")
+    assert events.count(("sanity-check", zero_shot.key)) == 3
+    assert next(event.error for event in EventLog(tmp_path / "out").read() if event.kind == "no-gate")
 
 
 @pytest.mark.slow
@@ -168,12 +168,12 @@ def test_a_sweep_within_half_a_point_does_everything(tmp_path, monkeypatch, caps
     code, runs = run_sweep(tmp_path)
     assert code == 0
     assert {run_state(run.output_dir) for run in runs} == {"done"}
-    done = [event.key for event in Journal(tmp_path / "out").read() if event.kind in ("done", "gate")]
+    done = [event.key for event in EventLog(tmp_path / "out").read() if event.kind in ("done", "sanity-check")]
     assert done == [runs[1].key, runs[1].key, runs[0].key]  # zero-shot first, though it is listed last
     assert "known 9.40: right" in capsys.readouterr().out
 
 
 def test_without_a_zero_shot_run_it_says_so(tmp_path):
     runs = tiny_runs(tmp_path)
-    assert "nothing is compared with known figures" in Gate(runs).summary(runs)
+    assert "nothing is compared with known figures" in SanityCheck(runs).summary(runs)
     assert Path(runs[0].output_dir).exists() is False

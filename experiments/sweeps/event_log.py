@@ -1,6 +1,6 @@
 """sweep.jsonl in the folder of all runs: what sweeps started and how it ended, one JSON object per line.
 
-It serves the board: durations, and the ends of runs that were killed. What is done is never decided by it.
+It serves the status table: durations, and the ends of runs that were killed. What is done is never decided by it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FILE_NAME = "sweep.jsonl"
 class Event:
     """`kind` is start, done, failed, stopped or blocked; `seconds` is wall time of the attempt, None if none ran.
 
-    Of the gate: `gate` is a zero-shot run that was compared, `error` what is wrong with its figure; `no-gate`, without
-    a key, is a sweep that was told to go on without.
+    `sanity-check` is a zero-shot run that was compared, with the problem of its figure as `error`; `no-gate`, without a
+    key, is a sweep with --no-gate.
     """
 
     kind: str
@@ -33,8 +33,8 @@ class Event:
     pid: int = 0
 
 
-class Journal:
-    """Appends whole lines, so that several sweeps may write to one journal."""
+class EventLog:
+    """Appends whole lines, so that several sweeps may write to one file."""
 
     def __init__(self, output: Path):
         self.path = output / FILE_NAME

@@ -22,7 +22,7 @@ class ProtocolMismatch(ValueError):
     """Results that were measured on different things would be averaged or compared."""
 
 
-class Reading(NamedTuple):
+class RunResult(NamedTuple):
     """One run and what it measured."""
 
     method: str
@@ -46,15 +46,15 @@ class Reading(NamedTuple):
         return float(self.result[main_figure(self.result)])
 
 
-def read_runs(runs: Sequence[Run]) -> list[Reading]:
+def read_runs(runs: Sequence[Run]) -> list[RunResult]:
     """The result of each run; one that is not done, or whose result.json is damaged or of another run, is missing."""
-    readings = []
+    entries = []
     for run in runs:
         result, err = result_or_reason(run)
-        readings.append(
-            Reading(run.method, run.dataset, run.part, run.shots, run.seed, run.output_dir, result, err, run)
+        entries.append(
+            RunResult(run.method, run.dataset, run.part, run.shots, run.seed, run.output_dir, result, err, run)
         )
-    return readings
+    return entries
 
 
 def protocol(result: dict[str, Any]) -> dict[str, Any]:
@@ -69,17 +69,17 @@ def protocol(result: dict[str, Any]) -> dict[str, Any]:
     return {**flat, "selection": result.get("selection"), "epochs": result.get("epochs")}
 
 
-def check_protocols(readings: Sequence[Reading]) -> None:
+def check_protocols(entries: Sequence[RunResult]) -> None:
     """Check that only results of one protocol meet in a cell, and of the same data in a column.
 
     Raises:
         ProtocolMismatch: they do not; the message names the cells, the fields that differ and the runs.
     """
     cells, columns = defaultdict(list), defaultdict(list)
-    for reading in readings:
-        if reading.result is not None and "fingerprint" in reading.result:  # a log has none
-            cells[reading.method, reading.dataset, reading.part, reading.shots].append(reading)
-            columns[reading.dataset, reading.part].append(reading)
+    for entry in entries:
+        if entry.result is not None and "fingerprint" in entry.result:  # a log has none
+            cells[entry.method, entry.dataset, entry.part, entry.shots].append(entry)
+            columns[entry.dataset, entry.part].append(entry)
     problems = [
         f"{method}, {dataset}, {shots} shots, {part}: {difference}"
         for (method, dataset, part, shots), group in cells.items()
@@ -98,15 +98,15 @@ def check_protocols(readings: Sequence[Reading]) -> None:
         )
 
 
-def _differences(group: Sequence[Reading], fields: Sequence[str] | None) -> list[str]:
+def _differences(group: Sequence[RunResult], fields: Sequence[str] | None) -> list[str]:
     """One text per field with more than one value."""
-    marks = [protocol(reading.result or {}) for reading in group]
+    marks = [protocol(entry.result or {}) for entry in group]
     names = list(dict.fromkeys(name for mark in marks for name in mark)) if fields is None else fields
     found = []
     for name in names:
         folders = defaultdict(list)
-        for reading, mark in zip(group, marks):
-            folders[str(mark.get(name))].append(str(reading.folder))
+        for entry, mark in zip(group, marks):
+            folders[str(mark.get(name))].append(str(entry.folder))
         if len(folders) > 1:
             values = (f"{value!r} in {_some(places)}" for value, places in folders.items())
             found.append(f"{name} differs: " + "; ".join(values))
@@ -117,7 +117,7 @@ def _some(places: Sequence[str]) -> str:
     return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
-def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> tuple[list[Reading], int]:
+def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> tuple[list[RunResult], int]:
     """Logs as rows of their own below those of a recipe.
 
     A log has no fingerprint, so it is never averaged with a run of this project: its method is called
@@ -125,7 +125,7 @@ def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> t
     training stands at 0 shots, and at seed 1 if it names none.
 
     Returns:
-        the readings, and how many logs have no place in this table.
+        the entries, and how many logs have no place in this table.
 
     Raises:
         ValueError: two logs claim the same cell and seed.
@@ -144,17 +144,17 @@ def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> t
     variants = defaultdict(set)
     for log, *_ in placed:
         variants[log.trainer].add((log.config, log.variant))
-    readings: dict[tuple[Any, ...], Reading] = {}
+    entries: dict[tuple[Any, ...], RunResult] = {}
     for log, part, known, seed in placed:
         method = f"{log.trainer} (log)"
         if len(variants[log.trainer]) > 1:
             method = f"{log.trainer} {' '.join(filter(None, (log.config, log.variant)))} (log)"
         key = (method, log.dataset, part, known, seed)
-        if key in readings:
+        if key in entries:
             raise ValueError(f"two logs claim {method}, {log.dataset}, {known} shots, {part}, seed {seed}: "
-                             f"{readings[key].folder} and {log.folder}; remove one of them")  # fmt: skip
-        readings[key] = Reading(*key, log.folder, dict(log.figures))
-    return list(readings.values()), len(logs) - len(placed)
+                             f"{entries[key].folder} and {log.folder}; remove one of them")  # fmt: skip
+        entries[key] = RunResult(*key, log.folder, dict(log.figures))
+    return list(entries.values()), len(logs) - len(placed)
 
 
 def _part(recipe: Recipe, log: LogRun) -> str:

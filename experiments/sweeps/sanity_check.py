@@ -1,4 +1,4 @@
-"""The golden gate: zero-shot CLIP is compared with its known figure before anything is trained on a data set.
+"""Sanity check of a sweep: zero-shot CLIP is compared with its known figure before anything is trained on a data set.
 
 Where images, class names, template, transform and weights are right, zero-shot CLIP reproduces the published accuracy
 to a few tenths of a point. Where it does not, every other run on this data set with this backbone would be measured on
@@ -42,10 +42,12 @@ class Check(NamedTuple):
         """Result in one line."""
         found = "no figure" if self.accuracy is None else f"{self.accuracy:.2f}"
         verdict = self.remark or ("OFF" if self.err else "right")
-        return f"gate: {self.run.dataset}, {self.known.backbone}: {found}, known {self.known.value:.2f}: {verdict}"
+        return (
+            f"sanity check: {self.run.dataset}, {self.known.backbone}: {found}, known {self.known.value:.2f}: {verdict}"
+        )
 
 
-class Gate:
+class SanityCheck:
     """Comparison of zero-shot runs with known figures, and the runs that depend on it.
 
     Args:
@@ -93,12 +95,12 @@ class Gate:
         open_pairs = [pair for pair in pairs if pair not in self.compared]
         if len(open_pairs) == len(pairs):
             return (
-                "gate: nothing is compared with known figures, because there is no zero-shot run of a whole data set "
-                "and backbone with one"
+                "sanity check: nothing is compared with known figures, because there is no zero-shot run of a whole "
+                "data set and backbone with one"
             )
         names = ", ".join(f"{dataset} ({name})" for dataset, name in pairs if (dataset, name) in self.compared)
         rest = f"; not compared: {', '.join(f'{dataset} ({name})' for dataset, name in open_pairs)}"
-        return f"gate: zero-shot CLIP comes first on {names}{rest if open_pairs else ''}"
+        return f"sanity check: zero-shot CLIP comes first on {names}{rest if open_pairs else ''}"
 
 
 def known_figures(folder: Path = published.FOLDER) -> list[published.PublishedValue]:
