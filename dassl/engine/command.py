@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,13 +22,14 @@ from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder
 from dassl.engine.status import read_result
 from dassl.utils import collect_env_info, distributed, set_random_seed, setup_logger
-from dassl.utils.errors import error_line
+from dassl.utils.errors import error_line, lost_worker, resource_advice
 from dassl.utils.torchtools import BEST_MODEL
 
 logger = logging.getLogger(__name__)
 
-# What bad input, a full disk or a diverging loss raise; anything else is a error of the code and shows its traceback.
-CLEAR_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, torch.cuda.OutOfMemoryError)
+# Raised by bad input, a full disk or a diverging loss. Lack of memory is known by `resource_advice`; anything else is a
+# bug and shows its traceback.
+CLEAR_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError)
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
@@ -140,7 +142,23 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _run(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
+    """One run; a process that loads data and dies, for lack of memory as a rule, costs one new start with fewer."""
     cfg = build_config(args)
+    try:
+        return _start(cfg, args, command)
+    except (RuntimeError, OSError) as err:
+        workers = cfg.DATALOADER.NUM_WORKERS
+        if not lost_worker(err) or workers == 0 or "WORLD_SIZE" in os.environ:
+            raise
+        fewer = 0 if "shared memory" in error_line(err) else workers // 4
+        logger.warning("%s. Started again with DATALOADER.NUM_WORKERS %d", error_line(err), fewer)
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = fewer
+    cfg.freeze()
+    return _start(cfg, args, command)
+
+
+def _start(cfg: CfgNode, args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     started = distributed.init_distributed(cfg.USE_CUDA)
     try:
         with RunFolder(cfg.OUTPUT_DIR) as folder:
@@ -191,8 +209,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, command = _parse(argv)
     try:
         return _run(args, command)
-    except CLEAR_ERRORS as err:
-        if args.verbose_errors:
+    except Exception as err:
+        if args.verbose_errors or not (isinstance(err, CLEAR_ERRORS) or resource_advice(err)):
             raise
         print(f"error: {error_line(err)}", file=sys.stderr)
         raise SystemExit(2) from err

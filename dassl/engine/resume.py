@@ -6,9 +6,11 @@ at any moment has either the state of the epoch before or of this one. It holds 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +30,15 @@ from .status import check_same_config, config_hash, resume_file
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+# Entries of a resume state whose type is checked before anything is used.
+_ENTRIES: dict[str, Any] = {
+    **dict.fromkeys(("models", "optims", "scheds", "extra"), dict),
+    **dict.fromkeys(("epoch", "train_images", "records"), int),
+    **dict.fromkeys(("best_result", "elapsed", "train_seconds"), (int, float)),
+    "processes": list,
+    "classnames": list,
+    "config": str,
+}
 
 
 class Resumable(Protocol):
@@ -98,6 +109,14 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     state = distributed.broadcast_object(load_checkpoint(path) if distributed.is_main_process() else None)
     if state.get("version") != VERSION:
         raise ValueError(f'"{path}" is no resume state of version {VERSION}; delete it to train from the beginning')
+    wrong = [f"{name} is {state.get(name)!r:.40}" for name, kind in _ENTRIES.items() if not _is(state.get(name), kind)]
+    if wrong:
+        raise ValueError(f'"{path}" is damaged ({", ".join(wrong)}); delete it to train from the beginning')
+    if not 0 < state["epoch"] <= trainer.cfg.OPTIM.MAX_EPOCH:
+        raise ValueError(
+            f'"{path}" is of epoch {state["epoch"]}, but the run has {trainer.cfg.OPTIM.MAX_EPOCH} (OPTIM.MAX_EPOCH); '
+            "delete it to train from the beginning"
+        )
     check_same_config(state["config"], trainer.cfg, directory)
     world = distributed.get_world_size()
     if len(state["processes"]) != world:
@@ -110,14 +129,15 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     check_classnames(path, state, trainer.classnames())
     for name, model in trainer._models.items():
         check_weights(path, model, state["models"][name])
-    for name, model in trainer._models.items():
-        model.load_state_dict(state["models"][name])
-        for own, saved in ((trainer._optims[name], state["optims"]), (trainer._scheds[name], state["scheds"])):
-            if own is not None and saved[name] is not None:
-                own.load_state_dict(saved[name])
-    if trainer.precision.scaler is not None and state["scaler"]:
-        trainer.precision.scaler.load_state_dict(state["scaler"])
-    trainer.load_extra_state(state["extra"])
+    with _damage_named(path):
+        for name, model in trainer._models.items():
+            model.load_state_dict(state["models"][name])
+            for own, saved in ((trainer._optims[name], state["optims"]), (trainer._scheds[name], state["scheds"])):
+                if own is not None and saved[name] is not None:
+                    own.load_state_dict(saved[name])
+        if trainer.precision.scaler is not None and state["scaler"]:
+            trainer.precision.scaler.load_state_dict(state["scaler"])
+        trainer.load_extra_state(state["extra"])
     trainer.best_result = state["best_result"]
     trainer.elapsed_before = state["elapsed"]
     trainer.train_seconds, trainer.train_images = state["train_seconds"], state["train_images"]
@@ -127,10 +147,27 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
 
 def set_random_states(trainer: Resumable, state: dict[str, Any]) -> None:
     """Put all random generators and the positions of the training loaders where the saved run had them."""
-    own = state["processes"][distributed.get_rank()]
-    for name, value in own["loaders"].items():
-        set_loader_state(getattr(trainer, name), value)
-    set_random_state(own["random"])
+    with _damage_named(resume_file(trainer.output_dir)):
+        own = state["processes"][distributed.get_rank()]
+        for name, value in own["loaders"].items():
+            set_loader_state(getattr(trainer, name), value)
+        set_random_state(own["random"])
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Errors of entries that do not fit become one that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as err:
+        raise ValueError(
+            f'"{path}" is damaged, or of another version of this code or of torch ({type(err).__name__}: '
+            f"{' '.join(str(err).split())[:200]}); delete it to train from the beginning"
+        ) from err
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def copy_best(trainer: Resumable, directory: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import subprocess
 import time
@@ -28,7 +29,9 @@ from yacs.config import CfgNode
 
 from dassl.utils import distributed, environment, read_json, write_json, write_text
 from dassl.utils.errors import error_line
+from dassl.utils.torchtools import BEST_MODEL, POINTER
 
+from .records import FILE_NAME as METRICS
 from .records import plain
 from .status import (
     CONFIG,
@@ -37,12 +40,16 @@ from .status import (
     FAILED,
     LOCK,
     RESULT,
+    RESUME,
     check_same_config,
     read_result,
     resume_file,
     run_state,
 )
 
+MARKER = ".run"  # in every folder that a run has written to
+# Names of the files of a run that are written beside their place first.
+_OWN = (MARKER, CONFIG, ENVIRONMENT, RESULT, METRICS, DONE, FAILED, RESUME, POINTER, "model.pth.tar-", BEST_MODEL)
 # Entries of result.json that only a training can fill.
 _OF_TRAINING = ("mode", "epochs", "selection", "train_seconds", "train_images_per_second", "peak_memory_mib")
 
@@ -54,12 +61,18 @@ class RunInUse(OSError):
 class RunFolder:
     """A folder held by one run: `with RunFolder(directory) as folder`. Only the main process locks and writes.
 
+    Nothing is deleted or overwritten that a run did not write: a folder with files of these names and without the
+    marker, or env.json, of a run is refused, and only temporary files with the names of a run's files are removed.
+
     Raises:
+        ValueError: the name of the folder is empty.
         RunInUse: another process holds the folder.
         OSError: the folder cannot be made or written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
+        if not str(directory).strip():
+            raise ValueError("OUTPUT_DIR is empty, expected a folder for the files of the run (--output-dir DIR)")
         self.path = Path(directory)
         self._lock: filelock.BaseFileLock | None = None
         self._started = False
@@ -79,8 +92,6 @@ class RunFolder:
                 reason = err.strerror or err
                 raise OSError(err.errno, f'cannot use "{self.path}" as OUTPUT_DIR: {reason}') from err
             self._lock = lock  # the operating system releases it when the process dies
-            for left_over in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
-                left_over.unlink(missing_ok=True)
         return self
 
     def __exit__(self, kind: Any, err: BaseException | None, trace: Any) -> None:
@@ -100,12 +111,13 @@ class RunFolder:
         """Check that what the folder holds can be continued, reused or evaluated by a run of this config and mode.
 
         Raises:
-            ValueError: the folder holds a run with another config; or checkpoints of another program, which a training
-                would overwrite; or a training that is not done, where an evaluation would be taken for its result; or
-                an evaluation, where a training is asked for.
+            ValueError: the folder holds files or checkpoints of another program, which a run would overwrite; or a run
+                with another config; or a training that is not done, where an evaluation would be taken for its result;
+                or an evaluation, where a training is asked for.
         """
         saved = resume_file(self.path).is_file() or any(self.path.glob("*/model*.pth.tar*"))
         state, config = self.state, self.path / CONFIG
+        self._check_own()
         if not (saved or state == "done"):
             return  # nothing is there that could be lost or mixed up
         if not config.is_file():
@@ -115,7 +127,7 @@ class RunFolder:
                     f'with --resume "{self.path}", or use another OUTPUT_DIR'
                 )
             return
-        check_same_config(config.read_text(encoding="utf-8"), cfg, str(self.path))
+        check_same_config(config.read_text(encoding="utf-8", errors="replace"), cfg, str(self.path))
         if mode == "eval" and state != "done":
             raise ValueError(
                 f'"{self.path}" holds a training that is not done; finish it first with the same command without '
@@ -123,6 +135,25 @@ class RunFolder:
             )
         if mode == "train" and state == "done" and read_result(self.path).get("mode") != "train":
             raise ValueError(f'"{self.path}" holds an evaluation (--eval-only); train into another OUTPUT_DIR')
+
+    def _check_own(self) -> None:
+        """ValueError if the folder has files with a run's names that no run wrote."""
+        if (self.path / MARKER).is_file() or "earlier_starts" in _earlier(self.path / ENVIRONMENT):
+            return
+        foreign = [name for name in (CONFIG, ENVIRONMENT, RESULT, METRICS, DONE) if (self.path / name).exists()]
+        if foreign:
+            raise ValueError(
+                f'"{self.path}" holds {", ".join(foreign)}, written by another program, which a run would overwrite; '
+                "use another OUTPUT_DIR"
+            )
+
+    def _remove_left_over(self) -> None:
+        """Remove the temporary files that killed runs left: by their own names, and of no process that lives."""
+        below = [path for path in self.path.glob("*/.*.tmp") if path.name.startswith((".model", f".{POINTER}."))]
+        for path in (*self.path.glob(".*.tmp"), *below):
+            found = re.fullmatch(r"\.(.+)\.(\d+)-[0-9a-f]{8}\.tmp", path.name)
+            if found and found[1].startswith(_OWN) and not _lives(int(found[2])):
+                path.unlink(missing_ok=True)
 
     def start(self, cfg: CfgNode, mode: str, command: Sequence[str] = ()) -> int:
         """Write config.yaml and env.json and forget an earlier failure.
@@ -141,6 +172,9 @@ class RunFolder:
             if seed < 0:
                 known = earlier.get("seed")
                 seed = known if isinstance(known, int) and known >= 0 else secrets.randbelow(2**31)
+            self._remove_left_over()
+            if not (self.path / MARKER).exists():
+                write_text("The files here are those of a run, which writes over them.\n", self.path / MARKER)
             (self.path / FAILED).unlink(missing_ok=True)
             write_text(cfg.dump(), self.path / CONFIG)
             write_json({**_started(mode, seed, command), "earlier_starts": _starts(earlier)}, self.path / ENVIRONMENT)
@@ -172,6 +206,19 @@ class RunFolder:
                 write_text(error_line(err) + "\n", self.path / FAILED)
 
 
+def _lives(pid: int) -> bool:
+    """True if another process has this number, here where the folder itself is held."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def _started(mode: str, seed: int, command: Sequence[str]) -> dict[str, Any]:
     return {
         "mode": mode,
@@ -198,7 +245,8 @@ def _starts(earlier: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     names = ("mode", "started", "command", "git", "processes", "versions")
     last = {name: earlier.get(name) for name in names}
-    return [*earlier.get("earlier_starts", []), last]
+    before = earlier.get("earlier_starts")
+    return [*(before if isinstance(before, list) else []), last]
 
 
 def git_state() -> dict[str, Any] | None:

@@ -71,16 +71,36 @@ def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none; the message says how far the run is.
+        ValueError: it is damaged.
     """
     path = Path(directory) / RESULT
     if not path.is_file():
         raise FileNotFoundError(f'"{path}" does not exist: the run in "{directory}" is {run_state(directory)}')
-    return read_json(path)
+    result = read_json(path)
+    if not isinstance(result, dict):
+        raise ValueError(
+            f'"{path}" is damaged: it holds {result!r:.50}, expected the figures of a run; {again(path.parent)}'
+        )
+    return result
+
+
+def again(directory: str | os.PathLike[str]) -> str:
+    """Advice to do a run again."""
+    return f'delete the folder "{directory}" to do the run again'
 
 
 def config_values(config: str | CfgNode) -> dict[str, Any]:
-    """A config as {"OPTIM.LR": 0.002, ...}, tuples as lists, without the keys that may change between starts."""
-    content = yaml.safe_load(config if isinstance(config, str) else config.dump()) or {}
+    """A config as {"OPTIM.LR": 0.002, ...}, tuples as lists, without the keys that may change between starts.
+
+    Raises:
+        ValueError: a text that is no config.
+    """
+    try:
+        content = yaml.safe_load(config if isinstance(config, str) else config.dump()) or {}
+    except (yaml.YAMLError, RecursionError) as err:
+        raise ValueError(f"its config is no yaml: {' '.join(str(err).split())[:200]}") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"its config is {content!r:.50}, expected keys and values")
     found: dict[str, Any] = {}
     _flatten(content, "", found)
     return {key: value for key, value in found.items() if key not in FREE_KEYS}
@@ -131,9 +151,13 @@ def check_same_config(stored: str, cfg: CfgNode, directory: str) -> None:
     """Check that a run in `directory` with the config `stored` can be continued, or its result used, under `cfg`.
 
     Raises:
-        ValueError: the configs differ in something that matters; the message lists the keys with both values.
+        ValueError: the configs differ in something that matters; the message lists the keys with both values. Or
+            the stored one is damaged.
     """
-    differences = config_differences(stored, cfg)
+    try:
+        differences = config_differences(stored, cfg)
+    except ValueError as err:
+        raise ValueError(f'the run in "{directory}" is damaged: {err}; {again(directory)}') from err
     if differences:
         raise ValueError(
             f'"{directory}" holds a run with another config ({"; ".join(differences)}); '

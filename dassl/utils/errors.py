@@ -1,8 +1,81 @@
-"""One line that says what went wrong."""
+"""One line that says what went wrong, with advice where the machine ran out of something."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+SHARED_MEMORY = "/dev/shm"
+_WORKER = r"DataLoader worker \(pid\(?s?\)? [^)]*\)+ (?:is killed by signal: (?P<signal>.+?)\.|exited unexpectedly)"
+_ADVICE = (
+    (
+        r"unable to (?:allocate|open) shared memory|unable to (?:open|resize|mmap|write) .*/torch_\d+_\d+",
+        "the shared memory of the machine is used up{shm}; use DATALOADER.NUM_WORKERS 0 or fewer workers, or give it "
+        "more (docker run --shm-size 8g, or --ipc=host)",
+    ),
+    (
+        r"(?:received 0 items of ancdata|Too many open files)",
+        "too many files are open at once; use fewer workers (DATALOADER.NUM_WORKERS), or raise the limit "
+        "(ulimit -n 65536)",
+    ),
+    (
+        r"CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
+        "the GPU has no memory left ({line}); set TRAIN.MEMORY_BUDGET to the GiB a step may take, or a smaller "
+        "DATALOADER.TRAIN_X.BATCH_SIZE or DATALOADER.TEST.BATCH_SIZE, or PREC amp, and see what else uses the GPU "
+        "(nvidia-smi)",
+    ),
+    (
+        r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)|Cannot allocate memory",
+        "the machine has no memory left ({line}); set TRAIN.MEMORY_BUDGET to the GiB a step may take, or a smaller "
+        "DATALOADER.TRAIN_X.BATCH_SIZE or DATALOADER.TEST.BATCH_SIZE, or fewer workers (DATALOADER.NUM_WORKERS)",
+    ),
+)
+
+
+def lost_worker(err: BaseException) -> bool:
+    """True if a process that loads data died or found no shared memory, which fewer of them may spare."""
+    text = str(err)
+    return isinstance(err, (RuntimeError, OSError)) and bool(
+        re.search(_WORKER, text) or re.search(_ADVICE[0][0], text) or re.search(_ADVICE[1][0], text)
+    )
+
+
+def resource_advice(err: BaseException) -> str:
+    """One line, with advice, about what the machine ran out of (memory, shared memory, files); "" for other errors."""
+    text = str(err)
+    line = text.strip().splitlines()[0][:200] if text.strip() else type(err).__name__
+    if isinstance(err, RuntimeError) and (found := re.search(_WORKER, text)):
+        signal = found["signal"] or "ended unexpectedly"
+        cause = "perhaps for lack of shared memory" if "Bus error" in signal else "most likely for lack of memory"
+        return (
+            f"a process that loads data was ended from outside ({signal}), {cause}{_shm() if 'Bus' in signal else ''}; "
+            "use fewer of them (DATALOADER.NUM_WORKERS, 0 loads in the main process). What was saved is kept: the same "
+            "command goes on after the last whole epoch"
+        )
+    if isinstance(err, (RuntimeError, OSError, MemoryError)):
+        for pattern, advice in _ADVICE:
+            if re.search(pattern, text):
+                return advice.format(shm=_shm(), line=line)
+    if isinstance(err, MemoryError):
+        return _ADVICE[-1][1].format(line=line)
+    return ""
+
+
+def _shm() -> str:
+    """Free and total size of the shared memory, in brackets; "" where there is none to be seen."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return ""
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return f" ({SHARED_MEMORY} has {usage.free // 2**20} of {usage.total // 2**20} MiB free)"
 
 
 def error_line(err: BaseException) -> str:
-    """Message of an error, without the quotes of a KeyError and the number of an OSError."""
+    """The error in one line: advice for lack of memory and the like, else its message without the quotes that a
+    KeyError puts around it and without the number of an OSError."""
+    advice = resource_advice(err)
+    if advice:
+        return advice
     if isinstance(err, OSError) and err.strerror:
         text = err.strerror if err.filename is None else f'{err.strerror}: "{err.filename}"'
     elif isinstance(err, KeyError) and type(err).__str__ is KeyError.__str__ and err.args:

@@ -1,0 +1,93 @@
+"""Files of a run that are damaged: one clear error that names the file and says what to delete."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from dassl.engine.simple import SimpleTrainer
+
+
+@pytest.fixture
+def stopped(tiny, monkeypatch, tmp_path):
+    """The folder of a run that was stopped after its second epoch."""
+
+    def stop(trainer):
+        if trainer.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleTrainer, "after_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny()
+    return tmp_path / "run"
+
+
+def edit(path, **changes):
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, **changes}, path)
+
+
+DAMAGE = {
+    "config.yaml": ("a: [", "{", "[1]", "x: &a [*a]"),
+    "env.json": ("[1]", "{", '{"earlier_starts": 5}', "null"),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGE["config.yaml"])
+def test_a_damaged_config_is_one_clear_error(tiny, stopped, text):
+    (stopped / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"damaged|another config"):
+        tiny()
+
+
+@pytest.mark.parametrize("text", DAMAGE["env.json"])
+def test_a_damaged_environment_costs_only_its_history(tiny, stopped, text):
+    (stopped / "env.json").write_text(text)
+    assert tiny()["mode"] == "train"
+    assert json.loads((stopped / "env.json").read_text())["mode"] == "train"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 500},
+        {"epoch": 0},
+        {"epoch": "2"},
+        {"models": [1]},
+        {"optims": None},
+        {"processes": [{"random": {}, "loaders": {}}]},
+        {"processes": [5]},
+        {"config": 7},
+        {"config": "a: ["},
+        {"records": None},
+        {"version": 7},
+        {"best_result": "high"},
+        {"extra": {}},
+    ],
+    ids=str,
+)
+def test_a_damaged_resume_state_is_one_clear_error(tiny, stopped, change):
+    edit(stopped / "resume.pth.tar", **change)
+    with pytest.raises(ValueError, match=r"delete (it|the folder)"):
+        tiny()
+    (stopped / "resume.pth.tar").unlink()
+    assert tiny()["mode"] == "train"
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "5", ""])
+def test_a_damaged_result_is_one_clear_error(tiny, tmp_path, text):
+    tiny()
+    (tmp_path / "run" / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=r"result\.json"):
+        tiny()
+
+
+def test_train_py_shows_one_line(stopped, capsys, tmp_path):
+    from tiny_runs import tiny_arguments
+
+    edit(stopped / "resume.pth.tar", epoch=500)
+    with pytest.raises(SystemExit):
+        train.main(tiny_arguments(tmp_path / "images", stopped))
+    assert "of epoch 500, but the run has 4" in capsys.readouterr().err.splitlines()[-1]
