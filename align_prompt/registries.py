@@ -18,8 +18,11 @@ def names_of_methods() -> list[str]:
 
 
 def config_names(folder: str) -> list[str]:
-    """Files of a folder of configs without .yaml, such as "datasets" or "trainers/ALIGN"."""
-    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+    """Configs of a folder of configs without .yaml, such as "datasets" or "trainers/ALIGN"."""
+    import datasets  # noqa: F401 - registers the data sets
+    from dassl.config import files
+
+    return files.config_names(CONFIGS / folder)
 
 
 def listed(kind: str) -> list[str]:
@@ -37,7 +40,8 @@ def listed(kind: str) -> list[str]:
 
         return available_models()
     if kind == "configs":
-        return [f"{path.parent.name}/{path.stem}" for path in sorted((CONFIGS / "trainers").glob("*/*.yaml"))]
+        methods = sorted({path.stem for path in (CONFIGS / "trainers").iterdir()})
+        return [f"{method}/{name}" for method in methods for name in config_names(f"trainers/{method}")]
     if kind == "recipes":
         return sorted(path.stem for path in RECIPES.glob("*.yaml"))
     raise KeyError(f"nothing is listed as {kind!r}, expected one of {', '.join(KINDS)}")

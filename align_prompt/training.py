@@ -53,7 +53,8 @@ def train(
 
 def config_for(method: str, backbone: str) -> Path | None:
     """The config of a method for a backbone, that of few shots first; else the method's first one, else None."""
-    files = sorted((CONFIGS / "trainers" / method).glob("*.yaml"), key=lambda file: (_rank(file), len(file.stem)))
+    found = [CONFIGS / "trainers" / method / f"{name}.yaml" for name in config_names(f"trainers/{method}")]
+    files = sorted(found, key=lambda file: (_rank(file), len(file.stem)))
     for file in files:
         cfg = known_config()
         cfg.merge_from_file(file)

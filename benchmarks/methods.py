@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import clip
+from dassl.config.files import config_exists, config_names
 from dassl.engine import TRAINER_REGISTRY, build_trainer, command
 from dassl.utils import count_num_param
 
@@ -50,14 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def methods() -> list[str]:
     """Registered trainers with a config for the embedded model."""
-    return [name for name in sorted(TRAINER_REGISTRY.registered_names()) if (CONFIGS / name / "emoji.yaml").is_file()]
+    return [
+        name for name in sorted(TRAINER_REGISTRY.registered_names()) if config_exists(CONFIGS / name / "emoji.yaml")
+    ]
 
 
 def config_file(method: str, backbone: str) -> Path:
     """The method's own settings for a backbone: those of base-to-new, else of another setting, else of `emoji`."""
     folder = CONFIGS / method
-    found = sorted(folder.glob("vit_b16_base2new.yaml")) + sorted(folder.glob("vit_b16*.yaml"))
-    return found[0] if backbone == "vit_b16" and found else folder / "emoji.yaml"
+    found = [name for name in config_names(folder) if name.startswith("vit_b16")] if backbone == "vit_b16" else []
+    name = "vit_b16_base2new" if "vit_b16_base2new" in found else next(iter(found), "emoji")
+    return folder / f"{name}.yaml"
 
 
 def check_names(chosen: list[str]) -> None:

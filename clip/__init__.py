@@ -1,16 +1,19 @@
 """One prompted CLIP: towers, loading, tokenizing. Prompts are arguments of the forward; no model class is forked."""
 
 from clip.api import available_models, build_model, convert_weights, load, save_model, tokenize
+from clip.inputs import Input, input_of
 from clip.model import CLIP
 from clip.prompts import Encoded, Prompts, overwrite
 
 __all__ = [
     "CLIP",
     "Encoded",
+    "Input",
     "Prompts",
     "available_models",
     "build_model",
     "convert_weights",
+    "input_of",
     "load",
     "new_model",
     "overwrite",

@@ -51,7 +51,7 @@ class KnownDataset(FewShotDataset):
         if cls.__name__ in CATALOG:
             cls.facts = facts = CATALOG[cls.__name__]
             cls.dataset_dir, cls.image_dir, cls.split_file = facts.folder, facts.images, facts.split_file
-            cls.template = facts.template
+            cls.template, cls.config_name = facts.template, facts.config
 
     def __init__(self, cfg: Any):
         self.source = f"{prepare_command(self.facts.name, cfg.DATASET.ROOT)} (from {self.facts.home})"

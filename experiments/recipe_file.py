@@ -11,6 +11,7 @@ import yaml
 import datasets as _datasets  # noqa: F401 - registers the data sets
 import trainers as _trainers  # noqa: F401 - registers the methods
 from dassl.config import ConfigError
+from dassl.config.files import config_exists, config_names
 from dassl.config.imports import import_modules, imports_of
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.command import known_config
@@ -197,8 +198,8 @@ class _Reader:
 
     def configs(self, folder: str, names: Sequence[str], where: str) -> None:
         for name in names:
-            if not config_file(folder, name).is_file():
-                known = " ".join(sorted(path.stem for path in (ROOT / folder).glob("*.yaml")))
+            if not config_exists(config_file(folder, name)):
+                known = " ".join(config_names(ROOT / folder))
                 self.problems.append(
                     f"{where}: there is no config {name!r} in {folder}, which has {known or 'nothing'}"
                 )

@@ -19,7 +19,7 @@ usage() {
 
 # methods: those that have a config
 methods() {
-    (cd "$CONFIGS" && ls -d */ | tr -d / | tr '\n' ' ')
+    ls "$CONFIGS" | sed 's/\.yaml$//' | sort -u | tr '\n' ' '
 }
 
 # fail MESSAGE
@@ -30,7 +30,7 @@ fail() {
 
 # check_method NAME: stop unless it has a config here, or CFG is a file
 check_method() {
-    [ -d "$CONFIGS/$1" ] && return 0
+    { [ -d "$CONFIGS/$1" ] || [ -f "$CONFIGS/$1.yaml" ]; } && return 0
     case ${CFG:-} in *.yaml) return 0 ;; esac
     fail "METHOD is '$1', expected one of $(methods)(for a trainer of your own give CFG=FILE.yaml)"
 }
@@ -42,6 +42,11 @@ number() {
     esac
 }
 
+# has_config METHOD NAME: a file of its own, or a section of the method's file
+has_config() {
+    [ -f "$CONFIGS/$1/$2.yaml" ] || grep -qs "^$2:" "$CONFIGS/$1.yaml"
+}
+
 # config_for METHOD SETTING DATASET: most methods have one config for all settings on the embedded data sets
 config_for() {
     if [ -n "${CFG:-}" ]; then
@@ -51,13 +56,13 @@ config_for() {
     local name
     case $3 in emoji_* | digits)
         name=emoji_$2
-        [ -f "$CONFIGS/$1/$name.yaml" ] || name=emoji
+        has_config "$1" "$name" || name=emoji
         printf '%s' "$name"
         return
         ;;
     esac
     for name in "vit_b16_$2" vit_b16 "rn50_$2" rn50; do
-        [ -f "$CONFIGS/$1/$name.yaml" ] && printf '%s' "$name" && return 0
+        has_config "$1" "$name" && printf '%s' "$name" && return 0
     done
     printf 'vit_b16_%s' "$2" # does not exist: run.sh says so and lists what does
 }

@@ -3,12 +3,15 @@
 # cannot do without training. What they do where it can: recipes/embedded_few_shot.yaml, table in the README.
 # Sets up everything it needs; finished runs are used again. Results: output/quickstart/; DATA and OUTPUT name other folders.
 #   bash scripts/quickstart.sh                                              ZeroshotCLIP, CoOp and ALIGN
-#   METHODS="ZeroshotCLIP CoOp MaPLe ALIGN" bash scripts/quickstart.sh      any methods that have a config emoji.yaml
+#   METHODS="ZeroshotCLIP CoOp MaPLe ALIGN" bash scripts/quickstart.sh      any methods that have a config emoji
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 known=()
-for file in configs/trainers/*/emoji.yaml; do known+=("$(basename "$(dirname "$file")")"); done
+for file in $(grep -ls '^emoji:' configs/trainers/*.yaml; ls configs/trainers/*/emoji.yaml 2>/dev/null); do
+  file=${file%/emoji.yaml}
+  known+=("$(basename "$file" .yaml)")
+done
 methods=()
 for method in ${METHODS-ZeroshotCLIP CoOp ALIGN}; do
   case " ${known[*]} " in
@@ -24,7 +27,7 @@ folder=${OUTPUT:-output}/quickstart
 for method in "${methods[@]}"; do
   echo "== $method"
   config=configs/trainers/$method/emoji_digits.yaml
-  [ -f "$config" ] || config=configs/trainers/$method/emoji.yaml
+  [ -f "$config" ] || grep -qs '^emoji_digits:' "configs/trainers/$method.yaml" || config=configs/trainers/$method/emoji.yaml
   .venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer "$method" \
     --config-file "$config" \
     --dataset-config-file configs/datasets/digits.yaml \

@@ -7,9 +7,9 @@ usage() {
     cat >&2 <<TEXT
 usage: bash scripts/run.sh METHOD CONFIG DATASET SEED [FLAG]... [KEY VALUE]...
 
-  METHOD    trainer, such as ALIGN: a folder of configs/trainers
-  CONFIG    a file of configs/trainers/METHOD without .yaml, or the path of a .yaml file
-  DATASET   a file of configs/datasets without .yaml, or the path of a .yaml file
+  METHOD    trainer, such as ALIGN: a file of configs/trainers
+  CONFIG    a section of configs/trainers/METHOD.yaml, or the path of a .yaml file
+  DATASET   a data set, such as emoji_groups, caltech101 or folder, or the path of a .yaml file
   SEED      0 or more
   FLAG      flags of train.py, such as --eval-only --model-dir DIR
   KEY VALUE config keys, such as DATASET.NUM_SHOTS 16
@@ -32,22 +32,19 @@ shift 4
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# yaml_of FOLDER NAME: the file, or an error that lists what there is
-yaml_of() {
-    local file="$ROOT/$1/$2.yaml"
-    case $2 in *.yaml) file=$2 ;; esac
-    if [ ! -f "$file" ]; then
-        echo "error: there is no config $file" >&2
-        local known=""
-        [ -d "$ROOT/$1" ] && known=$(cd "$ROOT/$1" && ls | sed -n 's/\.yaml$//p' | tr '\n' ' ')
-        echo "  $1 has: ${known:-nothing}" >&2
-        exit 2
-    fi
-    printf '%s' "$file"
+# path_of FOLDER NAME: of a config, which may also be a section of FOLDER.yaml or the name of a registered data set
+path_of() {
+    case $2 in *.yaml) printf '%s' "$2" ;; *) printf '%s' "$ROOT/$1/$2.yaml" ;; esac
 }
 
-CONFIG_FILE=$(yaml_of "configs/trainers/$METHOD" "$CONFIG")
-DATASET_FILE=$(yaml_of "configs/datasets" "$DATASET")
+CONFIG_FILE=$(path_of "configs/trainers/$METHOD" "$CONFIG")
+if [ ! -f "$CONFIG_FILE" ] && ! grep -qs "^$CONFIG:" "$ROOT/configs/trainers/$METHOD.yaml"; then
+    KNOWN=$(cd "$ROOT/configs/trainers" && { ls "$METHOD"; sed -n 's/^\([A-Za-z0-9].*\):.*/\1/p' "$METHOD.yaml"; } 2>/dev/null | sed 's/\.yaml$//' | tr '\n' ' ') || true
+    echo "error: there is no config $CONFIG_FILE" >&2
+    echo "  configs/trainers/$METHOD has: ${KNOWN:-nothing}" >&2
+    exit 2
+fi
+DATASET_FILE=$(path_of "configs/datasets" "$DATASET")
 CONFIG=$(basename "$CONFIG" .yaml)
 DATASET=$(basename "$DATASET" .yaml)
 

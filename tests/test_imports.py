@@ -57,7 +57,7 @@ SHARED = {
     "trainers.parts.token_alignment": {"trainers.parts.losses", "trainers.parts.masking"},
     "trainers.pretraining.base": {"trainers.base", "trainers.parts.prompts"},
     "trainers.base": {
-        f"trainers.parts.{name}" for name in ("prompts", "losses", "templates", "feature_cache", "memory")
+        f"trainers.parts.{name}" for name in ("prompts", "losses", "templates", "feature_cache", "memory", "inputs")
     },
 }
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import clip
 from clip import CLIP
-from dassl.config import CfgNode, check_values, get_cfg_default
+from dassl.config import CfgNode, check_values, get_cfg_default, inputs
 from dassl.engine import TRAINER_REGISTRY, add_trainer_defaults
 from dassl.engine.checkpoints import check_weights, read_checkpoint
 from dassl.utils import save_checkpoint
@@ -284,11 +284,13 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg_default()
     add_trainer_defaults(cfg)
     cfg.MODEL.BACKBONE.NAME = "ViT-B/16"
+    inputs.leave_open(cfg)
     if args.config_file is not None:
         cfg.merge_from_file(args.config_file)
     if args.backbone is not None:
         cfg.MODEL.BACKBONE.NAME = args.backbone
     cfg.merge_from_list(["TRAINER.NAME", args.trainer, *args.opts])
+    inputs.resolve(cfg)
     check_values(cfg)
     cfg.freeze()
     return cfg

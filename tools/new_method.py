@@ -70,31 +70,7 @@ CONFIG = Template("""\
 # $name with the small embedded CLIP, for all settings on the embedded data sets.
 # Run: bash scripts/run.sh $name emoji emoji_groups 1 DATASET.NUM_SHOTS 16
 # Not measured yet.
-DATALOADER:
-  TRAIN_X:
-    BATCH_SIZE: 32
-  TEST:
-    BATCH_SIZE: 100
-  NUM_WORKERS: 0
-INPUT:
-  SIZE: (64, 64)
-  INTERPOLATION: bicubic
-  PIXEL_MEAN: [0.48145466, 0.4578275, 0.40821073]
-  PIXEL_STD: [0.26862954, 0.26130258, 0.27577711]
-  TRANSFORMS: [random_resized_crop, random_flip, normalize]
-  RRCROP_SCALE: (0.5, 1.0)
-MODEL:
-  BACKBONE:
-    NAME: emoji-ViT-S/8
-OPTIM:
-  NAME: adam
-  LR: 0.002
-  WEIGHT_DECAY: 0.0
-  MAX_EPOCH: 10
-  LR_SCHEDULER: cosine
-  WARMUP_EPOCH: 1
-  WARMUP_TYPE: constant
-  WARMUP_CONS_LR: 1e-5
+_BASE_: ../../bases/emoji.yaml
 TRAINER:
   $node:
     CTX_INIT: "a picture of a"

@@ -24,6 +24,7 @@ from dassl.engine.precision import PRECISIONS, Steering
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
+from trainers.parts.inputs import check_input, input_options
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.memory import MemoryPlan
 from trainers.parts.prompts import Learner, TemplateText, through_half
@@ -169,6 +170,7 @@ class CLIPTrainer(TrainerX):
     """
 
     node = ""
+    input_defaults = input_options(clip.Input())  # without a backbone's name
     model: PromptedCLIP
     text: Encoded | None = None  # the encoded classes during an evaluation
 
@@ -222,13 +224,12 @@ class CLIPTrainer(TrainerX):
         """The backbone of MODEL.BACKBONE.NAME in fp32, in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: the image size of the config is not the one the backbone was made for.
+            ValueError: image size, interpolation or pixel statistics of the config are not those of the checkpoint.
         """
-        name = self.cfg.MODEL.BACKBONE.NAME
-        model = getattr(self.dm, "backbone", None) or clip.load(name, device="cpu")[0]
-        resolution, size = model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)
-        if size != (resolution, resolution):
-            raise ValueError(f"INPUT.SIZE is {size}, but backbone {name} takes {resolution}x{resolution} images")
+        model, transform = getattr(self.dm, "backbone", None), None
+        if model is None:
+            model, transform = clip.load(self.cfg.MODEL.BACKBONE.NAME, device="cpu")
+        check_input(self.cfg, model.visual.input_resolution, transform)
         self.backbone_hash = state_hash(model)
         return model
 

@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--root", metavar="DIR", help="folder that holds the data sets")
-    data.add_argument("--dataset-config-file", metavar="YAML", help="config of the data set, configs/datasets/*.yaml")
+    data.add_argument("--dataset-config-file", metavar="YAML", help="data set: its name, or a config")
     data.add_argument("--source-domains", metavar="NAME", nargs="+", help="domains to train on")
     data.add_argument("--target-domains", metavar="NAME", nargs="+", help="domains to test on")
     data.add_argument("--transforms", metavar="NAME", nargs="+", help="augmentations, see docs/engine.md")

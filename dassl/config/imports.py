@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-import yaml
-
+from dassl.config.files import config_pairs
 from dassl.utils.errors import error_line
 
 
@@ -59,9 +58,8 @@ def _import(name: str) -> ModuleType:
 
 
 def imports_of(file: str | Path) -> list[str]:
-    """IMPORTS of a yaml file, needed before its other keys can be checked; errors are left to that check."""
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        names = content.get("IMPORTS") if isinstance(content, dict) else None
+    """IMPORTS of a config or its bases, needed before its other keys can be checked; errors are left to that check."""
+    with contextlib.suppress(OSError, ValueError):
+        names = {pair.key: pair.value for pair in config_pairs(file)}.get("IMPORTS")
         return list(names) if isinstance(names, (list, tuple)) else []
     return []

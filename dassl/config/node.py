@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import os
 from ast import literal_eval
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yacs.config
-import yaml
 
 from dassl.utils.tools import get_most_similar_str_to_a_from_b
 
+from .errors import ConfigError
+from .files import config_pairs, leaves
+
 __all__ = ["CfgNode", "ConfigError"]
-
-
-class ConfigError(ValueError, KeyError):
-    """One or more errors in a config. A KeyError too, because yacs reports an unknown key as one."""
-
-    def __init__(self, source: str, problems: Sequence[str]):
-        self.problems = list(problems)
-        count = "1 error" if len(self.problems) == 1 else f"{len(self.problems)} errors"
-        super().__init__("\n".join([f"{count} in {source}:", *(f"  {err}" for err in self.problems)]))
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class CfgNode(yacs.config.CfgNode):
@@ -41,29 +32,20 @@ class CfgNode(yacs.config.CfgNode):
     """
 
     def merge_from_file(self, cfg_filename: str | os.PathLike[str]) -> None:
-        """Merge a yaml file.
+        """Merge a yaml file and its bases, see :mod:`dassl.config.files`.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file or base.
             ConfigError: it is no yaml, or holds unknown keys or values of a wrong type.
         """
-        if not os.path.isfile(cfg_filename):
-            raise FileNotFoundError(f'no config file at "{cfg_filename}"')
-        source = f'"{cfg_filename}"'
-        with open(cfg_filename, encoding="utf-8") as file:
-            try:
-                content = yaml.load(file, Loader=_UniqueKeyLoader)
-            except (yaml.YAMLError, UnicodeDecodeError) as err:
-                raise ConfigError(source, [f"not readable as yaml: {err}"]) from err
-        if content is None:
-            return
-        if not isinstance(content, dict):
-            raise ConfigError(source, [f"expected keys and values, got {content!r}"])
-        self._merge(_leaves(content), source)
+        found = config_pairs(cfg_filename)
+        own = Path(cfg_filename).expanduser()
+        origin = {pair.key: f' (in "{pair.file}")' for pair in found if pair.file != own}
+        self._merge([pair[:2] for pair in found], f'"{cfg_filename}"', origin)
 
     def merge_from_other_cfg(self, cfg_other: dict[str, Any]) -> None:
         """Merge another node; ConfigError for unknown keys or values of a wrong type."""
-        self._merge(_leaves(cfg_other), "the config to merge")
+        self._merge(leaves(cfg_other), "the config to merge")
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge [key, value, key, value, ...], such as the end of a command line.
@@ -76,20 +58,21 @@ class CfgNode(yacs.config.CfgNode):
             raise ConfigError(source, [f"expected pairs, got an odd number of items: {' '.join(map(str, cfg_list))}"])
         self._merge(zip(cfg_list[0::2], cfg_list[1::2]), source)
 
-    def _merge(self, pairs: Iterable[tuple[str, Any]], source: str) -> None:
+    def _merge(self, pairs: Iterable[tuple[str, Any]], source: str, origin: Mapping[str, str] | None = None) -> None:
         problems: list[str] = []
         changes: list[tuple[CfgNode, str, Any]] = []
         for full_key, raw in pairs:
+            place = (origin or {}).get(full_key, "")
             node, name = self._find(full_key)
             if node is None:
-                problems.append(f"unknown key {full_key}{self._suggestion(full_key)}")
+                problems.append(f"unknown key {full_key}{self._suggestion(full_key)}{place}")
             elif name not in node:
                 changes.append((node, name, _decode(raw)))
             else:
                 try:
                     changes.append((node, name, _convert(_decode(raw), raw, node[name])))
                 except ValueError as err:
-                    problems.append(f"{full_key} {err}")
+                    problems.append(f"{full_key} {err}{place}")
         if problems:
             raise ConfigError(source, problems)
         for node, name, value in changes:
@@ -111,35 +94,11 @@ class CfgNode(yacs.config.CfgNode):
         return (node, name) if name in node or node.is_new_allowed() else (None, name)
 
     def _suggestion(self, full_key: str) -> str:
-        known = [key for key, _ in _leaves(self)]
+        known = [key for key, _ in leaves(self)]
         last = str(full_key).split(".")[-1]
         similar = [key for key in known if key.split(".")[-1] == last]
         closest = get_most_similar_str_to_a_from_b(str(full_key), similar or known)
         return f" (do you mean {closest}?)" if closest else ""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that gives one key twice; plain yaml silently takes the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not a node; an empty node counts as nothing."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            pairs.extend(_leaves(value, f"{prefix}{key}."))
-        else:
-            pairs.append((f"{prefix}{key}", value))
-    return pairs
 
 
 def _decode(raw: Any) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from dassl.config import CfgNode, check_values, get_cfg_default
+from dassl.config import CfgNode, check_values, get_cfg_default, inputs
 from dassl.config.flags import build_parser
 from dassl.config.imports import import_modules, imports_of
-from dassl.engine.build import add_trainer_defaults, build_trainer, extend_config
+from dassl.engine.build import TRAINER_REGISTRY, add_trainer_defaults, build_trainer, extend_config
 from dassl.engine.checkpoints import last_epoch
 from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder
@@ -40,8 +40,9 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         ImportError: see import_modules.
         FileNotFoundError: a config file is missing.
     """
-    files = [file for file in (args.dataset_config_file, args.config_file) if file is not None]
+    files = [file for file in (_dataset_file(args.dataset_config_file), args.config_file) if file is not None]
     cfg = known_config([name for file in files for name in imports_of(file)] + (args.imports or []))
+    inputs.leave_open(cfg)
     for file in files:
         cfg.merge_from_file(file)
     flags = {
@@ -60,9 +61,18 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     _check_places(args)
     cfg.merge_from_list([item for key, value in flags.items() if value is not None for item in (key, value)])
     cfg.merge_from_list([item for item in args.opts if item != "--"])
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME) if cfg.TRAINER.NAME in TRAINER_REGISTRY.registered_names() else None
+    inputs.resolve(cfg, getattr(trainer, "input_defaults", None))
     check_values(cfg)
     cfg.freeze()
     return cfg
+
+
+def _dataset_file(name: str | None) -> str | None:
+    """Path of a data set's config; a name alone stands for configs/datasets/NAME.yaml of the project."""
+    if not name or Path(name).name != name or name.endswith(".yaml"):
+        return name
+    return str(Path(__file__).parents[2] / "configs" / "datasets" / f"{name}.yaml")
 
 
 def known_config(imports: Iterable[str] = ()) -> CfgNode:

@@ -38,6 +38,7 @@ class RetrievalDataset(DatasetBase):
 
     template = "{}"
     long_names = True
+    evaluator = "Retrieval"
 
     def __init__(self, cfg: Any, test: Sequence[Pair], train: Sequence[Pair] = ()) -> None:
         name = type(self).__name__

@@ -13,8 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from dassl.config.files import config_pairs
 from dassl.engine.command import build_config, build_parser
 from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
@@ -157,11 +156,13 @@ def is_full_zero_shot(run: Run) -> bool:
         cfg = build_config(build_parser().parse_args(list(run.argv)))
     except (OSError, ValueError, KeyError):
         return False  # the run itself will say what is wrong
-    plain = _yaml(str(ROOT / "configs" / "datasets" / f"{run.dataset}.yaml")).get("DATASET", {})
-    domains = all(list(cfg.DATASET[key]) == list(plain.get(key, ())) for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"))
+    plain = _values(str(ROOT / "configs" / "datasets" / f"{run.dataset}.yaml"))
+    domains = all(
+        list(cfg.DATASET[key]) == list(plain.get(f"DATASET.{key}", ())) for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS")
+    )
     return (
         domains
-        and plain.get("NAME") == cfg.DATASET.NAME
+        and plain.get("DATASET.NAME") == cfg.DATASET.NAME
         and cfg.DATASET.SUBSAMPLE_CLASSES == "all"
         and cfg.TEST.SPLIT == "test"
         and not cfg.INPUT.TEMPLATE
@@ -177,14 +178,14 @@ def backbone(run: Run) -> str:
     name = ""
     for flag, value in pairwise(argv):
         if flag in ("--dataset-config-file", "--config-file"):
-            name = _yaml(value).get("MODEL", {}).get("BACKBONE", {}).get("NAME", name)
+            name = _values(value).get("MODEL.BACKBONE.NAME", name)
     return name
 
 
 @cache
-def _yaml(path: str) -> dict[str, Any]:
+def _values(path: str) -> dict[str, Any]:
+    """Values of a config by dotted keys; nothing if it cannot be read."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return {pair.key: pair.value for pair in config_pairs(path)}
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

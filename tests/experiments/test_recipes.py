@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import train
+from dassl.config.files import config_exists
 from experiments import RECIPES, RecipeError, expand, load_recipe, with_needs
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -59,7 +60,7 @@ def test_every_recipe_fits_what_there_is(name):
         if what not in seen:  # seeds change nothing else
             seen.add(what)
             for flag in ("--dataset-config-file", "--config-file"):
-                assert Path(run.argv[run.argv.index(flag) + 1]).is_file()
+                assert config_exists(run.argv[run.argv.index(flag) + 1])
     for run in {run.trainer: run for run in runs}.values():
         cfg, args = understood(run)
         assert (cfg.TRAINER.NAME, cfg.SEED, args.output_dir) == (run.trainer, run.seed, str(run.output_dir))

@@ -1,4 +1,0 @@
-#!/usr/bin/env bash
-# CoCoOp, base-to-new, training: DATASET SEED; see scripts/base2new.sh.
-CALLED=scripts/cocoop/base2new_train.sh \
-    exec bash "$(dirname "${BASH_SOURCE[0]}")/../base2new.sh" CoCoOp train "$@"

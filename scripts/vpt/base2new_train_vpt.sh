@@ -1,4 +1,0 @@
-#!/usr/bin/env bash
-# VPT, base-to-new, training: DATASET SEED; see scripts/base2new.sh.
-CALLED=scripts/vpt/base2new_train_vpt.sh \
-    exec bash "$(dirname "${BASH_SOURCE[0]}")/../base2new.sh" VPT train "$@"
