@@ -2,9 +2,20 @@
 
 from .checks import check_values
 from .defaults import default_config
-from .node import CfgNode, ConfigError
+from .errors import ConfigError
+from .node import CfgNode
+from .options import SCHEMA, Option, method_options
 
-__all__ = ["CfgNode", "ConfigError", "check_values", "clean_cfg", "get_cfg_default"]
+__all__ = [
+    "SCHEMA",
+    "CfgNode",
+    "ConfigError",
+    "Option",
+    "check_values",
+    "clean_cfg",
+    "get_cfg_default",
+    "method_options",
+]
 
 
 def get_cfg_default() -> CfgNode:

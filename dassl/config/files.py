@@ -59,10 +59,15 @@ def config_names(folder: str | os.PathLike[str]) -> list[str]:
     """Names of all configs of a folder, sorted."""
     folder = Path(folder).expanduser()
     names = {path.stem for path in folder.glob("*.yaml")}
-    family = folder.with_name(f"{folder.name}.yaml")
+    family = _family(folder)
     if family.is_file():
         names |= set(_load(family))
     return sorted(names.union(*(make.names(folder) for make in GENERATED)))
+
+
+def _family(folder: Path) -> Path:
+    """The file with the sections of a folder."""
+    return folder.parent / f"{folder.name}.yaml"
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Pair]:
@@ -92,7 +97,7 @@ def _find(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Path]:
                 f'"{path}"', [f"the file holds the configs {known}: name one as {path.with_suffix('')}/NAME.yaml"]
             )
         return content, path
-    family = path.parent.with_name(f"{path.parent.name}.yaml") if path.parent.name else path
+    family = _family(path.parent)
     if family.is_file():
         section = _load(family).get(path.stem)
         if isinstance(section, dict):

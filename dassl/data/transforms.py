@@ -13,28 +13,13 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
+from dassl.config.defaults import TRANSFORMS
+
 __all__ = ["AVAI_CHOICES", "INTERPOLATION_MODES", "build_transform"]
 
 logger = logging.getLogger(__name__)
 
-AVAI_CHOICES = (
-    "random_flip",
-    "random_resized_crop",
-    "normalize",
-    "instance_norm",
-    "random_crop",
-    "random_translation",
-    "center_crop",
-    "cutout",
-    "imagenet_policy",
-    "cifar10_policy",
-    "svhn_policy",
-    "randaugment",
-    "gaussian_noise",
-    "colorjitter",
-    "randomgrayscale",
-    "gaussian_blur",
-)
+AVAI_CHOICES = TRANSFORMS
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,

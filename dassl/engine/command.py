@@ -61,7 +61,9 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     _check_places(args)
     cfg.merge_from_list([item for key, value in flags.items() if value is not None for item in (key, value)])
     cfg.merge_from_list([item for item in args.opts if item != "--"])
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME) if cfg.TRAINER.NAME in TRAINER_REGISTRY.registered_names() else None
+    trainer = (
+        TRAINER_REGISTRY.get(cfg.TRAINER.NAME) if cfg.TRAINER.NAME in TRAINER_REGISTRY.registered_names() else None
+    )
     inputs.resolve(cfg, getattr(trainer, "input_defaults", None))
     check_values(cfg)
     cfg.freeze()

@@ -155,6 +155,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_an_error(key, value, both):
     from trainers.base import CLIPTrainer
 
     trainer = object.__new__(CLIPTrainer)
+    trainer.dm = None  # has no CLIP of its own
     flags = ("--trainer", "ZeroshotCLIP", "--config-file", "configs/trainers/ZeroshotCLIP/emoji.yaml")
     trainer.cfg = config(*flags, key, value)
     with pytest.raises(ValueError, match=f"{key} {both}.*emoji-ViT-S/8 decides"):
