@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from dassl.utils.errors import error_line
 from experiments import expand, load_recipe
-from experiments.recipe import ROOT
+from experiments.recipe import WORK
 from experiments.reports.compare import compare
 from experiments.reports.document import Report, build_report
 from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
@@ -98,7 +98,7 @@ def gather(args: argparse.Namespace) -> Report:
 def _shown(path: Path) -> str:
     """A recipe as a command started in the project's folder names it."""
     path = path.resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    return path.relative_to(WORK).as_posix() if path.is_relative_to(WORK) else str(path)
 
 
 def _sweep_flags(runs: str | None) -> list[str]:
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         report = gather(args)
-        folder = args.output or Path(os.environ.get("OUTPUT") or ROOT / "output") / "reports" / report.recipe.name
+        folder = args.output or Path(os.environ.get("OUTPUT") or WORK / "output") / "reports" / report.recipe.name
         drawing = {"html", *PICTURES} & set(args.format)
         figures = plots(report, args.baseline) if drawing else []
         files = write(report, figures, folder, args.format, not args.no_links)

@@ -24,7 +24,7 @@ import torch
 from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
 from experiments import Run, expand, load_recipe, with_needs
-from experiments.recipe import ROOT
+from experiments.recipe import INSTALLED, ROOT, WORK
 from experiments.status import run_status
 from experiments.sweeps import cluster
 from experiments.sweeps.event_log import EventLog
@@ -125,7 +125,7 @@ def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
         FileNotFoundError: there is no such recipe.
         ValueError: a faulty recipe, two recipes that want different runs in one folder, or a filter without a match.
     """
-    output = Path(args.output or os.environ.get("OUTPUT") or ROOT / "output").absolute()
+    output = Path(args.output or os.environ.get("OUTPUT") or WORK / "output").absolute()
     found: dict[str, Run] = {}
     for name in args.recipes:
         for run in expand(load_recipe(name), args.root and Path(args.root).absolute(), output):
@@ -284,7 +284,8 @@ def show_runs(runs: Sequence[Run], output: Path) -> None:
     last = EventLog(output).last()
     for run in runs:
         print(f"# {run_status(run, last).state}: {run.key}")
-        print(f"python {shlex.quote(str(ROOT / 'train.py'))} {shlex.join(run.argv)}")
+        script = "align-prompt train" if INSTALLED else f"python {shlex.quote(str(ROOT / 'train.py'))}"
+        print(f"{script} {shlex.join(run.argv)}")
 
 
 def show_status(runs: Sequence[Run], output: Path, sanity_check: SanityCheck) -> None:

@@ -4,13 +4,20 @@ This file names no method and no data set. Both are registered by the packages `
 of your own given with --import, and chosen in the config.
 """
 
-import lazy_loader
+from typing import Any
 
 import datasets  # noqa: F401 - registers the data sets
 import trainers  # noqa: F401 - registers the methods
 from dassl.config.flags import build_parser
 
-__getattr__, __dir__, _ = lazy_loader.attach("dassl.engine", submod_attrs={"command": ["build_config", "main", "run"]})
+
+def __getattr__(name: str) -> Any:
+    if name in ("build_config", "main", "run"):
+        from dassl.engine import command  # imports torch
+
+        return getattr(command, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 if __name__ == "__main__":
     build_parser().parse_args()  # --help and unknown flags end here, before torch is imported

@@ -17,6 +17,14 @@ COMMANDS = {
     "export": "write a trained model for use elsewhere: a bundle, ONNX, ...",
     "list": "what there is: methods, data sets, backbones, configs, recipes",
 }
+# Commands of a checkout, under one name; their arguments are their own.
+PROGRAMS = {
+    "train": "one run: train.py",
+    "sweep": "all runs of recipes: sweep.py",
+    "report": "tables and figures of a recipe: report.py",
+    "prepare": "fetch, check and unpack data sets",
+    "doctor": "look over data sets, and pictures of your own",
+}
 EXPECTED = (ValueError, KeyError, OSError, ImportError, RuntimeError)  # bad input, a full disk, too little memory
 
 
@@ -25,6 +33,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="align-prompt", description="Prompt learning for CLIP.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {align_prompt.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in PROGRAMS.items():
+        commands.add_parser(name, help=text, add_help=False)
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == command:
@@ -33,10 +43,38 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _program(name: str, argv: list[str]) -> int:
+    """Run a command of a checkout as if it had been called by its own name; returns the exit code."""
+    sys.argv = [f"align-prompt {name}", *argv]
+    if name == "train":
+        import train
+
+        train.build_parser().parse_args(argv)  # --help ends here, before torch is imported
+        train.main(argv)
+        return 0
+    if name == "sweep":
+        import sweep
+
+        return sweep.main(argv)
+    if name == "report":
+        import report
+
+        return report.main(argv)
+    if name == "prepare":
+        from datasets.prepare import command
+
+        return command.main(argv)
+    from datasets import doctor
+
+    return doctor.main(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line `error: ...` on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in argv if not word.startswith("-")), None)
+    if command in PROGRAMS and argv[0] == command:
+        return _program(command, argv[1:])
     args = build_parser(command).parse_args(argv)
     try:
         code = importlib.import_module(f"align_prompt.commands.{args.command}").run(args)

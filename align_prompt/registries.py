@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import dassl
+
+ROOT = Path(dassl.__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = ROOT / "recipes"
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = __name__.startswith("align_prompt.")
+WORK = Path.cwd() if INSTALLED else ROOT  # folder of data/ and output/
+SEARCH = ROOT.parents[1] if INSTALLED else ROOT  # entry of sys.path that holds the code
 RECIPES = ROOT / "recipes"
 
 

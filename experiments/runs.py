@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.recipe import ROOT, Method, Recipe, RecipeError, config_file, label
+from experiments.recipe import WORK, Method, Recipe, RecipeError, config_file, label
 from experiments.settings import SETTINGS, Places, Step
 
 
@@ -45,8 +45,8 @@ def expand(recipe: Recipe, root: str | Path | None = None, output: str | Path | 
     Raises:
         RecipeError: two methods would share a folder with different options.
     """
-    root = Path(os.environ.get("DATA") or ROOT / "data") if root is None else Path(root)
-    output = Path(os.environ.get("OUTPUT") or ROOT / "output") if output is None else Path(output)
+    root = Path(os.environ.get("DATA") or WORK / "data") if root is None else Path(root)
+    output = Path(os.environ.get("OUTPUT") or WORK / "output") if output is None else Path(output)
     setting = SETTINGS[recipe.task]
     found: dict[str, Run] = {}
     for seed in _all(method.seeds for method in recipe.methods):

@@ -48,7 +48,7 @@ ALLOWED = {
     "datasets": {"dassl"},
     "trainers": {"clip", "dassl", "transport"},
     "experiments": {"dassl", "trainers", "datasets"},
-    "align_prompt": {"clip", "dassl", "transport", "datasets", "trainers", "experiments"},
+    "align_prompt": {"train", "sweep", "report", "clip", "dassl", "transport", "datasets", "trainers", "experiments"},
 }
 # What a module of trainers/ that is no method may import from trainers/; a method may import any of these.
 SHARED = {
@@ -139,6 +139,7 @@ def test_no_library_module_imports_a_script():
         for package in ALLOWED
         for path in files(package)
         for module in imported(path) & scripts
+        if dotted(path) != "align_prompt.__main__"  # a script itself
     ]
     assert not wrong
 

@@ -5,7 +5,7 @@ import pkgutil
 
 from dassl.engine.build import TRAINER_REGISTRY
 
-LAST = "trainers.lamm"  # wraps methods that are registered before
+LAST = f"{__name__}.lamm"  # wraps methods that are registered before
 
 
 def _methods() -> list[str]:

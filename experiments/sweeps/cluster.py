@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Run
-from experiments.sweeps.local import ROOT, LocalSweep, Summary
+from experiments.recipe import SEARCH
+from experiments.sweeps.local import LocalSweep, Summary
 from experiments.sweeps.sanity_check import SanityCheck
 
 REQUEUES = 20  # times that one job may run out of its time
@@ -76,8 +77,8 @@ def executor(kind: str, output: Path, jobs: int, parameters: Mapping[str, Any]) 
     """
     submitit = _submitit()
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(ROOT) not in paths:  # jobs start in any folder
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
+    if str(SEARCH) not in paths:  # jobs start in any folder
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SEARCH), *paths])
     slurm = {"slurm_max_num_timeout": REQUEUES} if kind == "slurm" else {}
     try:
         made = submitit.AutoExecutor(output / "submitit" / "%j", cluster=kind, **slurm)

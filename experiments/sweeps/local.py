@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 from dassl.engine.status import run_state
 from experiments import Run
+from experiments.recipe import SEARCH
 from experiments.status import finished_result, in_use, main_figure, run_status
+from experiments.sweeps import worker
 from experiments.sweeps.event_log import EventLog
 from experiments.sweeps.progress import Durations, time_text
 from experiments.sweeps.sanity_check import SanityCheck
 from experiments.sweeps.worker import STDERR, Limits, Outcome, last_line, work
 
-ROOT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 20.0  # between the request to stop and the end by force
 STOPS = 3  # by a signal from outside, as of a cluster before it preempts a job, that are no failure of a run
 LONGEST_PAUSE = 3600.0  # seconds; a deadline may be further away than a system call can wait
@@ -306,10 +307,10 @@ def _context(forks: bool) -> Any:
     if forks:
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.sweeps.worker"])
+    context.set_forkserver_preload([worker.__name__])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(ROOT) not in paths:  # the process that is forked does not know sys.path
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
+    if str(SEARCH) not in paths:  # the process that is forked does not know sys.path
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SEARCH), *filter(None, paths)])
     return context
 
 
