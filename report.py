@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LIST",
         type=_formats,
         default=TEXTS,
-        help=f"of {','.join((*TEXTS, *PICTURES))} (default {','.join(TEXTS)}); pictures become files of their own",
+        help=f"of {','.join((*TEXTS, *PICTURES))} (default {','.join(TEXTS)}); pictures become separate files",
     )
     parser.add_argument("--logs", metavar="DIR", type=Path, help="also log.txt of runs of the original CoOp family")
     parser.add_argument(

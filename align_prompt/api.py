@@ -25,7 +25,7 @@ def load(
             of a CLIP, which is used zero-shot.
         classnames: other classes than those of training, where the method allows it; needed for a zero-shot CLIP.
         device: "cpu" or "cuda"; None = a GPU if there is one.
-        imports: modules or .py files that register a method of your own. They run as programs.
+        imports: modules or .py files that register your own method. They run as programs.
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder without a run.

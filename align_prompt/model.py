@@ -261,7 +261,7 @@ class Model:
         """
         model = self.prompted
         if model.learner.conditional:
-            raise ValueError(f"the text of {self.method} depends on the picture: it has no features of its own")
+            raise ValueError(f"the text of {self.method} depends on the picture: it has no features without one")
         self._prepare()
         feature = normalise(self.trainer.text.pooled).cpu()
         modes = model.learner.text_modes
@@ -275,7 +275,7 @@ class Model:
             labels: the class name of each.
 
         Raises:
-            ValueError: a label is no class, or their number differs from that of the pictures.
+            ValueError: a label is not a class, or their number differs from that of the pictures.
         """
         from scipy.optimize import minimize_scalar
 

@@ -208,7 +208,7 @@ def config_of(text: str, origin: str, imports: Sequence[str]) -> CfgNode:
     """The config in a file of a run, without what belongs to its machine.
 
     Raises:
-        ValueError: it is no yaml, or has keys that are not known, such as those of a method of one's own.
+        ValueError: it is not valid YAML, or has keys that are not known, such as those of your own method.
     """
     try:
         content = yaml.safe_load(text)

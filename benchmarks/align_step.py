@@ -1,7 +1,7 @@
 """One ALIGN training step (forward, loss, backward) against one done the way the released code does it.
 
 The reference encodes all text positions and loops over images and classes, with one Sinkhorn call per pair. Weights
-are random and of ViT-B/16's shape, images are noise, class names are ImageNet's. Both run in processes of their own, in
+are random and of ViT-B/16's shape, images are noise, class names are ImageNet's. Both run in separate processes, in
 turn, so that other work on the machine slows both; times are medians, memory is the process's peak. Seconds are wall
 clock, `cpu_s` processor seconds of all threads: the fairer measure when other work shares the cores.
 """
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         help="where the reference is measured; two numbers are extended linearly to --classes, which saves memory: its "
-        "time is a constant and so much per class; its memory is not extended (default: as --classes)",
+        "time is affine in the number of classes; its memory is not extended (default: as --classes)",
     )
     parser.add_argument("--worker", choices=("ours", "reference"), help=argparse.SUPPRESS)
 
@@ -122,7 +122,7 @@ def all_positions(_model: CLIP, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]
 def compute_plainly() -> None:
     """From now on this process encodes all positions of every sentence, on its own and all at once, by torch alone."""
     CLIP._cut = all_positions
-    clip.model.text_layout = lambda ids, ends, owner, *rest: text_layout(ids, ends, None, *rest)
+    clip.model.text_layout = lambda ids, ends, prompt_index, *rest: text_layout(ids, ends, None, *rest)
 
 
 def peak_gib() -> float:
@@ -230,7 +230,7 @@ class Worker:
 
 
 class Process:
-    """A worker in a process of its own that answers one request at a time."""
+    """A worker in a separate process that answers one request at a time."""
 
     def __init__(self, arguments: argparse.Namespace, worker: str, classes: int, modes: int, precision: str = "fp32"):
         names = ("batch", "context", "depth", "threads", "budget", "test_batch")

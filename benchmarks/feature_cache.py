@@ -2,7 +2,7 @@
 
 The checkpoints, of several shot counts and seeds, hold random contexts: an evaluation costs the same whatever they have
 learned. In one process a trainer is built once and every checkpoint is loaded and tested in turn; with the cache the
-first evaluation, which fills it, is counted too. In processes of their own every evaluation is a run of train.py, once
+first evaluation, which fills it, is counted too. In separate processes every evaluation is a run of train.py, once
 as sweep.py does it, forked from a process that has imported everything, once as a start of the program.
 Seconds are processor seconds of all threads and, in the figures named so, by the clock.
 """

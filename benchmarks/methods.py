@@ -1,6 +1,6 @@
 """Cost of every method: learned parameters, training step, evaluation speed and peak memory, against the plain way.
 
-Each method runs in a process of its own, on an embedded data set, with the embedded model or with random weights of
+Each method runs in a separate process, on an embedded data set, with the embedded model or with random weights of
 ViT-B/16's shape. `plain` is the same method with all 77 text positions, and with the text
 encoded again for every batch of an evaluation, as the released codes do. Seconds are processor seconds of all threads;
 memory is the process's peak during training. Methods without training steps have no step figures.
@@ -65,7 +65,7 @@ def config_file(method: str, backbone: str) -> Path:
 
 
 def check_names(chosen: list[str]) -> None:
-    """Ends the program if one is no method."""
+    """Ends the program if one is not a method."""
     unknown = sorted(set(chosen) - set(methods()))
     if unknown:
         raise SystemExit(f"error: no method {', '.join(unknown)}; known: {', '.join(methods())}")

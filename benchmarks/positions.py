@@ -38,12 +38,12 @@ def count(learner: Learner) -> dict[str, float]:
     """Positions in each way, and the share of the cut ones that is left."""
     ids, prompts = learner.text_prompts()
     ends = ids.argmax(-1).tolist()
-    slots = owner = None
+    slots = prompt_index = None
     if prompts is not None:
-        slots, owner = prompts.slots, prompts.owner
-    owner = torch.zeros(len(ids), dtype=torch.int64) if owner is None else owner
+        slots, prompt_index = prompts.slots, prompts.prompt_index
+    prompt_index = torch.zeros(len(ids), dtype=torch.int64) if prompt_index is None else prompt_index
     groups = text_layout(ids, ends, None, slots, None, GROUP_COST[True])
-    shared = text_layout(ids, ends, owner, slots, None, GROUP_COST[True])
+    shared = text_layout(ids, ends, prompt_index, slots, None, GROUP_COST[True])
     cut = len(ids) * (max(ends) + 1)
     figures = {"all": ids.numel(), "cut": cut, "grouped": groups.positions, "shared": shared.positions}
     return {**figures, "shared / cut": round(shared.positions / cut, 3)}

@@ -1,6 +1,6 @@
 """Cost of a whole training against the number of shots, for any methods, on embedded data.
 
-Every method has its settings for the embedded model and trains in a process of its own, from reading the first image to
+Every method has its settings for the embedded model and trains in a separate process, from reading the first image to
 the last step, without the start of Python and without an evaluation. Seconds are processor seconds of all threads.
 """
 

@@ -173,7 +173,7 @@ def merge_adapters(model: nn.Module) -> None:
     """Makes the changes of all adapters to the weights themselves, in place; none is left.
 
     Raises:
-        ValueError: an adapter that is no change of weights. Nothing was changed.
+        ValueError: an adapter that is not a change of weights. Nothing was changed.
     """
     adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, Adapted)]
     for name, module in adapted:

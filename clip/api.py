@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from clip.build import build_model
-from clip.checkpoints import PIXEL_MEAN, PIXEL_STD, Facts, load_checkpoint, save_model
+from clip.checkpoints import PIXEL_MEAN, PIXEL_STD, CheckpointInfo, load_checkpoint, save_model
 from clip.download import MODELS, download
 from clip.model import CLIP, convert_weights
 from clip.simple_tokenizer import VOCAB_SIZE, shared_tokenizer
@@ -53,8 +53,8 @@ def load(
         ConnectionError: the weights cannot be fetched; the message says where to put them by hand.
     """
     path = find_checkpoint(name_or_path, download_root)
-    model, facts = load_checkpoint(path, quick_gelu)
-    return model.to(device), preprocessing(model.visual.input_resolution, facts)
+    model, info = load_checkpoint(path, quick_gelu)
+    return model.to(device), preprocessing(model.visual.input_resolution, info)
 
 
 def find_checkpoint(name_or_path: str | Path, download_root: str | Path | None = None) -> Path:
@@ -75,17 +75,17 @@ def find_checkpoint(name_or_path: str | Path, download_root: str | Path | None =
     return path
 
 
-def preprocessing(side: int, facts: Facts | None = None) -> Callable[[Image.Image], Tensor]:
+def preprocessing(side: int, info: CheckpointInfo | None = None) -> Callable[[Image.Image], Tensor]:
     """The transform CLIP is evaluated with: shorter side to ``side`` (bicubic), centre crop, RGB, normalised.
 
     Args:
         side: of the model's input, in pixels.
-        facts: pixel mean and standard deviation; OpenAI's when None.
+        info: pixel mean and standard deviation; OpenAI's when None.
 
     Returns:
         Function from a PIL image to a (3, side, side) fp32 tensor.
     """
-    mean, std = (PIXEL_MEAN, PIXEL_STD) if facts is None else (facts.mean, facts.std)
+    mean, std = (PIXEL_MEAN, PIXEL_STD) if info is None else (info.mean, info.std)
     return Compose(
         [
             Resize(side, interpolation=InterpolationMode.BICUBIC),

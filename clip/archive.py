@@ -102,7 +102,7 @@ def read_file(path: Path) -> RawFile:
     except DAMAGED as error:
         _damaged(path, error)
     raise CheckpointError(
-        f"{path} is no checkpoint: it starts with {start!r}; expected a safetensors file, a torch.save file or a "
+        f"{path} is not a checkpoint: it starts with {start!r}; expected a safetensors file, a torch.save file or a "
         "TorchScript archive"
     )
 

@@ -73,7 +73,7 @@ def _check_design_details(design_details: dict[str, Any] | None) -> None:
     wanted = [key for key in OWN_PROMPTS if design_details.get(key)]
     if wanted:
         logger.warning(
-            "design_details ask for prompts inside the towers (%s); this CLIP has none of its own: "
+            "design_details ask for prompts inside the towers (%s); this CLIP has none: "
             "hand them to encode_image and encode_text as clip.Prompts",
             ", ".join(wanted),
         )

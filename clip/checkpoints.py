@@ -73,7 +73,7 @@ OPEN_CLIP_PLAIN: dict[str, dict[str, Any]] = {
 OPEN_CLIP_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
 
-class Facts(NamedTuple):
+class CheckpointInfo(NamedTuple):
     """Metadata that the weights do not contain.
 
     Attributes:
@@ -93,7 +93,7 @@ class Facts(NamedTuple):
     rope_grid: int = ROPE_GRID
 
 
-def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, Facts]:
+def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, CheckpointInfo]:
     """The model in a checkpoint file or in a Hugging Face folder.
 
     Args:
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, F
         quick_gelu: the activation, where the source does not tell it or tells it wrongly.
 
     Returns:
-        The fp32 model in evaluation mode, and the facts it was built from.
+        The fp32 model in evaluation mode, and the info it was built from.
 
     Raises:
         FileNotFoundError: no such file, or no weights in the folder.
@@ -111,19 +111,17 @@ def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, F
     raw = read_file(path)
     try:
         weights = unwrap(raw.content)
-        facts = _facts(path, raw, weights)
+        info = _info(path, raw, weights)
         if quick_gelu is not None:
-            facts = facts._replace(quick_gelu=quick_gelu)
-        if facts.quick_gelu is None:
+            info = info._replace(quick_gelu=quick_gelu)
+        if info.quick_gelu is None:
             raise CheckpointError(
                 "the weights do not tell QuickGELU from GELU and no configuration lies beside them: give "
                 "quick_gelu=True (OpenAI's weights, open_clip models named *-quickgelu) or quick_gelu=False (other "
                 "open_clip models), or put its config.json (transformers) or open_clip_config.json there"
             )
-        model = build_model(
-            weights, None, facts.quick_gelu, facts.vision_heads, facts.transformer_heads, facts.rope_grid
-        )
-        return model, facts
+        model = build_model(weights, None, info.quick_gelu, info.vision_heads, info.transformer_heads, info.rope_grid)
+        return model, info
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -145,18 +143,18 @@ def save_model(
         ValueError: the metadata contradict the model.
     """
     path = Path(path)
-    facts: dict[str, Any] = {
+    info: dict[str, Any] = {
         "format": "pt",
         "quick_gelu": model.quick_gelu,
         "vision_heads": model.visual.heads,
         "transformer_heads": model.transformer.heads,
     }
     if isinstance(model.visual, EvaVisionTransformer):
-        facts["rope_grid"] = model.visual.rope_grid
+        info["rope_grid"] = model.visual.rope_grid
     for key, value in (metadata or {}).items():
-        if key in facts and _text(value) != _text(facts[key]):
-            raise ValueError(f"metadata say {key} = {value!r}, the model has {facts[key]!r}")
-        facts[key] = value
+        if key in info and _text(value) != _text(info[key]):
+            raise ValueError(f"metadata say {key} = {value!r}, the model has {info[key]!r}")
+        info[key] = value
     weights = {}
     for key, value in model.state_dict().items():
         stored = value.detach().cpu()
@@ -166,43 +164,43 @@ def save_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(weights, temporary, {key: _text(value) for key, value in facts.items()})
+        save_file(weights, temporary, {key: _text(value) for key, value in info.items()})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _facts(path: Path, raw: RawFile, weights: StateDict) -> Facts:
+def _info(path: Path, raw: RawFile, weights: StateDict) -> CheckpointInfo:
     if "quick_gelu" in raw.metadata:
-        return _facts_of_metadata(raw.metadata)
+        return _info_of_metadata(raw.metadata)
     names = layout(weights)
     if names == "uta":
-        return Facts(quick_gelu=False, vision_heads=released_heads(weights))
+        return CheckpointInfo(quick_gelu=False, vision_heads=released_heads(weights))
     if names == "huggingface":
-        return _facts_of_huggingface(path.parent)
+        return _info_of_huggingface(path.parent)
     certain = names == "open_clip" or raw.kind == "safetensors" or path.name.startswith("open_clip")
     config = path.with_name("open_clip_config.json")
     if certain or (config.is_file() and raw.kind == "pickle"):
-        return _facts_of_open_clip(config, weights)
+        return _info_of_open_clip(config, weights)
     marks = any(key in weights for key in OPENAI_NUMBERS) or any(v.dtype == torch.float16 for v in weights.values())
     if raw.kind == "pickle" and not marks:
         logger.warning(
             "%s does not tell its activation: taken as OpenAI's QuickGELU; give quick_gelu=False for GELU", path
         )
-    return Facts(quick_gelu=True)
+    return CheckpointInfo(quick_gelu=True)
 
 
-def _facts_of_metadata(metadata: dict[str, str]) -> Facts:
-    values = {key: json.loads(metadata[key]) for key in Facts._fields if key in metadata}
+def _info_of_metadata(metadata: dict[str, str]) -> CheckpointInfo:
+    values = {key: json.loads(metadata[key]) for key in CheckpointInfo._fields if key in metadata}
     for key in ("mean", "std"):
         if key in values:
             values[key] = tuple(float(v) for v in values[key])
-    return Facts(**values)
+    return CheckpointInfo(**values)
 
 
-def _facts_of_huggingface(folder: Path) -> Facts:
+def _info_of_huggingface(folder: Path) -> CheckpointInfo:
     if not (folder / "config.json").is_file():
-        return Facts()
+        return CheckpointInfo()
     config = _read_json(folder / "config.json")
     towers = [config.get(key) or {} for key in ("vision_config", "text_config")]
     activations = {tower.get("hidden_act", "quick_gelu") for tower in towers}
@@ -214,20 +212,20 @@ def _facts_of_huggingface(folder: Path) -> Facts:
     eps = {tower.get("layer_norm_eps", 1e-5) for tower in towers}
     if eps != {1e-5}:
         raise CheckpointError(f"config.json has layer_norm_eps {sorted(eps)}; CLIP has 1e-5")
-    facts = Facts(
+    info = CheckpointInfo(
         HF_ACTIVATIONS[activations.pop()],
         towers[0].get("num_attention_heads"),
         towers[1].get("num_attention_heads"),
     )
     pixels = folder / "preprocessor_config.json"
     if pixels.is_file():
-        facts = _with_pixels(facts, _read_json(pixels), "image_mean", "image_std")
-    return facts
+        info = _with_pixels(info, _read_json(pixels), "image_mean", "image_std")
+    return info
 
 
-def _facts_of_open_clip(path: Path, weights: StateDict) -> Facts:
+def _info_of_open_clip(path: Path, weights: StateDict) -> CheckpointInfo:
     if not path.is_file():
-        return Facts()
+        return CheckpointInfo()
     config = _read_json(path)
     model = config.get("model_cfg", config)
     for part, plain in OPEN_CLIP_PLAIN.items():
@@ -241,12 +239,12 @@ def _facts_of_open_clip(path: Path, weights: StateDict) -> Facts:
     resnet = isinstance(vision.get("layers"), list)
     conv = weights.get("visual.attnpool.k_proj.weight" if resnet else "visual.conv1.weight")
     heads = None if conv is None else conv.shape[0] // head_width
-    facts = Facts(bool(model.get("quick_gelu", False)), heads, (model.get("text_cfg") or {}).get("heads"))
-    return _with_pixels(facts, config.get("preprocess_cfg") or {}, "mean", "std")
+    info = CheckpointInfo(bool(model.get("quick_gelu", False)), heads, (model.get("text_cfg") or {}).get("heads"))
+    return _with_pixels(info, config.get("preprocess_cfg") or {}, "mean", "std")
 
 
-def _with_pixels(facts: Facts, config: dict[str, Any], mean: str, std: str) -> Facts:
-    return facts._replace(mean=tuple(config.get(mean, facts.mean)), std=tuple(config.get(std, facts.std)))
+def _with_pixels(info: CheckpointInfo, config: dict[str, Any], mean: str, std: str) -> CheckpointInfo:
+    return info._replace(mean=tuple(config.get(mean, info.mean)), std=tuple(config.get(std, info.std)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Places(dict):
-    """Addresses of the published models; for the embedded model and for files of your own, their path."""
+    """Addresses of the published models; for the embedded model and for your own files, their path."""
 
     def __missing__(self, name: str) -> str:
         path = Path(EMBEDDED.get(name, name)).expanduser()

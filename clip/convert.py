@@ -51,7 +51,7 @@ def unwrap(content: dict[str, Any]) -> StateDict:
     """The weights inside a training checkpoint: its ``state_dict`` entry, without DistributedDataParallel's prefix.
 
     Raises:
-        CheckpointError: an entry is no tensor.
+        CheckpointError: an entry is not a tensor.
     """
     weights = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
     if weights and all(key.startswith("module.") for key in weights):

@@ -57,7 +57,7 @@ def download(url: str, root: str | Path | None = None, attempts: int = ATTEMPTS,
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
     if target.exists() and not target.is_file():
-        raise ValueError(f"{target} exists and is no file; the weights would go there")
+        raise ValueError(f"{target} exists and is not a file; the weights would go there")
     with _locked(folder / f".{name}.lock"):
         if target.is_file():
             if _sha256(target) == expected:

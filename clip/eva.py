@@ -61,7 +61,7 @@ def rotary_angles(side: int, head_width: int, grid: int = ROPE_GRID) -> Tensor:
         (side^2, head_width / 2) fp32, on the CPU.
 
     Raises:
-        ValueError: `head_width` is no multiple of 4.
+        ValueError: `head_width` is not a multiple of 4.
     """
     if head_width % 4:
         raise ValueError(f"rotary positions need heads whose width is a multiple of 4, got {head_width}")
@@ -308,6 +308,6 @@ class EvaVisionTransformer(nn.Module):
             if tuple(keep.shape) not in ((count,), (rows, count)):
                 raise ValueError(f"keep has shape {tuple(keep.shape)}; expected ({count},) or ({rows}, {count})")
             row = keep.to(tokens.device) + 1
-        row = F.pad(F.pad(row, (1, 0)), (0, length - 1 - count))  # 0, the row without a turn, for what is no patch
+        row = F.pad(F.pad(row, (1, 0)), (0, length - 1 - count))  # 0, the row without a turn, for what is not a patch
         cos, sin = self.rope_cos[row], self.rope_sin[row]  # ([rows,] length, head width / 2)
         return (cos, sin) if row.dim() == 1 else (cos[:, None], sin[:, None])

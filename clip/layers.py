@@ -55,7 +55,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
-class Past(NamedTuple):
+class KeyValue(NamedTuple):
     """Keys and values (rows, heads, P, d / heads) of one block."""
 
     keys: Tensor
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         self.register_load_state_dict_pre_hook(split_projections)
 
     def split(self) -> None:
-        """Makes queries, keys and values modules of their own, with copies of the fused weights."""
+        """Makes queries, keys and values separate modules, with copies of the fused weights."""
         if self.in_proj_weight is None or self.in_proj_bias is None:
             return
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
@@ -151,24 +151,28 @@ class Attention(nn.Module):
             self.q_proj = self.k_proj = self.v_proj = None
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, past: Past | None = None, kept: list[Past] | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        kv_cache: KeyValue | None = None,
+        new_kv: list[KeyValue] | None = None,
     ) -> Tensor:
         """Attention of every position to itself and, where the mask lets it, to others.
 
         Args:
             x: (rows, L, d).
             mask: (L, P + L), added to the scores.
-            past: keys and values of P positions before those of x, which they attend to as well.
-            kept: gets the keys and values of x.
+            kv_cache: keys and values of P positions before those of x, which they attend to as well.
+            new_kv: receives the keys and values of x.
 
         Returns:
             (rows, L, d).
         """
         q, k, v = self.project(x)
-        if kept is not None:
-            kept.append(Past(k, v))
-        if past is not None:
-            k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
+        if new_kv is not None:
+            new_kv.append(KeyValue(k, v))
+        if kv_cache is not None:
+            k, v = torch.cat([kv_cache.keys, k], dim=2), torch.cat([kv_cache.values, v], dim=2)
         out = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # (rows, L, d)
         return self.out_proj(out)
 
@@ -313,11 +317,15 @@ class Block(nn.Module):
         self.drop_path = 0.0
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, past: Past | None = None, kept: list[Past] | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        kv_cache: KeyValue | None = None,
+        new_kv: list[KeyValue] | None = None,
     ) -> Tensor:
         """As :meth:`Attention.forward`; returns (rows, L, d)."""
         rate = self.drop_path if self.training else 0.0
-        x = x + drop_path(self.attn(self.ln_1(x), mask, past, kept), rate)
+        x = x + drop_path(self.attn(self.ln_1(x), mask, kv_cache, new_kv), rate)
         return x + drop_path(self.mlp(self.ln_2(x)), rate)
 
 
@@ -348,8 +356,8 @@ class Transformer(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
         prompts: Prompts | None = None,
-        past: Sequence[Past] | None = None,
-        kept: list[Past] | None = None,
+        kv_cache: Sequence[KeyValue] | None = None,
+        new_kv: list[KeyValue] | None = None,
     ) -> Tensor:
         """Runs all blocks.
 
@@ -357,23 +365,24 @@ class Transformer(nn.Module):
             x: (rows, L, d), with ``prompts.layers[0]`` already in it.
             mask: (L, P + L), added to the attention scores.
             prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None.
-            past: for every block the keys and values of P positions before those of x; None = there are none.
-            kept: gets the keys and values of every block, for the `past` of another call.
+            kv_cache: for every block the keys and values of P positions before those of x; None = there are none.
+            new_kv: receives the keys and values of every block, the `kv_cache` of another call.
 
         Returns:
             (rows, L, d).
 
         Raises:
-            ValueError: prompts without slots, with owner, deeper than the stack or of another shape.
+            ValueError: prompts without slots, with prompt_index, deeper than the stack or of another shape.
         """
         if prompts is not None:
-            if prompts.owner is not None:
-                raise ValueError("prompts inside a transformer are given by row; their owner must be None")
+            if prompts.prompt_index is not None:
+                raise ValueError("prompts inside a transformer are given by row; their prompt_index must be None")
             check_prompts(prompts, x.shape[0], self.width, self.layers, "prompts")
         blocks = [
-            partial(block, past=None if past is None else past[i], kept=kept) for i, block in enumerate(self.resblocks)
+            partial(block, kv_cache=None if kv_cache is None else kv_cache[i], new_kv=new_kv)
+            for i, block in enumerate(self.resblocks)
         ]
-        again = self.checkpoint and self.training and kept is None
+        again = self.checkpoint and self.training and new_kv is None
         return run_blocks(blocks, x, (mask,), prompts, again)
 
 

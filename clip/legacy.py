@@ -133,10 +133,10 @@ def as_legacy(model: CLIP) -> LegacyCLIP:
 
 
 def build_legacy_model(state_dict: dict[str, Tensor], design_details: dict[str, Any] | None = None) -> LegacyCLIP:
-    """The model of :func:`clip.build_model` in the old way of being called, with the facts of :func:`plain_copy`."""
-    facts = {name: int(state_dict[name]) for name in FACTS if name in state_dict}
+    """The model of :func:`clip.build_model` in the old way of being called, with the info of :func:`plain_copy`."""
+    info = {name: int(state_dict[name]) for name in FACTS if name in state_dict}
     weights = {name: value for name, value in state_dict.items() if name not in FACTS}
-    return as_legacy(build_model(weights, design_details, bool(facts.pop("quick_gelu", True)), **facts))
+    return as_legacy(build_model(weights, design_details, bool(info.pop("quick_gelu", True)), **info))
 
 
 def plain_copy(path: Path, folder: Path) -> Path:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from clip.adapters import TOWERS, Blocks, Place, add_adapters, merge_adapters, without_adapters
 from clip.chunks import Chunks, draws, in_chunks, split_rows
 from clip.eva import EvaVisionTransformer
-from clip.layers import Block, LayerNorm, Past, Transformer, append_prompts, check_image, set_drop_path
+from clip.layers import Block, KeyValue, LayerNorm, Transformer, append_prompts, check_image, set_drop_path
 from clip.prompts import Encoded, Prompts, check_prompts, check_slots, overwrite
 from clip.resnet import ModifiedResNet
 from clip.text_layout import GROUP_COST, Layout, text_layout
 
 HEAD_WIDTH = 64
-"""Width of one attention head in every model OpenAI published; other models say theirs when they are built."""
+"""Width of one attention head in every model OpenAI published; pass `heads` for other models."""
 
 
 def causal_mask(before: int, x: Tensor) -> Tensor:
@@ -287,20 +287,20 @@ class CLIP(nn.Module):
         """
         ids, stop, ends = self._cut(ids)
         rows, length = ids.shape
-        owner: Tensor | None = stop.new_zeros(rows)  # without vectors by row, all sentences have the same prompt
+        prompt_index: Tensor | None = stop.new_zeros(rows)  # without vectors by row, all sentences have the same prompt
         if prompts is not None:
             count = check_prompts(prompts, rows, self.transformer.width, self.transformer.layers, "text prompts")
             slots = check_slots(prompts.slots, rows, count, stop, "text prompts")
             prompts = prompts._replace(slots=slots)
             if any(layer is not None and layer.dim() == 3 for layer in prompts.layers):
-                owner = prompts.owner
+                prompt_index = prompts.prompt_index
         if draws(self.transformer):
-            owner = None  # every sentence drops out on its own
+            prompt_index = None  # every sentence drops out on its own
         if labels is not None:
             count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
             inside = torch.full_like(stop, length)
             labels = labels._replace(slots=check_slots(labels.slots, rows, count, inside, "label tokens"))
-        known = (owner, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
+        known = (prompt_index, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
         of_prompt, at, of_label = (None if x is None else x.cpu() for x in known)
         layout = text_layout(ids.cpu(), ends, of_prompt, at, of_label, GROUP_COST[ids.device.type == "cpu"])
         if callable(chunks):
@@ -318,13 +318,15 @@ class CLIP(nn.Module):
         tokens: bool,
     ) -> Encoded:
         """Sentences that end at `stop` (rows,), computed as `layout` says; see :meth:`encode_text`."""
-        past: list[Past] = []
+        kv_cache: list[KeyValue] = []
         shared = []
         leader = layout.leader.to(ids.device)
         if layout.prefix:
             first = layout.leaders.to(ids.device)
             x = self._embed(ids[first, : layout.prefix], None if prompts is None else prompts.rows(first), None)
-            x = self.transformer(x, causal_mask(0, x), None if prompts is None else prompts.rows(first), kept=past)
+            x = self.transformer(
+                x, causal_mask(0, x), None if prompts is None else prompts.rows(first), new_kv=kv_cache
+            )
             if tokens:
                 shared = [self._project(x).flatten(0, 1)]
 
@@ -333,7 +335,9 @@ class CLIP(nn.Module):
             label = None if labels is None else labels.rows(rows)
             x = ids[rows] if labels is not None else ids[rows, : end + 1]  # label slots may lie behind the end
             x = self._embed(x, own, label)[:, prefix : end + 1]
-            before = [Past(*(side[:, :, :prefix].index_select(0, leader[rows]) for side in block)) for block in past]
+            before = [
+                KeyValue(*(side[:, :, :prefix].index_select(0, leader[rows]) for side in block)) for block in kv_cache
+            ]
             x = self.transformer(x, causal_mask(prefix, x), own, before if prefix else None)
             pooled = self._project(x[torch.arange(len(x), device=x.device), stop[rows] - prefix])
             return pooled, self._project(x).flatten(0, 1) if tokens else pooled[:0]
@@ -346,7 +350,7 @@ class CLIP(nn.Module):
         found = in_chunks(encode, calls, chunks)
         place = torch.empty(len(ids), dtype=torch.int64)
         place[torch.tensor(order)] = torch.arange(len(order))
-        pooled = torch.cat([one for one, _ in found]).index_select(0, place[layout.twin].to(ids.device))
+        pooled = torch.cat([one for one, _ in found]).index_select(0, place[layout.duplicate_of].to(ids.device))
         if not tokens:
             return Encoded(pooled, pooled.new_empty(len(pooled), 0, pooled.shape[-1]))
         flat = torch.cat([*shared, *(x for _, x in found), pooled.new_zeros(1, pooled.shape[-1])])

@@ -21,13 +21,13 @@ class Prompts(NamedTuple):
             is also what block J and later ones see.
         slots: text tower: (n,) or (rows, n) integer positions in the sequence. Vision tower: None, prompts are
             appended.
-        owner: text tower: (rows,) which of K prompts a row has, of layers (K, n, d). The same result as layers
+        prompt_index: text tower: (rows,) which of K prompts a row has, of layers (K, n, d). The same result as layers
             (rows, n, d), but what rows of one prompt have in common is computed once. None: as given.
     """
 
     layers: tuple[Tensor | None, ...]
     slots: Tensor | None
-    owner: Tensor | None = None
+    prompt_index: Tensor | None = None
 
     @property
     def first(self) -> Tensor:
@@ -42,8 +42,8 @@ class Prompts(NamedTuple):
         return layer
 
     def rows(self, index: Tensor) -> Prompts:
-        """The prompts of the rows (k,) of a batch, (k, n, d) and without owner; what all rows share stays as it is."""
-        own = index if self.owner is None else self.owner[index]
+        """Prompts of the rows (k,) of a batch, (k, n, d), without prompt_index; shared prompts stay as they are."""
+        own = index if self.prompt_index is None else self.prompt_index[index]
         layers = tuple(
             layer.index_select(0, own) if layer is not None and layer.dim() == 3 else layer for layer in self.layers
         )
@@ -103,7 +103,7 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
         n, the number of prompt vectors per row.
 
     Raises:
-        ValueError: no first layer, more layers than blocks, a layer of another shape, or owners that do not fit.
+        ValueError: no first layer, more layers than blocks, a layer of another shape, or a wrong prompt_index.
     """
     layers = prompts.layers
     if isinstance(layers, Tensor):
@@ -120,16 +120,16 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
                 f"{what}: a layer has shape {tuple(layer.shape)}; expected (n, {width}) or ({rows}, n, {width})"
             )
     count = layers[0].shape[-2]
-    if prompts.owner is not None:
-        if tuple(prompts.owner.shape) != (rows,) or prompts.owner.dtype != torch.int64:
+    if prompts.prompt_index is not None:
+        if tuple(prompts.prompt_index.shape) != (rows,) or prompts.prompt_index.dtype != torch.int64:
             raise ValueError(
-                f"owner of {what} has shape {tuple(prompts.owner.shape)} and type {prompts.owner.dtype}; expected "
-                f"int64 ({rows},)"
+                f"prompt_index of {what} has shape {tuple(prompts.prompt_index.shape)} and type "
+                f"{prompts.prompt_index.dtype}; expected int64 ({rows},)"
             )
         rows = next((len(layer) for layer in layers if layer is not None and layer.dim() == 3), 1)
-        low, high = torch.stack(prompts.owner.aminmax()).tolist()
+        low, high = torch.stack(prompts.prompt_index.aminmax()).tolist()
         if low < 0 or high >= rows:
-            raise ValueError(f"owner of {what} spans {low}..{high}; expected 0 to {rows - 1} for {rows} prompts")
+            raise ValueError(f"prompt_index of {what} spans {low}..{high}; expected 0 to {rows - 1} for {rows} prompts")
     for i, layer in enumerate(layers):
         if layer is not None:
             _check_shape(f"{what}: layer {i}", layer, rows, count, width)

@@ -45,14 +45,14 @@ class Layout(NamedTuple):
         leaders: (K,) one sentence of every prompt that is shared, of which the first `prefix` positions are computed.
         prefix: 0 = nothing is shared.
         leader: (rows,) index into `leaders` of every sentence; without meaning where its part has no prefix.
-        twin: (rows,) first sentence that equals it; itself when it is the first.
+        duplicate_of: (rows,) first sentence that equals it; itself when it is the first.
     """
 
     parts: list[Part]
     leaders: Tensor
     prefix: int
     leader: Tensor
-    twin: Tensor
+    duplicate_of: Tensor
 
     @property
     def positions(self) -> int:
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
         Results are the positions of the prefix, leader after leader, then those of the parts, row after row, then one
         that stands for positions without meaning.
         """
-        places = torch.full((len(self.twin), length), self.positions)
+        places = torch.full((len(self.duplicate_of), length), self.positions)
         start = self.prefix * len(self.leaders)
         for part in self.parts:
             rows, width = torch.tensor(part.rows), part.end + 1 - part.prefix
@@ -73,7 +73,7 @@ class Layout(NamedTuple):
             places[rows, part.prefix : part.end + 1] = own
             places[rows, : part.prefix] = self.leader[rows, None] * self.prefix + torch.arange(part.prefix)
             start += own.numel()
-        return places[self.twin]
+        return places[self.duplicate_of]
 
 
 def length_groups(ends: Sequence[int], group_cost: int) -> list[tuple[list[int], int]]:
@@ -113,7 +113,7 @@ def length_groups(ends: Sequence[int], group_cost: int) -> list[tuple[list[int],
 def text_layout(
     ids: Tensor,
     ends: Sequence[int],
-    owner: Tensor | None,
+    prompt_index: Tensor | None,
     slots: Tensor | None,
     labels: Tensor | None,
     group_cost: int,
@@ -123,7 +123,7 @@ def text_layout(
     Args:
         ids: (rows, L) token ids.
         ends: position of the end-of-text token of each row.
-        owner: (rows,) rows of equal numbers have the same prompt vectors; None = nothing is known to be the same.
+        prompt_index: (rows,) rows of equal numbers have the same prompt vectors; None = none are known to.
         slots: (n,) or (rows, n) positions of the prompt vectors; None = there are none.
         labels: (q,) or (rows, q) positions of vectors that belong to the row alone, or None.
         group_cost: positions that one more group of sentences costs, and the prefix too.
@@ -133,15 +133,21 @@ def text_layout(
         their label vectors and their end-of-text tokens.
     """
     rows = len(ids)
-    twin = torch.arange(rows)
-    if owner is None:
-        return Layout(_parts(range(rows), ends, [0] * rows, group_cost)[0], twin[:0], 0, torch.zeros_like(twin), twin)
-    groups, leader = owner.unique(return_inverse=True)
-    leaders = torch.full_like(groups, rows).scatter_reduce(0, leader, twin, "amin")
+    duplicate_of = torch.arange(rows)
+    if prompt_index is None:
+        return Layout(
+            _parts(range(rows), ends, [0] * rows, group_cost)[0],
+            duplicate_of[:0],
+            0,
+            torch.zeros_like(duplicate_of),
+            duplicate_of,
+        )
+    groups, leader = prompt_index.unique(return_inverse=True)
+    leaders = torch.full_like(groups, rows).scatter_reduce(0, leader, duplicate_of, "amin")
     same = _same_slots(slots, leaders[leader])
     if labels is None:
-        twin = _twins(ids, ends, leader, same)
-    chosen = (twin == torch.arange(rows)).nonzero().flatten().tolist()
+        duplicate_of = _duplicates(ids, ends, leader, same)
+    chosen = (duplicate_of == torch.arange(rows)).nonzero().flatten().tolist()
     length, least = _common(ids, ends, leaders, leader, slots, same, labels)
     shared = length > 0  # the vectors of other prompts may stand behind every prefix
     prefixes = [length * 0]
@@ -157,7 +163,7 @@ def text_layout(
         longest = int(prefix.max())
         options.append((cost + (longest * int(shared.sum()) + group_cost if longest else 0), parts, longest))
     _, parts, longest = min(options, key=lambda option: option[0])
-    return Layout(parts, leaders[shared], longest, (shared.cumsum(0) - 1).clamp(min=0)[leader], twin)
+    return Layout(parts, leaders[shared], longest, (shared.cumsum(0) - 1).clamp(min=0)[leader], duplicate_of)
 
 
 def _parts(rows: Sequence[int], ends: Sequence[int], prefix: Sequence[int], group_cost: int) -> tuple[list[Part], int]:
@@ -179,14 +185,14 @@ def _same_slots(slots: Tensor | None, leader: Tensor) -> Tensor:
     return (slots == slots[leader]).all(1)
 
 
-def _twins(ids: Tensor, ends: Sequence[int], leader: Tensor, same: Tensor) -> Tensor:
+def _duplicates(ids: Tensor, ends: Sequence[int], leader: Tensor, same: Tensor) -> Tensor:
     """(rows,) first row with the same prompt and the same tokens up to the end; slots that differ are never equal."""
     first: dict[tuple, int] = {}
     keys = zip(leader.tolist(), same.tolist(), ids.tolist(), ends)
     return torch.tensor(
         [
-            first.setdefault((owner, None if known else row, *tokens[: end + 1]), row)
-            for row, (owner, known, tokens, end) in enumerate(keys)
+            first.setdefault((prompt_index, None if known else row, *tokens[: end + 1]), row)
+            for row, (prompt_index, known, tokens, end) in enumerate(keys)
         ]
     )
 

@@ -2,7 +2,7 @@
 
     python -m datasets.doctor --root DATA                 every data set that is there
     python -m datasets.doctor EuroSAT --root DATA --full  decode every image
-    python -m datasets.doctor folder --root MINE          images of your own: a folder, a table or a dataset.yaml
+    python -m datasets.doctor folder --root MINE          custom images: a folder, a table or a dataset.yaml
 
 Nothing is written but the reports that are asked for. Exit code 1 if anything is wrong.
 """
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help="data sets, or `folder` for images of your own; without a name all known ones that are there",
+        help="data sets, or `folder` for custom images; without a name all known ones that are there",
     )
     parser.add_argument(
         "--root",
@@ -91,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [OWN if name == OWN else find_name(name) for name in args.names]
     except ValueError as err:
         parser.error(str(err))
-    names = names or [name for name, facts in CATALOG.items() if (root / facts.folder).is_dir()]
+    names = names or [name for name, info in CATALOG.items() if (root / info.folder).is_dir()]
     if not names:
         print(
             f"there is no known data set in {root}. To get one: python -m datasets.prepare --list\n"
-            f"If these are images of your own: python -m datasets.doctor {OWN} --root {shlex.quote(str(root))}"
+            f"If these are custom images: python -m datasets.doctor {OWN} --root {shlex.quote(str(root))}"
         )
         return 1
     reports = []

@@ -138,7 +138,7 @@ def read_split(
     content = read_json(filepath)
     if not isinstance(content, dict) or set(content) != set(_SPLITS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f'"{filepath}" is no split file: expected the keys train, val, test, found {found}')
+        raise ValueError(f'"{filepath}" is not a split file: expected the keys train, val, test, found {found}')
     logger.info("Reading split from %s", filepath)
     train, val, test = (_read_items(content[split], path_prefix, f'{split} of "{filepath}"') for split in _SPLITS)
     return train, val, test

@@ -12,7 +12,7 @@ class FGVCAircraft(KnownDataset):
     """100 variants in the order of variants.txt."""
 
     def read_items(self, folder: Path) -> Splits:
-        missing = [file for file in self.facts.layout if not (folder / file).is_file()]
+        missing = [file for file in self.info.layout if not (folder / file).is_file()]
         if missing:
             raise FileNotFoundError(f'"{folder}" has no {", ".join(missing)}. Where to get it: {self.source}')
         labels = {

@@ -22,7 +22,7 @@ class SUN397(KnownDataset):
 
 
 def read_list(path: Path, images: Path, labels: dict[str, int]) -> list[Datum]:
-    """Items of a list of paths such as /a/abbey/sun_x.jpg; ValueError if the folder is no class."""
+    """Items of a list of paths such as /a/abbey/sun_x.jpg; ValueError if the folder is not a class."""
     items = []
     for number, line in enumerate(read_lines(path), start=1):
         file = line.strip()

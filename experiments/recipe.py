@@ -28,7 +28,7 @@ class When:
 
 @dataclass(frozen=True)
 class First:
-    """A first stage: another training before every one of a method, with a config of its own; `option` is the key of
+    """A first stage: another training before every one of a method, with its own config; `option` is the key of
     the second stage that takes the folder of the first."""
 
     config: str

@@ -55,7 +55,7 @@ def load_recipe(path: str | Path) -> Recipe:
         text = file.read_text(encoding="utf-8")
         content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise RecipeError(f'recipe "{path}" is no yaml: {err}') from err
+        raise RecipeError(f'recipe "{path}" is not valid YAML: {err}') from err
     reader = _Reader(file)
     reader.keys_once(tree, set())
     recipe = reader.read(content)

@@ -67,7 +67,7 @@ def step_part(step: int, classes: int | str | None = None) -> str:
 def step_parts(sets: int) -> tuple[str, ...]:
     """All parts of incremental learning on this many sets, in the order of its runs.
 
-    After the first step the joint classes are those of the first set, which needs no run of its own.
+    After the first step the joint classes are those of the first set, which needs no separate run.
     """
     parts = [step_part(1)]
     for step in range(2, sets + 1):

@@ -181,7 +181,7 @@ def finished_result(run: Run) -> dict[str, Any]:
 def _error_of(result: Any, run: Run) -> str:
     """Problem of a result, "" if there is none."""
     if not isinstance(result, dict):
-        return "is no object"
+        return "is not an object"
     name = main_figure(result)
     figure = result.get(name)
     if not _is_number(figure):

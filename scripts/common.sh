@@ -11,7 +11,7 @@ SHOTS=${SHOTS:-16}
 usage() {
     printf '%s\n' "$@" "" "environment:" \
         "  CFG     config in configs/trainers/METHOD, or the path of a .yaml file (default: by setting and data set)" \
-        "  SHOTS   images per class, where they are no argument (default: 16)" \
+        "  SHOTS   images per class, unless given as an argument (default: 16)" \
         "  DATA, OUTPUT, PROCESSES, PYTHON: see scripts/run.sh" \
         "METHOD: $(methods)" >&2
     exit 2

@@ -50,7 +50,7 @@ ALLOWED = {
     "experiments": {"dassl", "trainers", "datasets"},
     "align_prompt": {"train", "sweep", "report", "clip", "dassl", "transport", "datasets", "trainers", "experiments"},
 }
-# What a module of trainers/ that is no method may import from trainers/; a method may import any of these.
+# What a module of trainers/ that is not a method may import from trainers/; a method may import any of these.
 SHARED = {
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},

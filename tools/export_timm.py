@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip.api import find_checkpoint
-from clip.checkpoints import Facts, load_checkpoint
+from clip.checkpoints import CheckpointInfo, load_checkpoint
 from clip.eva import EvaVisionTransformer
 from clip.model import CLIP, VisionTransformer
 
@@ -61,7 +61,7 @@ def timm_weights(model: CLIP, head: bool = True) -> dict[str, Tensor]:
         head: with the projection into the space shared with text, (E, d), as classifier.
 
     Raises:
-        ValueError: the image tower is no vision transformer.
+        ValueError: the image tower is not a vision transformer.
     """
     visual = model.visual
     if isinstance(visual, EvaVisionTransformer):
@@ -84,7 +84,7 @@ def timm_weights(model: CLIP, head: bool = True) -> dict[str, Tensor]:
     return {key: value for key, value in weights.items() if head or not key.startswith("head.")}
 
 
-def timm_config(model: CLIP, facts: Facts, head: bool = True) -> dict[str, Any]:
+def timm_config(model: CLIP, info: CheckpointInfo, head: bool = True) -> dict[str, Any]:
     """The content of config.json: architecture, the arguments that make it this tower, and the preprocessing."""
     visual = model.visual
     if isinstance(visual, EvaVisionTransformer):
@@ -121,8 +121,8 @@ def timm_config(model: CLIP, facts: Facts, head: bool = True) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "mean": list(facts.mean),
-            "std": list(facts.std),
+            "mean": list(info.mean),
+            "std": list(info.std),
             "num_classes": classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
@@ -138,8 +138,8 @@ def export(checkpoint: str, folder: str | Path, head: bool = True) -> dict[str, 
         FileNotFoundError: no such checkpoint.
         ValueError: it is no CLIP with a vision transformer.
     """
-    model, facts = load_checkpoint(find_checkpoint(checkpoint))
-    weights, config = timm_weights(model, head), timm_config(model, facts, head)
+    model, info = load_checkpoint(find_checkpoint(checkpoint))
+    weights, config = timm_weights(model, head), timm_config(model, info, head)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""Start a method of your own: python -m tools.new_method NAME [--node NODE].
+"""Start your own method: python -m tools.new_method NAME [--node NODE].
 
 Writes a trainer, a config for the small embedded CLIP and a test, which work as they are; then make them yours as
 docs/add_a_method.md shows.
@@ -144,7 +144,7 @@ def check_names(name: str, node: str) -> None:
     """Check that a method and its config section may be called so.
 
     Raises:
-        ValueError: a name is no identifier, or taken.
+        ValueError: a name is not an identifier, or taken.
     """
     pattern = r"[A-Za-z][A-Za-z0-9_]*"
     if not re.fullmatch(pattern, name) or keyword.iskeyword(name) or keyword.iskeyword(name.lower()):
@@ -171,14 +171,14 @@ def create(name: str, node: str | None, root: Path) -> list[Path]:
         The files written: trainer, config, test.
 
     Raises:
-        ValueError: a name is no identifier or taken, or `root` is no checkout.
+        ValueError: a name is not an identifier or taken, or `root` is not a checkout.
         FileExistsError: one of the files exists, or a test file of that name elsewhere.
     """
     node = name.upper() if node is None else node
     check_names(name, node)
     module = name.lower()
     if not (root / "trainers" / "base.py").is_file() or not (root / "tests" / "trainers").is_dir():
-        raise ValueError(f"{root} is no checkout of this project: it needs trainers/ and tests/trainers/")
+        raise ValueError(f"{root} is not a checkout of this project: it needs trainers/ and tests/trainers/")
     contents = {
         root / "trainers" / f"{module}.py": TRAINER,
         root / "configs" / "trainers" / name / "emoji.yaml": CONFIG,

@@ -89,7 +89,7 @@ class ALIGN(PromptTrainer):
                     "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentence of mode 0
                     "VISION_PROMPT_NUMBER": 4,  # M
                     "TEXT_PROMPT_NUMBER": 4,  # N
-                    "PROMPT_DEPTH": 9,  # J, layers with prompts of their own; 1 = input only
+                    "PROMPT_DEPTH": 9,  # J, layers with their own prompts; 1 = input only
                     "COUPLED": True,  # visual prompts are linear maps of the textual ones (needs M = N)
                     "SHARED_START": False,  # the deep maps start as copies of one, as in the released code
                     "SCORE": "paper",  # paper or released

@@ -20,14 +20,14 @@ from clip import CLIP, Encoded, Prompts
 from clip.chunks import Chunks, in_chunks, split_rows
 from dassl.engine import TrainerX
 from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
-from dassl.engine.precision import PRECISIONS, Steering
+from dassl.engine.precision import PRECISIONS, GradientProjection
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.memory import MemoryPlan
-from trainers.parts.prompts import Learner, TemplateText, through_half
+from trainers.parts.prompts import Learner, TemplateText, round_to_fp16
 from trainers.parts.templates import template_for
 
 logger = logging.getLogger(__name__)
@@ -87,11 +87,11 @@ class PromptedCLIP(nn.Module):
         """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time without a budget."""
         ids, prompts = self.learner.conditional_prompts(image)
         classes = len(ids)
-        owner = torch.arange(len(image), device=ids.device).repeat_interleave(classes)  # of row b * C + c
+        prompt_index = torch.arange(len(image), device=ids.device).repeat_interleave(classes)  # of row b * C + c
         slots = prompts.slots
         if slots is not None and slots.dim() == 2:
             slots = slots.repeat(len(image), 1)
-        prompts = Prompts(prompts.layers, slots, owner)
+        prompts = Prompts(prompts.layers, slots, prompt_index)
         chosen = self.memory.text_rows or (self.memory.budget and torch.is_grad_enabled())
         chunks = self.memory.text(self, self.clip, False) if chosen else Chunks(self.learner.chunk_rows)
         return self.clip.encode_text(ids.repeat(len(image), 1), prompts, chunks=chunks, tokens=False)
@@ -109,7 +109,7 @@ class PromptedCLIP(nn.Module):
         def encode(some: Tensor) -> Encoded:
             def of_rows(layer: Tensor) -> Tensor:
                 layer = layer.index_select(0, some % modes)  # (M, m, d) -> (rows, m, d)
-                return through_half(layer) if self.learner.half_prompts else layer
+                return round_to_fp16(layer) if self.learner.half_prompts else layer
 
             layers = tuple(None if layer is None else of_rows(layer) for layer in prompts.layers)
             return self.clip.visual.encode(tokens.index_select(0, some // modes), prompts._replace(layers=layers))
@@ -246,8 +246,8 @@ class CLIPTrainer(TrainerX):
         """Scalars of the last step that are logged but not minimised."""
         return {}
 
-    def steering(self) -> Steering | None:
-        """A second loss of the last step, whose gradient bends the step without being followed."""
+    def gradient_projection(self) -> GradientProjection | None:
+        """Auxiliary loss whose gradient is projected onto the main one (ProGrad)."""
         return None
 
     def forward_backward(self, batch) -> dict[str, float]:
@@ -255,7 +255,7 @@ class CLIPTrainer(TrainerX):
         with self.precision.autocast():
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
-        self.model_backward_and_update(loss, terms=terms, steering=self.steering())
+        self.model_backward_and_update(loss, terms=terms, projection=self.gradient_projection())
         if (self.batch_idx + 1) == self.num_batches or getattr(self.sched, "by_batch", False):
             self.update_lr()
         shown = {"loss": loss, **terms, **self.extra_metrics()}
@@ -314,7 +314,7 @@ class PromptTrainer(CLIPTrainer):
         chosen = self.cfg.TRAIN
         self.model.memory = MemoryPlan(chosen.MEMORY_BUDGET, chosen.TEXT_CHUNK, chosen.IMAGE_CHUNK)
         freeze_all_but(self.model, [learner])
-        if self.cfg.TRAIN.INIT_FROM and learner.state_dict():  # what learns nothing starts from nothing
+        if self.cfg.TRAIN.INIT_FROM and learner.state_dict():  # skip methods without parameters
             self.start_from(self.cfg.TRAIN.INIT_FROM)
         self.parallel_model = self.parallel(self.model)
         if self.by_steps and count_num_param(learner):
@@ -400,13 +400,13 @@ class PromptTrainer(CLIPTrainer):
         if any(parameter.requires_grad for parameter in self.model.clip.visual.parameters()):
             return "the method trains the image tower"
         own = [
-            f"{owner.__name__}.{name}"
-            for owner, base, names in (
+            f"{kind.__name__}.{name}"
+            for kind, base, names in (
                 (type(self), PromptTrainer, ("parse_batch_test", "model_inference")),
                 (type(self.model), PromptedCLIP, ("forward", "encode_image", "compare")),
             )
             for name in names
-            if getattr(owner, name) is not getattr(base, name)
+            if getattr(kind, name) is not getattr(base, name)
         ]
         return f"the method has its own {', '.join(own)}" if own else ""
 

@@ -42,7 +42,7 @@ def cosine_by_image(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
 
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
-    """Cosine logits of an image with sentences `[v_1(x)] ... [v_n(x)] NAME.` of its own, trained by cross-entropy.
+    """Cosine logits of an image with its own sentences `[v_1(x)] ... [v_n(x)] NAME.`, trained by cross-entropy.
 
     Every image needs a pass of the text tower over all classes, in training and in evaluation.
     """

@@ -29,7 +29,7 @@ class IVLP(PromptTrainer):
                     "N_CTX_VISION": 2,  # number m of visual prompt vectors per layer
                     "CTX_INIT": "a photo of a",  # words that start the context of the input layer; empty = random
                     "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX_TEXT stay, frozen, in the sentence
-                    "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with context of their own; 1 = input only
+                    "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with their own context; 1 = input only
                     "PROMPT_DEPTH_VISION": 9,  # J_v, layers with visual prompts; 1 = input only, 0 = none
                     "HALF_PROMPTS": False,  # deep and visual prompts rounded through fp16, as in the released code
                     "PREC": "fp16",  # fp32, fp16, amp or bf16

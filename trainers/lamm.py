@@ -118,7 +118,7 @@ def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTraine
             logit = logit_term(output.logits, logits, options.TEMPERATURE, options.LOGIT_TARGET)
             return {
                 **terms,
-                "param": weight * learner.drift(),
+                "param": weight * learner.parameter_distance(),
                 "feature": options.W_FEATURE * feature,
                 "logit": options.W_LOGIT * logit,
             }

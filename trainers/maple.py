@@ -25,7 +25,7 @@ class MaPLe(PromptTrainer):
                     "N_CTX": 2,  # prompt length b, the same in both towers
                     "CTX_INIT": "a photo of a",  # words that start the context of the input layer; empty = random
                     "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentence
-                    "PROMPT_DEPTH": 9,  # J, layers with prompts of their own; 1 = input only
+                    "PROMPT_DEPTH": 9,  # J, layers with their own prompts; 1 = input only
                     "SHARED_START": False,  # the deep maps start as copies of one, as in the released code
                     "PREC": "fp16",  # fp32, fp16, amp or bf16
                 }

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.precision import Steering
+from dassl.engine.precision import GradientProjection
 from trainers.parts.losses import cosine_logits, distillation_loss
 from trainers.parts.prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
 
@@ -139,5 +139,5 @@ class ProGrad(PromptTrainer):
     def extra_metrics(self) -> dict[str, Tensor]:
         return {"kl": self.kl.detach()}
 
-    def steering(self) -> Steering:
-        return Steering(self.kl, lambda gradient, guide: project(gradient, guide, self.options.LAMBDA))
+    def gradient_projection(self) -> GradientProjection:
+        return GradientProjection(self.kl, lambda gradient, guide: project(gradient, guide, self.options.LAMBDA))

@@ -73,8 +73,8 @@ class PromptSRC(PromptTrainer):
                     "N_CTX_VISION": 4,  # number m of visual prompt vectors per layer
                     "CTX_INIT": "a photo of a",  # words that start the context of the input layer; empty = random
                     "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX_TEXT stay, frozen, in the sentence
-                    "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with context of their own; 1 = input only
-                    "PROMPT_DEPTH_VISION": 9,  # J_v, layers with visual prompts of their own
+                    "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with their own context; 1 = input only
+                    "PROMPT_DEPTH_VISION": 9,  # J_v, layers with their own visual prompts
                     "TEXT_LOSS_WEIGHT": 25.0,  # of the L1 distance of text features to the teacher's
                     "IMAGE_LOSS_WEIGHT": 10.0,  # of the L1 distance of image features to the teacher's
                     "NORMALIZE_TEMPLATES": True,  # before the teacher's mean over templates; released code: False

@@ -51,7 +51,7 @@ class VPT(PromptTrainer):
             {
                 "VPT": {
                     "N_CTX_VISION": 2,  # number m of visual prompt vectors per layer
-                    "PROMPT_DEPTH_VISION": 1,  # J, layers with prompts of their own; 1 = input only (shallow)
+                    "PROMPT_DEPTH_VISION": 1,  # J, layers with their own prompts; 1 = input only (shallow)
                     "HALF_PROMPTS": False,  # prompts and their gradients rounded through fp16, as in the released code
                     "PREC": "fp16",  # fp32, fp16, amp or bf16; the released code computes in fp32 whatever it says
                 }

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="imports",
         metavar="MODULE",
         action="append",
-        help="module, or path of a .py file, that registers trainers or data sets of your own; may be repeated",
+        help="module, or path of a .py file, that registers your own trainers or data sets; may be repeated",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="folder for everything the run writes (default ./output)")
@@ -65,4 +65,4 @@ def _epoch(text: str) -> int | str:
         return text
     if text.isdigit() and int(text) > 0:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no epoch: expected a number from 1, or last")
+    raise argparse.ArgumentTypeError(f"{text!r} is not an epoch: expected a number from 1, or last")

@@ -124,7 +124,7 @@ class Images:
 class RamImages(Images):
     """Keeps pixels in memory that worker processes share with the process that made this, each image when first read.
 
-    Workers must be forks, as they are on Linux; a process that gets a pickled copy starts with an empty one of its own.
+    Workers must be forks, as they are on Linux; a process that gets a pickled copy starts with an empty cache.
     Images that no longer fit into the limit are read every time.
 
     Args:
@@ -144,7 +144,7 @@ class RamImages(Images):
         self.table = np.frombuffer(table, dtype=np.int64).reshape(-1, 2)  # per image: place + 1, width << 32 | height
         self.used = np.frombuffer(mmap.mmap(-1, 16), dtype=np.int64)  # bytes given out; 1 once it was said to be full
         self.lock = multiprocessing.Lock()
-        self.stuck = False  # a process was killed with the lock in its hands: from then on without the cache
+        self.stuck = False  # a process died while holding the lock: the cache is off from then on
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RamImages, (tuple(self.numbers), self.start, self.limit)

@@ -42,7 +42,7 @@ class SeededLoader(DataLoader):
         drop_last: leave out an incomplete last batch.
         seed: base of the items' seeds in evaluation, for a transform that is random there too.
         persistent_workers: start the workers once, at the first pass. They keep the dataset as it was then. A pass that
-            starts while another one is under way has workers of its own.
+            starts while another one is under way has its own workers.
 
     Raises:
         ValueError: no items, or in training fewer items than processes.
@@ -117,7 +117,7 @@ class SeededLoader(DataLoader):
         return {"generator": state, "batches": batches_done if within else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; ValueError if this is no state of a training loader."""
+        """Continue where `state_dict` was taken; ValueError if this is not a state of a training loader."""
         if self.order_generator is None:
             if state:
                 raise ValueError("an evaluation loader has no state to restore")

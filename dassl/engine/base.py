@@ -53,7 +53,7 @@ class TrainerBase:
         if "_models" not in self.__dict__:
             raise AttributeError("Cannot assign model before super().__init__() call")
         if name in self._models:
-            raise ValueError(f'Found duplicate model name "{name}"; every registered model needs a name of its own')
+            raise ValueError(f'Found duplicate model name "{name}"; every registered model needs a unique name')
         self._models[name] = model
         self._optims[name] = optim
         self._scheds[name] = sched
@@ -186,7 +186,7 @@ class TrainerBase:
         """Write DIRECTORY/<name>/model.pth.tar-<epoch + 1> (or `model_name`) for every registered model.
 
         The file holds state_dict, epoch (1-based), optimizer, scheduler, val_result, classnames, classes
-        (`class_facts`) and config, and `extra` if the method has a state of its own. Only the main process writes.
+        (`class_facts`) and config, and `extra` if the method has its own state. Only the main process writes.
         """
         if distributed.is_main_process():
             for name in self.get_model_names():

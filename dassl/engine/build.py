@@ -33,7 +33,7 @@ def build_trainer(cfg: CfgNode, data: Any = None) -> Any:
         choices = ", ".join(sorted(known)) or "none, no trainer is registered"
         raise ValueError(
             f"TRAINER.NAME is {name!r}{hint}, expected one of {choices}; "
-            "a trainer in a file of your own is made known with --import FILE.py"
+            "a trainer in your own file is made known with --import FILE.py"
         )
     if cfg.VERBOSE:
         logger.info("Loading trainer: %s", name)

@@ -29,8 +29,8 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16", "auto")
 SMALLEST_SCALE = 2.0**-14  # below it, 30 steps in a row from the usual 2^16 had non-finite gradients
 
 
-class Steering(NamedTuple):
-    """A second loss that bends the step of the first without being minimised, as in ProGrad.
+class GradientProjection(NamedTuple):
+    """An auxiliary loss whose gradient is combined with that of the main loss without being minimized, as in ProGrad.
 
     Attributes:
         loss: scalar, from the same forward pass.
@@ -111,7 +111,7 @@ class Precision:
         parameters: Iterable[nn.Parameter] | None = None,
         terms: Mapping[str, Tensor] | None = None,
         where: str = "",
-        steering: Steering | None = None,
+        projection: GradientProjection | None = None,
         part: Part = WHOLE,
     ) -> None:
         """Zero the gradients, check the loss, go backward and let every optimiser step.
@@ -123,25 +123,25 @@ class Precision:
                 non-finite gradients instead, as loss scaling is meant to, and stops only when it never recovers.
             terms: named scalars the loss is made of, for the message.
             where: such as "epoch 3, batch 5", for the message.
-            steering: a second loss, and how its gradients and those of `loss` make the step; both are checked.
+            projection: a second loss, and how its gradients and those of `loss` make the step; both are checked.
             part: the place of this loss in a step that several batches make; gradients are checked with the last.
 
         Raises:
             FloatingPointError: loss or gradients are infinite or NaN. Nothing was changed.
-            ValueError: a steered step of several batches.
+            ValueError: a gradient projection over several batches.
         """
-        if steering is not None and part != WHOLE:
-            raise ValueError("a second loss bends the step of one batch: set OPTIM.ACCUMULATE 1")
+        if projection is not None and part != WHOLE:
+            raise ValueError("gradient projection works on the step of one batch: set OPTIM.ACCUMULATE 1")
         if part.first:
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
         check_finite(loss, terms, where)
         guides: list[tuple[nn.Parameter, Tensor]] = []
-        if steering is None:
+        if projection is None:
             self._scaled(loss if part.share == 1 else part.share * loss).backward()
         else:
-            check_finite(steering.loss, where=where)
-            guides = self._steered_backward(loss, steering.loss, optimizers)
+            check_finite(projection.loss, where=where)
+            guides = self._guided_backward(loss, projection.loss, optimizers)
         if not part.last:
             return
         if self.scaler is None:
@@ -150,10 +150,10 @@ class Precision:
         else:
             for optimizer in optimizers:
                 self.scaler.unscale_(optimizer)
-        if steering is not None:
+        if projection is not None:
             for parameter, guide in guides:
                 assert parameter.grad is not None
-                parameter.grad = steering.combine(parameter.grad, guide)
+                parameter.grad = projection.combine(parameter.grad, guide)
         for optimizer in optimizers:
             if self.scaler is None:
                 optimizer.step()
@@ -171,17 +171,17 @@ class Precision:
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def _steered_backward(
-        self, loss: Tensor, steering: Tensor, optimizers: Sequence[torch.optim.Optimizer]
+    def _guided_backward(
+        self, loss: Tensor, guide: Tensor, optimizers: Sequence[torch.optim.Optimizer]
     ) -> list[tuple[nn.Parameter, Tensor]]:
-        """Sets the (scaled) gradients of `loss` and returns those of `steering`, not scaled, per parameter.
+        """Sets the (scaled) gradients of `loss` and returns those of the projection, not scaled, per parameter.
 
         Two backward passes through one forward pass are more than DistributedDataParallel allows, so gradients are
-        taken without its hooks and averaged here. A gradient of `loss` becomes NaN where that of `steering` is not
+        taken without its hooks and averaged here. A gradient of `loss` becomes NaN where that of the projection is not
         finite, so that the check of the first is the check of both.
         """
         parameters = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.requires_grad]
-        second = torch.autograd.grad(self._scaled(steering), parameters, retain_graph=True, allow_unused=True)
+        second = torch.autograd.grad(self._scaled(guide), parameters, retain_graph=True, allow_unused=True)
         first = torch.autograd.grad(self._scaled(loss), parameters, allow_unused=True)
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         guides = []

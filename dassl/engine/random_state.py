@@ -83,9 +83,9 @@ def _generators(loader: Any) -> list[torch.Generator]:
     """Different torch generators that a loader and its samplers own, outermost first."""
     found: list[torch.Generator] = []
     batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    for owner in owners:
-        generator = getattr(owner, "generator", None)
+    holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    for holder in holders:
+        generator = getattr(holder, "generator", None)
         if isinstance(generator, torch.Generator) and not any(generator is other for other in found):
             found.append(generator)
     return found

@@ -21,7 +21,7 @@ from dassl.utils import count_num_param, distributed, load_pretrained_weights
 
 from . import resume
 from .base import TrainerBase, unwrap
-from .precision import WHOLE, Part, Precision, Steering
+from .precision import WHOLE, GradientProjection, Part, Precision
 from .progress import progress
 from .random_state import unchanged_random_state
 from .records import MetricsLog, plain
@@ -155,12 +155,12 @@ class SimpleTrainer(TrainerBase):
         return self.cfg.dump()
 
     def model_backward_and_update(
-        self, loss: Tensor, names: Any = None, terms: Any = None, steering: Steering | None = None
+        self, loss: Tensor, names: Any = None, terms: Any = None, projection: GradientProjection | None = None
     ) -> None:
         chosen = self.get_model_names(names)
         optims = [self._optims[name] for name in chosen if self._optims[name] is not None]
         parameters = [p for optim in optims for group in optim.param_groups for p in group["params"]]
-        self.precision.step(loss, optims, parameters, terms, self.place(), steering, self.part_of_step())
+        self.precision.step(loss, optims, parameters, terms, self.place(), projection, self.part_of_step())
 
     def part_of_step(self) -> Part:
         """Place of this batch among the OPTIM.ACCUMULATE of a step; the last step of an epoch may have fewer."""

@@ -135,7 +135,7 @@ def _print(trainer: SimpleTrainer, losses: MetricMeter, batch: AverageMeter, dat
 
 
 def _check_summary(trainer: SimpleTrainer, summary: Mapping[str, Any] | None) -> None:
-    """Stop when a trainer with a step of its own reports a loss that is infinite or NaN."""
+    """Stop when a trainer with its own step reports a loss that is infinite or NaN."""
     broken = {name: float(value) for name, value in (summary or {}).items() if not math.isfinite(value)}
     if any(name.startswith("loss") for name in broken):
         shown = ", ".join(f"{name} = {value}" for name, value in broken.items())
@@ -145,7 +145,7 @@ def _check_summary(trainer: SimpleTrainer, summary: Mapping[str, Any] | None) ->
 
 
 def _batch_size(batch: Any) -> int:
-    """Number of images of a batch; 0 for one that is no dictionary with a label or an image."""
+    """Number of images of a batch; 0 for one that is not a dictionary with a label or an image."""
     for name in ("label", "img"):
         value = batch.get(name) if isinstance(batch, Mapping) else None
         if isinstance(value, (Tensor, list, tuple)):

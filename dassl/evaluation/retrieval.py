@@ -14,7 +14,7 @@ from dassl.utils import distributed
 from .build import EVALUATOR_REGISTRY
 from .evaluator import EvaluatorBase
 
-__all__ = ["Retrieval", "image_ranks", "owners", "text_ranks"]
+__all__ = ["Retrieval", "image_ranks", "pairing", "text_ranks"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,12 @@ class Retrieval(EvaluatorBase):
         labels = torch.cat([torch.empty(0, dtype=torch.long), *self._labels])
         gathered = distributed.all_gather_object(labels.tolist())
         captions = max(distributed.all_gather_object(self._logits[0].shape[1] if self._logits else 0))
-        owner = owners([label for part in gathered for label in part], captions)
+        pairs = pairing([label for part in gathered for label in part], captions)
         logits = torch.cat([torch.empty(0, captions), *self._logits])
-        own = torch.searchsorted(owner.first, labels)
-        by_image = _whole(image_ranks(logits, own, owner.image))
-        truth = _sum(_true_similarity(logits, own, owner.image))
-        by_text = _sum(text_ranks(logits, own, owner.image, truth))
+        own = torch.searchsorted(pairs.first, labels)
+        by_image = _whole(image_ranks(logits, own, pairs.image))
+        truth = _sum(_true_similarity(logits, own, pairs.image))
+        by_text = _sum(text_ranks(logits, own, pairs.image, truth))
         results: OrderedDict[str, float] = OrderedDict(mean_recall=0.0)
         for name, ranks in (("image_to_text", by_image), ("text_to_image", by_text)):
             for depth in DEPTHS:
@@ -95,7 +95,7 @@ class Retrieval(EvaluatorBase):
         return {"total": self._total}
 
 
-class Owners(NamedTuple):
+class Pairing(NamedTuple):
     """Assignment of captions to images.
 
     first: (N,) number of the first caption of each image, ascending. image: (C,) image by caption.
@@ -105,7 +105,7 @@ class Owners(NamedTuple):
     image: Tensor
 
 
-def owners(labels: list[int], captions: int) -> Owners:
+def pairing(labels: list[int], captions: int) -> Pairing:
     """From the labels of all images.
 
     Raises:
@@ -116,10 +116,10 @@ def owners(labels: list[int], captions: int) -> Owners:
     first = torch.tensor(sorted(labels))
     if len(first.unique()) < len(first) or int(first[0]) != 0 or int(first[-1]) >= captions:
         raise ValueError(
-            "the labels are not those of a data set for retrieval, where every image has captions of its own: "
+            "the labels are not those of a data set for retrieval, where every image has its own captions: "
             "TEST.EVALUATOR Retrieval goes with data sets such as Flickr30k, COCOCaptions and EmojiRetrieval"
         )
-    return Owners(first, torch.searchsorted(first, torch.arange(captions), right=True) - 1)
+    return Pairing(first, torch.searchsorted(first, torch.arange(captions), right=True) - 1)
 
 
 def image_ranks(logits: Tensor, own: Tensor, image: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any, batches
         batches: batches per epoch, which batch_cosine needs.
 
     Raises:
-        ValueError: unknown schedule or warm-up type, a STEPSIZE that is no list of integers, or a trainer that does not
-            step its schedule by batch.
+        ValueError: unknown schedule or warm-up type, a STEPSIZE that is not a list of integers, or a trainer that
+            does not step its schedule by batch.
     """
     name, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.STEPSIZE
     if name not in AVAI_SCHEDS:

@@ -63,7 +63,7 @@ def init_distributed(use_cuda: bool = True) -> bool:
         Whether this call started a group; the caller then ends it with `shutdown_distributed`.
 
     Raises:
-        ValueError: WORLD_SIZE is set but the other variables of torchrun are not, or a process has no GPU of its own.
+        ValueError: WORLD_SIZE is set but the other variables of torchrun are not, or a process has no GPU to itself.
     """
     if is_initialized():
         return False
@@ -89,7 +89,7 @@ def init_distributed(use_cuda: bool = True) -> bool:
 
 
 def _start_group(backend: str) -> None:
-    """Start the group, with names of its own in the launcher's store when the launcher has started this run again.
+    """Start the group, with its own names in the launcher's store when the launcher has started this run again.
 
     The launcher's store lives on and still has the addresses of the processes before, which one that looks too early
     would wait for (seen with torch 2.14). On several machines the launchers do not count alike, so that nothing tells

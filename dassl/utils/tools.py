@@ -95,7 +95,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             return image.convert("RGB")
     # Pillow's decoders raise many kinds of errors for damaged files, so every one becomes the same clear message.
     except Exception as err:
-        reason = "it is no image file" if isinstance(err, PIL.UnidentifiedImageError) else str(err)
+        reason = "it is not an image file" if isinstance(err, PIL.UnidentifiedImageError) else str(err)
         raise ValueError(f'cannot decode the image "{path}": {reason}') from err
 
 

@@ -1,1 +1,1 @@
-"""Images of your own: class folders, tables and parquet files (DATASET.NAME folder)."""
+"""Custom images: class folders, tables and parquet files (DATASET.NAME folder)."""

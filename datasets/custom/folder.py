@@ -1,4 +1,4 @@
-"""Images of your own, without code: DATASET.NAME folder, DATASET.ROOT the folder or table. See docs/datasets.md."""
+"""Custom images, without code: DATASET.NAME folder, DATASET.ROOT the folder or table. See docs/datasets.md."""
 
 from __future__ import annotations
 

@@ -49,12 +49,12 @@ def read_options(path: Path) -> Options:
     """Options of a yaml file.
 
     Raises:
-        ValueError: it is no yaml, or holds an unknown key or a value that is not usable; the message says which.
+        ValueError: it is not valid YAML, or holds an unknown key or a value that is not usable; the message says which.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ValueError(f'"{path}" is no yaml file: {err}') from err
+        raise ValueError(f'"{path}" is not a YAML file: {err}') from err
     content = {} if content is None else content
     known = ("classnames", "template", "items", "images", "columns", "split")
     if not isinstance(content, dict) or set(content) - set(known):
@@ -119,7 +119,7 @@ def _split(value: Any, where: str) -> dict[str, Any]:
 def walk_class_folders(root: Path) -> list[Row]:
     """Rows of the images in class folders, with or without train, val and test folders above them.
 
-    A class is a folder, whatever lies deeper belongs to it. Files that are no images and hidden files are left out.
+    A class is a folder, whatever lies deeper belongs to it. Files that are not images and hidden files are left out.
 
     Raises:
         ValueError: no images; a class folder without images; folders of splits and of classes side by side.

@@ -1,4 +1,4 @@
-"""Tables of images of your own: CSV, TSV, JSON and JSON lines with a path, a label and perhaps a split in each row."""
+"""Tables of custom images: CSV, TSV, JSON and JSON lines with a path, a label and perhaps a split in each row."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise ValueError(f"{where} does not have the {len(reader.fieldnames)} fields of the header")
                 yield where, record
     except (csv.Error, UnicodeDecodeError) as err:
-        raise ValueError(f'"{path}" is no table of text: {err}') from err
+        raise ValueError(f'"{path}" is not a table of text: {err}') from err
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

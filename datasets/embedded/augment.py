@@ -27,7 +27,7 @@ class Strength(NamedTuple):
     outline: float = 0.12  # colour artwork with dark contours added
     gray: float = 0.12
     color: float = 0.35  # brightness, contrast, saturation
-    recolor: float = 0.75  # line art in a colour of its own, dark on light or light on dark
+    recolor: float = 0.75  # line art in its own colour, dark on light or light on dark
     busy: float = 0.75  # background in any colour, not almost white
     gradient: float = 0.5
     blur: float = 0.12

@@ -73,7 +73,7 @@ class Captions:
     """Random captions for concepts, and which concepts each caption is true of.
 
     Args:
-        extra: names of further drawings that are no emoji; they get the ids after the emoji concepts.
+        extra: names of further drawings that are not emoji; they get the ids after the emoji concepts.
 
     Attributes:
         terms: every term.

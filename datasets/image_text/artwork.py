@@ -28,12 +28,12 @@ class Artwork:
 
     Attributes:
         images: (N, 4, 64, 64) uint8 premultiplied RGBA; the emoji, sorted by concept, then the icons.
-        concept: (N,) int64 concept ids; icons that are no emoji have ids from the number of emoji concepts on.
+        concept: (N,) int64 concept ids; icons that are not emoji have ids from the number of emoji concepts on.
         mono: (N,) bool, black line art.
         ink: (colour drawings, 4, 64, 64) uint8 line art in four ways, see `contours`; row `ink_row[i]` is of drawing i.
         emoji: number of emoji drawings.
         count, start: (emoji concepts,) int64; drawings of concept c are rows start[c] ... start[c] + count[c] - 1.
-        words: names of the icons that are no emoji, in the order of their ids.
+        words: names of the icons that are not emoji, in the order of their ids.
 
     Args:
         styles: styles to show.
@@ -115,7 +115,7 @@ class CaptionLoader:
         return min(1.0, self.epoch / max(1.0, RAMP * self.max_epoch))
 
     def __iter__(self) -> Iterator[dict]:
-        process = distributed.get_rank() * 7_919_000_003  # processes show pictures of their own
+        process = distributed.get_rank() * 7_919_000_003  # processes show their own pictures
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch + process) % 2**63)
         amount, art = self.amount, self.artwork
         self.epoch += 1

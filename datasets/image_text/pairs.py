@@ -117,7 +117,7 @@ def _lines(path: str) -> tuple[str, ...]:
         with open(path, encoding="utf-8-sig") as file:
             return tuple(line.strip() for line in file if line.strip())
     except UnicodeDecodeError as err:
-        raise ValueError(f'"{path}" is no text in UTF-8: {err}') from err
+        raise ValueError(f'"{path}" is not UTF-8 text: {err}') from err
 
 
 def table_pairs(path: Path, image: str = "", text: str = "", separator: str = "") -> list[Pair]:
@@ -166,7 +166,7 @@ def _table_rows(path: Path, image: str, text: str, separator: str) -> Iterator[t
                     raise ValueError(f"{where} does not have the {len(names)} fields of the header")
                 yield where, record[image], record[text]
     except (csv.Error, UnicodeDecodeError) as err:
-        raise ValueError(f'"{path}" is no table of text: {err}') from err
+        raise ValueError(f'"{path}" is not a table of text: {err}') from err
 
 
 def _column(chosen: str, usual: Sequence[str], names: Sequence[str], key: str, path: Path) -> str:

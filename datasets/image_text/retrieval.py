@@ -1,4 +1,4 @@
-"""Image-text retrieval: pictures, each with captions of its own. Flickr30k, COCO and the embedded artwork."""
+"""Image-text retrieval: pictures, each with its own captions. Flickr30k, COCO and the embedded artwork."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def karpathy_splits(path: Path, folders: Sequence[Path]) -> dict[str, list[Pair]
             captions = tuple(_text(sentence["raw"]) for sentence in entry["sentences"])
             splits.setdefault(entry["split"], []).append(Pair(_place(name, folders), captions))
     except (KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f'"{path}" is no file of splits and sentences: {err!r}') from err
+        raise ValueError(f'"{path}" is not a file of splits and sentences: {err!r}') from err
     return splits
 
 
@@ -105,7 +105,7 @@ def coco_pairs(path: Path, folders: Sequence[Path]) -> list[Pair]:
             captions[entry["image_id"]].append(_text(entry["caption"]))
         names = {image["id"]: image["file_name"] for image in content["images"]}
     except (KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f'"{path}" is no file of captions as COCO has them: {err!r}') from err
+        raise ValueError(f'"{path}" is not a file of captions as COCO has them: {err!r}') from err
     return [Pair(_place(names[number], folders), tuple(texts)) for number, texts in captions.items() if texts]
 
 

@@ -159,7 +159,7 @@ def decode(member: Member, transform: Callable[[Any], Any]) -> dict[str, Any] | 
             picture = image.convert("RGB")
     # Pillow's decoders raise many kinds of errors for damaged files, decompression bombs among them.
     except Exception as err:  # noqa: BLE001
-        why = "it is no image file" if isinstance(err, UnidentifiedImageError) else f"it does not decode: {err}"
+        why = "it is not an image file" if isinstance(err, UnidentifiedImageError) else f"it does not decode: {err}"
         return Damaged(member.where, why)
     if not text:
         return Damaged(member.where, "its caption is empty")

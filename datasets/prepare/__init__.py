@@ -1,1 +1,1 @@
-"""The standard data sets on disk: facts, download, conversion, splits and checks."""
+"""The standard data sets on disk: info, download, conversion, splits and checks."""

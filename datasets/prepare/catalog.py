@@ -1,4 +1,4 @@
-"""Facts of the known data sets: names, folders, sizes, licences, counts and checksums. No code depends on one of them.
+"""Catalog of the standard data sets: names, folders, sizes, licenses, counts and checksums. No code depends on them.
 
 Readers take their folders from here; tools that fetch or check data take everything else. Paths use "/" and are below
 the data set's folder, which is below the data root.
@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CATALOG", "IMAGENET_NAMES_SHA256", "Facts", "prepare_command"]
+__all__ = ["CATALOG", "IMAGENET_NAMES_SHA256", "DatasetInfo", "prepare_command"]
 
 IMAGENET_NAMES_SHA256 = "89e0b642c6697a3a43a06a2bb65f9fefb3ca295ccc5f4ba9ce385f1a3a58c629"  # of classnames.txt
 _IMAGENET_NAMES_DRIVE = "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"
@@ -19,7 +19,7 @@ _PHOTO = "a photo of a {}."
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetInfo:
     """One data set.
 
     Attributes:
@@ -28,7 +28,7 @@ class Facts:
         folder: folder below the data root.
         images: folder of the images that split files are relative to; "" is the data set's folder itself.
         classes: number of classes.
-        train, val, test: numbers of images; None where the data set has no such split of its own.
+        train, val, test: numbers of images; None where the data set has no such split.
         template: prompt of zero-shot CLIP.
         title, home: what people call it and where it comes from.
         size: of the download, roughly. licence: terms that the source states.
@@ -77,7 +77,7 @@ def prepare_command(name: str, root: str = "") -> str:
 
 
 _ENTRIES = (
-    Facts(
+    DatasetInfo(
         name="Caltech101",
         config="caltech101",
         folder="caltech-101",
@@ -96,7 +96,7 @@ _ENTRIES = (
         names_sha256="84f9ff49dce58ae6e74754fd578f6dd6bb9c1b711758e7c3da3888216d0630ca",
         picks_sha256="edc5ffc2faa643d2d66ae8155fc98cf58b01567735c6b000ee020bdba5d31f23",
     ),
-    Facts(
+    DatasetInfo(
         name="OxfordPets",
         config="oxford_pets",
         folder="oxford_pets",
@@ -117,7 +117,7 @@ _ENTRIES = (
         names_sha256="8e35ab44db27d55ab1a062c8af3308606560f9f3e3a6bf698b19e4ea54212d6d",
         picks_sha256="df8b41967cf106d80de3a68b7a9a921b7e90d3a7b86909942ee0b8a2f9485570",
     ),
-    Facts(
+    DatasetInfo(
         name="StanfordCars",
         config="stanford_cars",
         folder="stanford_cars",
@@ -138,7 +138,7 @@ _ENTRIES = (
         names_sha256="2caca90b5c02b65fcd9542cc2c934aa40c56ded5cb5b72e6e0b8e6b023cf81f9",
         picks_sha256="9447740a23e8c8544b291b2754c9a073c053f679e34b9c80e2113666397c762b",
     ),
-    Facts(
+    DatasetInfo(
         name="OxfordFlowers",
         config="oxford_flowers",
         folder="oxford_flowers",
@@ -165,7 +165,7 @@ _ENTRIES = (
         names_sha256="0d27092c2140383d4f002dc99d20c184d58ffdc454e5f4d12f0475b4e23480ee",
         picks_sha256="c82c9cf4fbd3abc9b0cf0aca07733422e8fa91b5e4e985679159d3d988e0618e",
     ),
-    Facts(
+    DatasetInfo(
         name="Food101",
         config="food101",
         folder="food-101",
@@ -185,7 +185,7 @@ _ENTRIES = (
         names_sha256="efe7060c0e6aa88c98d3ad9532240013747f6b2179d45e1f750527890437c59d",
         picks_sha256="88707b4d53928b0ee42cc8ae28f02826c93f79353559e76364866e7d8ba56d27",
     ),
-    Facts(
+    DatasetInfo(
         name="FGVCAircraft",
         config="fgvc_aircraft",
         folder="fgvc_aircraft",
@@ -203,7 +203,7 @@ _ENTRIES = (
         names_sha256="e1c9e72060e63d526dce032008262a95f573b02e802be7be42f0cb6ccd5b4217",
         picks_sha256="03b7da060c2c59c4db217577c1deeb72adb4bef7cbbcc5b9baa61992ec8139d3",
     ),
-    Facts(
+    DatasetInfo(
         name="SUN397",
         config="sun397",
         folder="sun397",
@@ -223,7 +223,7 @@ _ENTRIES = (
         names_sha256="583c0fad85d22c563fc88e49462efce4c5a08aec1e0b8020f325224af67cb040",
         picks_sha256="6303fadedad66dcfe90281036652fc9e4df47b3d9cb99521ee6b4643822cbeab",
     ),
-    Facts(
+    DatasetInfo(
         name="DescribableTextures",
         config="dtd",
         folder="dtd",
@@ -245,7 +245,7 @@ _ENTRIES = (
         names_sha256="681d23b9cd3c2edec8ff7ea1fd6f5dd92f3b8d1dfb5a43fd0faee72a116c1130",
         picks_sha256="dd8c1eb16938033c1c4b9227bc282fec9e0c1fe8f59bbaa0e6ecf16812fad59b",
     ),
-    Facts(
+    DatasetInfo(
         name="EuroSAT",
         config="eurosat",
         folder="eurosat",
@@ -265,7 +265,7 @@ _ENTRIES = (
         names_sha256="bcff3a8022b63397730ecbb798e13cf58822547521ea94ed2975f05971b28da3",
         picks_sha256="87334b8acabc2c18f6f1a005969f62a20b83060c0f2ee02ddd7537d7c2247f45",
     ),
-    Facts(
+    DatasetInfo(
         name="UCF101",
         config="ucf101",
         folder="ucf101",
@@ -293,7 +293,7 @@ _ENTRIES = (
         names_sha256="d22e81fba7ebebf0fb154d6bc7c3b2c11a31a31d102b6873aa4f37413abaefc1",
         picks_sha256="0c481eb0b333798cb47d93b5ba1e43fbfc8ea6c7416dccc8ee9cfb0013716a1f",
     ),
-    Facts(
+    DatasetInfo(
         name="ImageNet",
         config="imagenet",
         folder="imagenet",
@@ -312,7 +312,7 @@ _ENTRIES = (
         drive={"classnames.txt": _IMAGENET_NAMES_DRIVE},
         names_sha256=_IMAGENET_CLASSES_SHA256,
     ),
-    Facts(
+    DatasetInfo(
         name="ImageNetV2",
         config="imagenetv2",
         folder="imagenetv2",
@@ -330,7 +330,7 @@ _ENTRIES = (
         drive={"classnames.txt": _IMAGENET_NAMES_DRIVE},
         names_sha256=_IMAGENET_CLASSES_SHA256,
     ),
-    Facts(
+    DatasetInfo(
         name="ImageNetSketch",
         config="imagenet_sketch",
         folder="imagenet-sketch",
@@ -348,7 +348,7 @@ _ENTRIES = (
         drive={"classnames.txt": _IMAGENET_NAMES_DRIVE},
         names_sha256=_IMAGENET_CLASSES_SHA256,
     ),
-    Facts(
+    DatasetInfo(
         name="ImageNetA",
         config="imagenet_a",
         folder="imagenet-adversarial",
@@ -365,7 +365,7 @@ _ENTRIES = (
         sha256={"classnames.txt": IMAGENET_NAMES_SHA256},
         drive={"classnames.txt": _IMAGENET_NAMES_DRIVE},
     ),
-    Facts(
+    DatasetInfo(
         name="ImageNetR",
         config="imagenet_r",
         folder="imagenet-rendition",
@@ -382,7 +382,7 @@ _ENTRIES = (
         sha256={"classnames.txt": IMAGENET_NAMES_SHA256},
         drive={"classnames.txt": _IMAGENET_NAMES_DRIVE},
     ),
-    Facts(
+    DatasetInfo(
         name="CIFAR10",
         config="cifar10",
         folder="cifar10",
@@ -397,7 +397,7 @@ _ENTRIES = (
         size="0.17 GB",
         licence="none stated",
     ),
-    Facts(
+    DatasetInfo(
         name="CIFAR100",
         config="cifar100",
         folder="cifar100",
@@ -413,4 +413,4 @@ _ENTRIES = (
         licence="none stated",
     ),
 )
-CATALOG: Mapping[str, Facts] = {facts.name: facts for facts in _ENTRIES}
+CATALOG: Mapping[str, DatasetInfo] = {info.name: info for info in _ENTRIES}

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from dassl.utils import check_availability, read_json, write_json
 from datasets.few_shot import read_split
-from datasets.prepare.catalog import CATALOG, Facts
+from datasets.prepare.catalog import CATALOG, DatasetInfo
 from datasets.prepare.convert import CONVERTERS
 from datasets.prepare.download import fetch
 from datasets.prepare.sources import DRIVE, HAND, SOURCES, Source, checksums
@@ -79,24 +79,24 @@ def prepare(
         OSError: the folder cannot be made, or another process is preparing it.
     """
     settings = settings or Settings()
-    facts = CATALOG[name]
-    folder = Path(os.path.abspath(os.path.expanduser(root))) / facts.folder
-    if made_split and not facts.split_file:
+    info = CATALOG[name]
+    folder = Path(os.path.abspath(os.path.expanduser(root))) / info.folder
+    if made_split and not info.split_file:
         raise ValueError(f"{name} comes with its own lists, there is no split to make")
-    if made_split and (folder / facts.split_file).is_file():
-        raise ValueError(f'the published split file "{folder / facts.split_file}" is there, so no other one is made')
-    wanted = _wanted(facts, made_split)
+    if made_split and (folder / info.split_file).is_file():
+        raise ValueError(f'the published split file "{folder / info.split_file}" is there, so no other one is made')
+    wanted = _wanted(info, made_split)
     if not made_split and not any(_missing(source, folder) for source in wanted):
-        return [_step(facts, source, folder, settings) for source in wanted]  # nothing is written
+        return [_step(info, source, folder, settings) for source in wanted]  # nothing is written
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
             for old in work.glob("unpack-*"):  # of a process that was ended
                 shutil.rmtree(old)
-            steps = [_step(facts, source, folder, settings) for source in wanted]
+            steps = [_step(info, source, folder, settings) for source in wanted]
             if made_split:
-                steps.append(_make_split(name, root, facts, steps))
+                steps.append(_make_split(name, root, info, steps))
             if not any(path.name != "lock" for path in work.iterdir()):
                 shutil.rmtree(work, ignore_errors=True)
             return steps
@@ -104,17 +104,17 @@ def prepare(
         raise OSError(f'another process is preparing "{folder}"') from None
 
 
-def _wanted(facts: Facts, made_split: bool) -> list[Source]:
-    sources = SOURCES[facts.name]
+def _wanted(info: DatasetInfo, made_split: bool) -> list[Source]:
+    sources = SOURCES[info.name]
     if made_split:
-        return [source for source in sources if source.file != facts.split_file]
+        return [source for source in sources if source.file != info.split_file]
     return [source for source in sources if source.role != "annotations"]
 
 
-def _step(facts: Facts, source: Source, folder: Path, settings: Settings) -> Step:
+def _step(info: DatasetInfo, source: Source, folder: Path, settings: Settings) -> Step:
     """Fetch and place one file; errors become part of the step."""
     try:
-        return _place_source(facts, source, folder, settings)
+        return _place_source(info, source, folder, settings)
     except (OSError, ValueError, ImportError) as err:
         return Step(source.file, "failed", str(err))
 
@@ -126,12 +126,12 @@ def _missing(source: Source, folder: Path) -> list[str]:
     return [target for target in source.targets if not _exists(folder / target)]
 
 
-def _place_source(facts: Facts, source: Source, folder: Path, settings: Settings) -> Step:
+def _place_source(info: DatasetInfo, source: Source, folder: Path, settings: Settings) -> Step:
     missing = _missing(source, folder)
     if not missing:
-        return Step(source.file, "there", _known_content(facts, source, folder))
+        return Step(source.file, "there", _known_content(info, source, folder))
     work = folder / WORK
-    where, origin, sums = _obtain(facts, source, folder, settings)
+    where, origin, sums = _obtain(info, source, folder, settings)
     try:
         if source.take:
             _unpack(source, where, folder, missing, settings.quiet)
@@ -156,13 +156,13 @@ def _place_source(facts: Facts, source: Source, folder: Path, settings: Settings
     return Step(source.file, "done", f"from {origin}; {text}")
 
 
-def _obtain(facts: Facts, source: Source, folder: Path, settings: Settings) -> tuple[Path, str, dict[str, str]]:
+def _obtain(info: DatasetInfo, source: Source, folder: Path, settings: Settings) -> tuple[Path, str, dict[str, str]]:
     """The checked file, where it came from, and its checksums."""
     work = folder / WORK
     sums: dict[str, str] = {}
 
     def verify(path: Path) -> None:
-        sums.update(check(facts, source, path, folder))
+        sums.update(check(info, source, path, folder))
 
     if (work / source.file).is_file():  # fetched before, but not put in place
         try:
@@ -179,29 +179,29 @@ def _obtain(facts: Facts, source: Source, folder: Path, settings: Settings) -> t
             except ValueError as err:
                 logger.info("%s is not used: %s", place, err)
     if settings.offline is not None:
-        tried = [settings.offline / part / source.file for part in ("", facts.name, facts.folder)]
+        tried = [settings.offline / part / source.file for part in ("", info.name, info.folder)]
         found = next((path for path in tried if path.is_file()), None)
         if found is None:
             raise FileNotFoundError(
-                f"{settings.offline} has no {source.file} ({_size(source)}); get it from {_places(facts, source)}"
+                f"{settings.offline} has no {source.file} ({_size(source)}); get it from {_places(info, source)}"
             )
         verify(found)
         return found, str(found), sums
     if not source.urls:
-        raise FileNotFoundError(f"cannot be fetched automatically. {HAND.get(facts.name, facts.home)}")
+        raise FileNotFoundError(f"cannot be fetched automatically. {HAND.get(info.name, info.home)}")
     if source.size is not None:
         free_space(work, source.size, source.file)
     try:
         url = fetch(source.urls, work / source.file, verify, source.size, settings.quiet, pause=settings.pause)
     except ConnectionError as err:
         raise ConnectionError(
-            f"{err}. By hand: get {source.file} ({_size(source)}) from {_places(facts, source)}, put it into a "
-            f"folder DIR and add --offline DIR. {HAND.get(facts.name, '')}".strip()
+            f"{err}. By hand: get {source.file} ({_size(source)}) from {_places(info, source)}, put it into a "
+            f"folder DIR and add --offline DIR. {HAND.get(info.name, '')}".strip()
         ) from err
     return work / source.file, _shown(url), sums
 
 
-def check(facts: Facts, source: Source, path: Path, folder: Path) -> dict[str, str]:
+def check(info: DatasetInfo, source: Source, path: Path, folder: Path) -> dict[str, str]:
     """Checksums of a file; ValueError if it is not the one that `source` speaks of.
 
     A split file with other bytes than known is taken if counts, class names and few-shot picks are the published ones.
@@ -212,17 +212,17 @@ def check(facts: Facts, source: Source, path: Path, folder: Path) -> dict[str, s
     sums = checksums(path, tuple({"sha256": "", **source.checks}))
     for kind, known in source.checks.items():
         if sums[kind] != known:
-            if source.file == facts.split_file and not split_differences(facts, path, folder):
+            if source.file == info.split_file and not split_differences(info, path, folder):
                 break
             raise ValueError(f"{source.file} has {kind} {sums[kind]}, expected {known}")
     return sums
 
 
-def split_differences(facts: Facts, path: Path, folder: Path) -> list[str]:
+def split_differences(info: DatasetInfo, path: Path, folder: Path) -> list[str]:
     """Differences of a split file from the published one, by counts, names and picks; empty if there are none."""
-    images = folder / facts.images
+    images = folder / info.images
     try:
-        return differences(facts, *read_split(path, images), root=str(images))
+        return differences(info, *read_split(path, images), root=str(images))
     except ValueError as err:
         return [str(err)]
 
@@ -246,25 +246,25 @@ def _unpack(source: Source, archive: Path, folder: Path, missing: Sequence[str],
             os.replace(new / target, folder / target)
 
 
-def _make_split(name: str, root: str | os.PathLike[str], facts: Facts, steps: Sequence[Step]) -> Step:
+def _make_split(name: str, root: str | os.PathLike[str], info: DatasetInfo, steps: Sequence[Step]) -> Step:
     failed = [step.file for step in steps if step.state == "failed"]
     if failed:
-        return Step(facts.made_split, "failed", f"not made, because {', '.join(failed)} is missing")
+        return Step(info.made_split, "failed", f"not made, because {', '.join(failed)} is missing")
     try:
         path = make_split(name, root)
     except (OSError, ValueError, ImportError) as err:
-        return Step(facts.made_split, "failed", str(err))
+        return Step(info.made_split, "failed", str(err))
     return Step(path.name, "done", "made on this machine, NOT the published split: results cannot be compared")
 
 
-def _known_content(facts: Facts, source: Source, folder: Path) -> str:
+def _known_content(info: DatasetInfo, source: Source, folder: Path) -> str:
     """Description of a target that exists already."""
     if source.unless and _exists(folder / source.unless):
         return f"not needed, {source.unless} is there"
     if source.take or not source.checks:
         return "is there already and was left as it is"
     try:
-        sums = check(facts, source, folder / source.file, folder)
+        sums = check(info, source, folder / source.file, folder)
     except (OSError, ValueError) as err:
         return (
             f"is there already and was left as it is, BUT: {err}. To get the published one move it away and run again"
@@ -292,8 +292,8 @@ def _shown(url: str) -> str:
     return f"https://drive.google.com/file/d/{url[len(DRIVE) :]}/view" if url.startswith(DRIVE) else url
 
 
-def _places(facts: Facts, source: Source) -> str:
-    return " or ".join(map(_shown, source.urls)) or facts.home
+def _places(info: DatasetInfo, source: Source) -> str:
+    return " or ".join(map(_shown, source.urls)) or info.home
 
 
 def _size(source: Source) -> str:
@@ -308,8 +308,8 @@ def find_name(text: str) -> str:
     Raises:
         ValueError: no data set is called so; the message suggests the closest.
     """
-    for name, facts in CATALOG.items():
-        if text.lower() in (name.lower(), facts.config.lower()):
+    for name, info in CATALOG.items():
+        if text.lower() in (name.lower(), info.config.lower()):
             return name
     check_availability(text, list(CATALOG))
     return text
@@ -322,7 +322,7 @@ examples:
   python -m datasets.doctor EuroSAT dtd --root data    look it over
 exit code: 0 all there, 1 something is missing (the message says what to do), 2 wrong arguments
 
-Images of your own need none of this: DATASET.NAME folder, see docs/datasets.md.
+Custom images need none of this: DATASET.NAME folder, see docs/datasets.md.
 """
 
 
@@ -330,23 +330,23 @@ def _list(names: Sequence[str]) -> None:
     """Print sizes, licences and what must be fetched by hand."""
     print(f"{'name':<20} {'yaml':<16} {'download':<20} {'fetched':<16} {'checksums':<12} licence")
     for name in names:
-        facts, sources = CATALOG[name], [source for source in SOURCES[name] if source.role != "annotations"]
+        info, sources = CATALOG[name], [source for source in SOURCES[name] if source.role != "annotations"]
         known = sum(bool(source.checks) for source in sources)
-        how = "by hand" if facts.manual else "in part" if name in HAND else "automatically"
+        how = "by hand" if info.manual else "in part" if name in HAND else "automatically"
         checked = f"{known} of {len(sources)}"
-        print(f"{name:<20} {facts.config:<16} {facts.size:<20} {how:<16} {checked:<12} {facts.licence}")
+        print(f"{name:<20} {info.config:<16} {info.size:<20} {how:<16} {checked:<12} {info.licence}")
     print(
         "\nTo get one: python -m datasets.prepare NAME --root DATA, by either name; --list NAME shows one alone.\n"
         "checksums: of how many of its files one is known, by which they are checked. fetched in part: an address has\n"
         "been out of service, or a file has none; what to do is said below."
     )
     for name in names:
-        facts = CATALOG[name]
-        print(f"\n{name}: {facts.title}, {facts.home}\n  goes to DATA/{facts.folder}")
+        info = CATALOG[name]
+        print(f"\n{name}: {info.title}, {info.home}\n  goes to DATA/{info.folder}")
         for source in SOURCES[name]:
             role = " (only for --make-split)" if source.role == "annotations" else ""
             sums = ", ".join(f"{kind} {value}" for kind, value in source.checks.items()) or "no checksum known"
-            print(f"  {source.file}{role}: {_size(source)}, {sums}\n    {_places(facts, source)}")
+            print(f"  {source.file}{role}: {_size(source)}, {sums}\n    {_places(info, source)}")
         if name in HAND:
             print(f"  By hand: {HAND[name]}")
 
@@ -367,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--offline", metavar="DIR", type=Path, help="take files from DIR, under their original names; download nothing"
     )
     parser.add_argument("--list", action="store_true", help="show sizes, licences, addresses and what to do by hand")
-    parser.add_argument("--make-split", action="store_true", help="make a split of your own: NOT the published one")
+    parser.add_argument("--make-split", action="store_true", help="make your own split: NOT the published one")
     parser.add_argument("--keep", action="store_true", help="keep archives after unpacking, in DATA/<folder>/.prepare")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
@@ -377,14 +377,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as err:
         parser.error(str(err))
     if "all" in args.names:
-        names = [name for name, facts in CATALOG.items() if not facts.manual]
+        names = [name for name, info in CATALOG.items() if not info.manual]
     if args.list:
         _list(names or list(CATALOG))
         return 0
     if not names or args.root is None:
         parser.error("give names and --root DATA (such as EuroSAT --root data), or --list")
     if args.offline is not None and not args.offline.is_dir():
-        parser.error(f"--offline {args.offline} is no folder")
+        parser.error(f"--offline {args.offline} is not a folder")
     settings = Settings(args.offline, args.keep, args.quiet)
     bad = []
     for name in dict.fromkeys(names):

@@ -1,4 +1,4 @@
-"""Archives that are no folders of images: the binary files of CIFAR, and ImageNet's tar archives."""
+"""Archives that are not folders of images: the binary files of CIFAR, and ImageNet's tar archives."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def cifar(archive: Path, folder: Path, home: Path, quiet: bool = False) -> None:
     A record is its label (two of them for CIFAR-100, the fine one second) and 3 x 32 x 32 bytes.
 
     Raises:
-        ValueError: the archive is no such version.
+        ValueError: the archive is not such a version.
     """
     kinds = {"cifar-10-batches-bin": (1, "batches.meta.txt"), "cifar-100-binary": (2, "fine_label_names.txt")}
     tops = {entry.path.split("/")[0] for entry in entries(archive)}
     top = next((name for name in kinds if name in tops), None)
     if top is None:
-        raise ValueError(f"{archive.name} has none of {', '.join(kinds)}, so it is no binary version of CIFAR")
+        raise ValueError(f"{archive.name} has none of {', '.join(kinds)}, so it is not a binary version of CIFAR")
     labels, names_file = kinds[top]
     raw = folder / "raw"
     unpack(archive, {top: "raw"}, folder, quiet=True)

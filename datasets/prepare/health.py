@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.data.fingerprint import classnames_hash, split_hash
 from dassl.utils import read_image
-from datasets.prepare.catalog import CATALOG, Facts, prepare_command
+from datasets.prepare.catalog import CATALOG, DatasetInfo, prepare_command
 from datasets.prepare.sources import SOURCES, checksums
 from datasets.prepare.splits import Splits
 from datasets.standard import differences, picks_hash
@@ -104,44 +104,44 @@ def examine(
         full: decode every image, and look for duplicates in large data sets as well.
         samples: images to decode otherwise, spread evenly over all of them.
     """
-    facts = CATALOG[name]
+    info = CATALOG[name]
     home = Path(os.path.abspath(os.path.expanduser(root)))
-    folder = home / facts.folder
+    folder = home / info.folder
     report = Report(name, str(folder))
     try:
-        if not _check_layout(report, facts, home, folder):
+        if not _check_layout(report, info, home, folder):
             return report
-        _check_files(report, facts, folder)
-        splits = _check_items(report, facts, home, folder)
+        _check_files(report, info, folder)
+        splits = _check_items(report, info, home, folder)
         if splits is not None:
             paths = dict.fromkeys(item.impath for items in splits for item in items)
-            sizes = check_files(report, paths, lambda missing: _again(facts, home, missing))
-            check_decoding(report, list(sizes), full, samples, quiet, lambda damaged: _again(facts, home, damaged))
+            sizes = check_files(report, paths, lambda missing: _again(info, home, missing))
+            check_decoding(report, list(sizes), full, samples, quiet, lambda damaged: _again(info, home, damaged))
             check_duplicates(report, splits, sizes, full)
     except PermissionError as err:
         report.add("error", "layout", f'"{err.filename}" may not be read', f"chmod -R u+rX {_quote(folder)}")
     return report
 
 
-def _check_layout(report: Report, facts: Facts, home: Path, folder: Path) -> bool:
+def _check_layout(report: Report, info: DatasetInfo, home: Path, folder: Path) -> bool:
     """Folders and files that the reader needs; False if there is no point in going on."""
-    fetch = prepare_command(facts.name, str(home))
+    fetch = prepare_command(info.name, str(home))
     if not home.is_dir():
         report.add("error", "layout", f'there is no data root "{home}"', "give another --root, or make it")
         return False
     if not folder.is_dir():
         fix, seen = fetch, ""
-        alike = tuple((other, facts.folder) for other in _alike(folder))
-        for other, place in (*ELSEWHERE.get(facts.name, ()), *alike):
+        alike = tuple((other, info.folder) for other in _alike(folder))
+        for other, place in (*ELSEWHERE.get(info.name, ()), *alike):
             if (home / other).is_dir():
                 seen, fix = f', but there is "{other}"', f"ln -s {_quote(home / other)} {_quote(home / place)}"
                 if "/" in place:
                     fix = f"mkdir {_quote(folder)} && {fix}"
                 break
-        report.add("error", "layout", f'there is no folder "{facts.folder}" in the data root{seen}', fix)
+        report.add("error", "layout", f'there is no folder "{info.folder}" in the data root{seen}', fix)
         return False
-    wanted = [facts.images] if facts.images and not any(part.startswith(facts.images) for part in facts.layout) else []
-    for part in (*wanted, *facts.layout):
+    wanted = [info.images] if info.images and not any(part.startswith(info.images) for part in info.layout) else []
+    for part in (*wanted, *info.layout):
         path = folder / part
         if part == "classnames.txt" and not path.exists() and (home / "imagenet" / part).is_file():
             continue  # readers take it from there
@@ -151,18 +151,18 @@ def _check_layout(report: Report, facts: Facts, home: Path, folder: Path) -> boo
             found = _find_below(folder, Path(part).name)
             text = f'there is no "{part}"' + (f', but there is "{found.relative_to(folder)}"' if found else "")
             report.add("error", "layout", text, f"mv {_quote(found)} {_quote(path)}" if found else fetch)
-    if facts.split_file and not (folder / facts.split_file).is_file():
-        if (folder / facts.made_split).is_file():
-            text = f"the split was made on this machine ({facts.made_split}): results cannot be compared with others'"
+    if info.split_file and not (folder / info.split_file).is_file():
+        if (folder / info.made_split).is_file():
+            text = f"the split was made on this machine ({info.made_split}): results cannot be compared with others'"
             report.add("warning", "split", text, fetch)
         else:
-            report.add("error", "split", f'there is no split file "{facts.split_file}"', fetch)
+            report.add("error", "split", f'there is no split file "{info.split_file}"', fetch)
     return report.ok
 
 
-def _check_files(report: Report, facts: Facts, folder: Path) -> None:
+def _check_files(report: Report, info: DatasetInfo, folder: Path) -> None:
     """Checksums of split file and class names."""
-    for source in SOURCES[facts.name]:
+    for source in SOURCES[info.name]:
         path = folder / source.file
         if source.role != "names" or not path.is_file():
             continue
@@ -170,19 +170,19 @@ def _check_files(report: Report, facts: Facts, folder: Path) -> None:
         report.hashes[source.file] = found = checksums(path, (kind,))[kind]
         if not known:
             report.add("note", "split", f"{source.file}: no checksum known; {kind} {found}")
-        elif found != known and source.file != facts.split_file:
+        elif found != known and source.file != info.split_file:
             text = f"{source.file} is not the published one ({kind} {found}, expected {known}): class names may differ"
-            report.add("error", "class names", text, _replace(facts, folder.parent, source.file))
+            report.add("error", "class names", text, _replace(info, folder.parent, source.file))
 
 
-def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Splits | None:
+def _check_items(report: Report, info: DatasetInfo, home: Path, folder: Path) -> Splits | None:
     """Counts, class names and hashes of what the reader reads."""
     try:
-        splits, origin, items_root = _read(facts, folder)
+        splits, origin, items_root = _read(info, folder)
     except (OSError, ValueError, ImportError) as err:
         if isinstance(err, PermissionError):
             raise
-        report.add("error", "items", str(err), "" if isinstance(err, ImportError) else _anew(facts, home))
+        report.add("error", "items", str(err), "" if isinstance(err, ImportError) else _anew(info, home))
         return None
     train, val, test = splits
     report.counts = {"train": len(train), "val": len(val), "test": len(test)}
@@ -191,25 +191,25 @@ def _check_items(report: Report, facts: Facts, home: Path, folder: Path) -> Spli
     report.hashes["class names"] = classnames_hash(list(names.values()))
     for part, items in zip(report.counts, splits):
         report.hashes[f"{part} items"] = split_hash(items, items_root)
-    if facts.picks_sha256:
+    if info.picks_sha256:
         report.hashes["16-shot picks of seed 1"] = picks_hash(train, val, items_root)
-    odd = differences(facts, train, val, test, root=items_root)
+    odd = differences(info, train, val, test, root=items_root)
     report.split = origin or ("unrecognised" if odd else "published")
     level = "warning" if origin else "error"
     for text in odd:
-        report.add(level, "split", f"not the published data: {text}", "" if origin else _anew(facts, home))
-    known = dict(next((source.checks for source in SOURCES[facts.name] if source.file == facts.split_file), {}))
-    if not odd and not origin and known and report.hashes.get(facts.split_file) not in known.values():
-        text = f"{facts.split_file} has other bytes than known, but counts, class names and few-shot picks are right"
+        report.add(level, "split", f"not the published data: {text}", "" if origin else _anew(info, home))
+    known = dict(next((source.checks for source in SOURCES[info.name] if source.file == info.split_file), {}))
+    if not odd and not origin and known and report.hashes.get(info.split_file) not in known.values():
+        text = f"{info.split_file} has other bytes than known, but counts, class names and few-shot picks are right"
         report.add("note", "split", text)
     return splits
 
 
-def _read(facts: Facts, folder: Path) -> tuple[Splits, str, str]:
+def _read(info: DatasetInfo, folder: Path) -> tuple[Splits, str, str]:
     """Items by the reader, without its check that all images are there; where the split comes from; their folder."""
-    reader = DATASET_REGISTRY.get(facts.name)
+    reader = DATASET_REGISTRY.get(info.name)
     instance = reader.__new__(reader)  # not built: that ends at the first error
-    instance.source, instance.items_root = prepare_command(facts.name), str(folder / facts.images)
+    instance.source, instance.items_root = prepare_command(info.name), str(folder / info.images)
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the report says what the reader would warn of
     try:
@@ -294,29 +294,27 @@ def _contents(items: Sequence[Datum], sizes: Mapping[str, int], wanted: set[int]
                 yield item.impath, hashlib.sha256(file.read()).hexdigest()
 
 
-def _anew(facts: Facts, home: Path) -> str:
+def _anew(info: DatasetInfo, home: Path) -> str:
     """Command that fetches the items again: the split file where there is one, else the images and lists."""
-    if facts.split_file:
-        made = home / facts.folder / facts.made_split
-        official = home / facts.folder / facts.split_file
-        return _replace(
-            facts, home, facts.made_split if made.is_file() and not official.is_file() else facts.split_file
-        )
-    return _again(facts, home, [])
+    if info.split_file:
+        made = home / info.folder / info.made_split
+        official = home / info.folder / info.split_file
+        return _replace(info, home, info.made_split if made.is_file() and not official.is_file() else info.split_file)
+    return _again(info, home, [])
 
 
-def _again(facts: Facts, home: Path, paths: Sequence[str]) -> str:
+def _again(info: DatasetInfo, home: Path, paths: Sequence[str]) -> str:
     """Instruction to fetch the images again: only whole folders are put in place, and never over existing ones."""
-    folder = home / facts.folder
-    tops = {os.path.relpath(path, folder).split(os.sep)[0] for path in paths} if not facts.images else {facts.images}
+    folder = home / info.folder
+    tops = {os.path.relpath(path, folder).split(os.sep)[0] for path in paths} if not info.images else {info.images}
     moves = [f"mv {_quote(folder / top)} {_quote(folder / f'{top}.old')}" for top in sorted(tops)]
-    return " && ".join([*moves, prepare_command(facts.name, str(home))])
+    return " && ".join([*moves, prepare_command(info.name, str(home))])
 
 
-def _replace(facts: Facts, home: Path, file: str) -> str:
+def _replace(info: DatasetInfo, home: Path, file: str) -> str:
     """Instruction to replace a file with the published one."""
-    path = home / facts.folder / file
-    return f"mv {_quote(path)} {_quote(path.with_name(f'{file}.old'))} && {prepare_command(facts.name, str(home))}"
+    path = home / info.folder / file
+    return f"mv {_quote(path)} {_quote(path.with_name(f'{file}.old'))} && {prepare_command(info.name, str(home))}"
 
 
 def _find_below(folder: Path, name: str) -> Path | None:

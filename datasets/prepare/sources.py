@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.prepare.catalog import CATALOG, Facts
+from datasets.prepare.catalog import CATALOG, DatasetInfo
 
 __all__ = ["DRIVE", "HAND", "SOURCES", "Source", "checksums"]
 
@@ -29,7 +29,7 @@ class Source:
         urls: addresses in the order in which they are tried; none if people must fetch it by hand.
         size: bytes, None if not known.
         checks: md5, sha256 or git (git's SHA-1 of the blob) -> hex digest; empty if none is known.
-        take: path in the archive -> path below the data set's folder; empty for a file that is no archive.
+        take: path in the archive -> path below the data set's folder; empty for a file that is not an archive.
         inner: archive in the archive that `take` speaks of; "" if there is none.
         convert: name of the function of convert.py that writes `take`'s targets; "" just unpacks.
         role: images; names (split files and class names, which readers need); annotations, for making a split.
@@ -353,26 +353,26 @@ _ARCHIVES: Mapping[str, tuple[Source, ...]] = {
 }
 
 
-def _small_files(facts: Facts) -> list[Source]:
+def _small_files(info: DatasetInfo) -> list[Source]:
     """Split files and class names, which CoOp's authors keep on Google Drive."""
     found = []
-    for file, number in facts.drive.items():
+    for file, number in info.drive.items():
         if file.endswith(".zip"):
             continue
-        source = Source(file, (DRIVE + number,), role="annotations" if file in facts.annotations else "names")
-        if file in facts.sha256:
-            source = replace(source, checks={"sha256": facts.sha256[file]})
-        elif file in facts.git_blob:
-            source = replace(source, checks={"git": facts.git_blob[file]})
+        source = Source(file, (DRIVE + number,), role="annotations" if file in info.annotations else "names")
+        if file in info.sha256:
+            source = replace(source, checks={"sha256": info.sha256[file]})
+        elif file in info.git_blob:
+            source = replace(source, checks={"git": info.git_blob[file]})
         if file == "classnames.txt":
             others = [other.folder for other in CATALOG.values() if "classnames.txt" in other.drive]
-            source = replace(source, beside=tuple(f"{folder}/{file}" for folder in others if folder != facts.folder))
+            source = replace(source, beside=tuple(f"{folder}/{file}" for folder in others if folder != info.folder))
         found.append(source)
     return found
 
 
 SOURCES: dict[str, tuple[Source, ...]] = {
-    name: (*_small_files(facts), *_ARCHIVES.get(name, ())) for name, facts in CATALOG.items()
+    name: (*_small_files(info), *_ARCHIVES.get(name, ())) for name, info in CATALOG.items()
 }
 """Files of each data set, in the order in which they are fetched."""
 

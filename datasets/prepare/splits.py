@@ -126,7 +126,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as err:
-        raise ValueError(f'"{path}" is no text file: {err}') from err
+        raise ValueError(f'"{path}" is not a text file: {err}') from err
     if not lines:
         raise ValueError(f'"{path}" is empty')
     return lines

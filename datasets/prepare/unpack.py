@@ -49,7 +49,7 @@ def entries(archive: Path) -> list[Entry]:
     """All members of an archive.
 
     Raises:
-        ValueError: it is no tar or zip archive, is damaged, or has a member that may not be written.
+        ValueError: it is not a tar or zip archive, is damaged, or has a member that may not be written.
     """
     with _open(archive) as opened:
         found = [entry for entry, _ in _members(opened)]

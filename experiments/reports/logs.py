@@ -41,7 +41,7 @@ class LogRun(NamedTuple):
     untrained: bool
     """An evaluation of no model of a run (--eval-only without --model-dir), as of zero-shot CLIP."""
     variant: str
-    """Options of the command line that are no place in a table, such as TRAINER.COOP.CSC=False."""
+    """Options of the command line that are not a place in a table, such as TRAINER.COOP.CSC=False."""
     figures: dict[str, float]
     """In percent: accuracy (from the counts if both are there, so with all digits), error, macro_f1."""
 
@@ -62,12 +62,12 @@ def read_log(log: Path) -> LogRun:
     """Parse the run and its results.
 
     Raises:
-        ValueError: it is no log of this family, or has no result: the run did not end.
+        ValueError: it is not a log of this family, or has no result: the run did not end.
     """
     lines = _lines(log)
     arguments = _arguments(lines)
     if "trainer" not in arguments:
-        raise ValueError('there are no arguments in it ("** Arguments **"), so it is no log of a train.py')
+        raise ValueError('there are no arguments in it ("** Arguments **"), so it is not a log of a train.py')
     evaluation = arguments.get("eval_only") == "True"
     figures = _figures(lines, TEST_SIGNALS if evaluation else END_SIGNALS)
     total, correct = figures.pop("total", None), figures.pop("correct", None)

@@ -1,6 +1,6 @@
 """Figures of a report: few-shot curves, base-to-new bars, differences to a baseline, accuracy against cost.
 
-A figure is a list of panels. The page shows each panel as a picture of its own, which flows with the width of the
+A figure is a list of panels. The page shows each panel as a separate picture, which flows with the width of the
 screen; a file for a paper has them side by side.
 """
 

@@ -118,7 +118,7 @@ def _some(places: Sequence[str]) -> str:
 
 
 def place_logs(recipe: Recipe, logs: Sequence[LogRun], runs: Sequence[Run]) -> tuple[list[RunResult], int]:
-    """Logs as rows of their own below those of a recipe.
+    """Logs as separate rows below those of a recipe.
 
     A log has no fingerprint, so it is never averaged with a run of this project: its method is called
     "<trainer> (log)", with config and options where the logs have several variants of one trainer. A log without

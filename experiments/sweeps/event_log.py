@@ -46,7 +46,7 @@ class EventLog:
             file.write(json.dumps(asdict(event)) + "\n")
 
     def read(self) -> list[Event]:
-        """All events, oldest first; lines that a crash tore, or that are no events, are left out."""
+        """All events, oldest first; lines that a crash tore, or that are not events, are left out."""
         if not self.path.is_file():
             return []
         names = {field.name for field in fields(Event)}

@@ -25,7 +25,7 @@ from experiments.sweeps.sanity_check import SanityCheck
 from experiments.sweeps.worker import STDERR, Limits, Outcome, last_line, work
 
 GRACE_SECONDS = 20.0  # between the request to stop and the end by force
-STOPS = 3  # by a signal from outside, as of a cluster before it preempts a job, that are no failure of a run
+STOPS = 3  # by a signal from outside, as of a cluster before it preempts a job, that do not count as a failure of a run
 LONGEST_PAUSE = 3600.0  # seconds; a deadline may be further away than a system call can wait
 
 
@@ -49,7 +49,7 @@ class Summary(NamedTuple):
 
 
 class LocalSweep:
-    """Does runs in processes of their own, each after the runs it needs.
+    """Does runs in separate processes, each after the runs it needs.
 
     A run that fails, or whose process dies, is tried again later, `retries` times; one that was asked to stop, by other
     than this sweep, goes on and has not failed, the first `STOPS` times. A run that another sweep is at is left to it,

@@ -1,4 +1,4 @@
-"""One run in a process of its own.
+"""One run in a separate process.
 
 The process is a fork of one that has imported everything, so that it starts in milliseconds and yet has memory figures,
 random states and CUDA devices of its own, and a crash takes nothing else with it.

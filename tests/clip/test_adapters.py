@@ -238,11 +238,11 @@ def test_recomputed_chunks_draw_the_same_dropout(tiny, ids):
 
 def test_sentences_drop_out_on_their_own(tiny, ids):
     """Equal sentences are computed once, but not where numbers are drawn."""
-    twins = ids[:1].expand(3, -1)
+    duplicates = ids[:1].expand(3, -1)
     adapters = filled(tiny.add_adapters(low_rank(dropout=0.5), ["text"]))
-    assert torch.equal(*tiny.encode_text(twins).pooled[:2])
+    assert torch.equal(*tiny.encode_text(duplicates).pooled[:2])
     adapters.train()
-    assert not torch.allclose(*tiny.encode_text(twins).pooled[:2], atol=1e-3)
+    assert not torch.allclose(*tiny.encode_text(duplicates).pooled[:2], atol=1e-3)
 
 
 def test_switched_off_adapters_stay_off_when_recomputed(tiny, ids, rng):

@@ -257,7 +257,7 @@ def test_truncated_files_are_named(request, tiny, tmp_path, kind, kept):
 
 def test_files_of_other_kinds_are_named(tmp_path):
     (tmp_path / "a.pt").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         clip.load(tmp_path / "a.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list"):
@@ -399,9 +399,9 @@ def huggingface(tmp_path):
 def test_huggingface_folders(huggingface, images, ids):
     theirs, folder = huggingface
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.1] * 3}))
-    loaded, facts = load_checkpoint(folder)
-    assert facts.quick_gelu is False
-    assert facts.mean == (0.5, 0.5, 0.5)
+    loaded, info = load_checkpoint(folder)
+    assert info.quick_gelu is False
+    assert info.mean == (0.5, 0.5, 0.5)
     assert loaded.visual.transformer.heads == loaded.transformer.heads == HEADS
     with torch.no_grad():
         expected = theirs.visual_projection(theirs.vision_model(pixel_values=images).pooler_output)

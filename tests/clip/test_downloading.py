@@ -127,7 +127,7 @@ def test_refused_and_unreachable_addresses_say_where_to_put_the_file(server, tmp
     with pytest.raises(ConnectionError, match=r"put it at .*m\.pt \(sha256 "):
         download(server.url, tmp_path, attempts=2, pause=0)
     (tmp_path / "dir" / "m.pt").mkdir(parents=True)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         download(server.url, tmp_path / "dir")
 
 

@@ -17,7 +17,7 @@ NAMES = ["cat", "big cat", "big big dog", "dog", "cat", "big dog"]  # the first 
 
 
 def modes(tiny):
-    """Two sentences per name, as of ALIGN: `X X of a NAME.` and `X X NAME.`; ids and owners."""
+    """Two sentences per name, as of ALIGN: `X X of a NAME.` and `X X NAME.`; ids and prompt_index."""
     texts = [text.format(name) for name in NAMES for text in ("X X of a {}.", "X X {}.")]
     ids = clip.tokenize(texts, context_length=24, vocab_size=tiny.vocab_size)
     return ids, torch.arange(2).repeat(len(NAMES))
@@ -50,13 +50,13 @@ def costs(monkeypatch):
 @pytest.mark.parametrize("depth", [1, 3])
 def test_results_and_gradients_are_those_of_whole_sentences(tiny, costs, cost, depth, chunks):
     costs(cost)
-    ids, owner = modes(tiny)
+    ids, prompt_index = modes(tiny)
     slots = torch.tensor([1, 2])
     layers = [drawn(2, 2, WIDTH).mul(k + 1).requires_grad_() for k in range(depth)]
-    found = tiny.encode_text(ids, Prompts(tuple(layers), slots, owner), chunks=chunks)
+    found = tiny.encode_text(ids, Prompts(tuple(layers), slots, prompt_index), chunks=chunks)
     found = result(*found, ids) + tuple(layer.grad for layer in layers)
     plain = [layer.detach().clone().requires_grad_() for layer in layers]
-    rows = [list(layer[owner]) for layer in plain]
+    rows = [list(layer[prompt_index]) for layer in plain]
     weights = tiny.state_dict()
     expected = reference.prompted_text(weights, ids, LAYERS, HEADS, rows, [[1, 2]] * len(ids))
     expected = result(*expected, ids) + tuple(layer.grad for layer in plain)
@@ -66,15 +66,15 @@ def test_results_and_gradients_are_those_of_whole_sentences(tiny, costs, cost, d
 
 def test_label_tokens_behind_the_context_share_it(tiny, costs):
     costs(0)
-    ids, owner = modes(tiny)
-    slots, place = torch.tensor([1, 2]), torch.tensor([5, 3])[owner][:, None]
+    ids, prompt_index = modes(tiny)
+    slots, place = torch.tensor([1, 2]), torch.tensor([5, 3])[prompt_index][:, None]
     layers, labels = drawn(2, 2, WIDTH), drawn(len(ids), 1, WIDTH)
-    found = tiny.encode_text(ids, Prompts((layers,), slots, owner), Prompts((labels,), place))
+    found = tiny.encode_text(ids, Prompts((layers,), slots, prompt_index), Prompts((labels,), place))
     expected, _ = reference.prompted_text(
-        tiny.state_dict(), ids, LAYERS, HEADS, [list(layers[owner])], [[1, 2]] * len(ids), labels, place.tolist()
+        tiny.state_dict(), ids, LAYERS, HEADS, [list(layers[prompt_index])], [[1, 2]] * len(ids), labels, place.tolist()
     )
     torch.testing.assert_close(found.pooled, expected, **CLOSE)
-    plain = Prompts((layers[owner],), slots)
+    plain = Prompts((layers[prompt_index],), slots)
     torch.testing.assert_close(tiny.encode_text(ids, plain, Prompts((labels,), place)).pooled, expected, **CLOSE)
 
 
@@ -98,16 +98,16 @@ def test_a_prompt_that_is_shared_beside_one_that_is_not(tiny, costs):
     costs(0)
     texts = [text.format(name) for name in NAMES for text in ("X X {}.", "{} X X.")]
     ids = clip.tokenize(texts, context_length=24, vocab_size=tiny.vocab_size)
-    owner, ends = torch.arange(2).repeat(len(NAMES)), ids.argmax(-1)
-    slots = torch.stack([torch.where(owner == 0, 1 + k, ends - 3 + k) for k in range(2)], dim=1)
-    layout = text_layout(ids, ends.tolist(), owner, slots, None, 0)
+    prompt_index, ends = torch.arange(2).repeat(len(NAMES)), ids.argmax(-1)
+    slots = torch.stack([torch.where(prompt_index == 0, 1 + k, ends - 3 + k) for k in range(2)], dim=1)
+    layout = text_layout(ids, ends.tolist(), prompt_index, slots, None, 0)
     assert layout.prefix >= 3
     assert layout.leaders.tolist() == [0]
     layers = [drawn(2, 2, WIDTH).mul(k + 1).requires_grad_() for k in range(2)]
-    found = tiny.encode_text(ids, Prompts(tuple(layers), slots, owner))
+    found = tiny.encode_text(ids, Prompts(tuple(layers), slots, prompt_index))
     found = result(*found, ids) + tuple(layer.grad for layer in layers)
     plain = [layer.detach().clone().requires_grad_() for layer in layers]
-    rows = [list(layer[owner]) for layer in plain]
+    rows = [list(layer[prompt_index]) for layer in plain]
     expected = reference.prompted_text(tiny.state_dict(), ids, LAYERS, HEADS, rows, slots.tolist())
     expected = result(*expected, ids) + tuple(layer.grad for layer in plain)
     for one, other in zip(found, expected, strict=True):
@@ -116,22 +116,22 @@ def test_a_prompt_that_is_shared_beside_one_that_is_not(tiny, costs):
 
 def test_positions_that_are_computed(tiny):
     """Counted by hand: 6 names, one of them twice, with ends at 4 + name (mode 1) and 6 + name (mode 0)."""
-    ids, owner = modes(tiny)
+    ids, prompt_index = modes(tiny)
     ends = ids.argmax(-1).tolist()
     name = [end - 6 for end in ends[::2]]
     assert ends[1::2] == [4 + count for count in name]
     slots = torch.tensor([1, 2])
-    layout = text_layout(ids, ends, owner, slots, None, 0)
+    layout = text_layout(ids, ends, prompt_index, slots, None, 0)
     different = [name[k] for k in (0, 1, 2, 3, 5)]
     # the prefix: 5 positions of both leaders, of which mode 1 uses 3; then name, period, end
     assert layout.prefix == 5
     assert layout.positions == 2 * 5 + 2 * sum(count + 2 for count in different)
-    assert layout.twin.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 10, 11]
+    assert layout.duplicate_of.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 10, 11]
     # groups at a cost: one prefix of 3 for both modes needs fewer groups
-    layout = text_layout(ids, ends, owner, slots, None, 6)
+    layout = text_layout(ids, ends, prompt_index, slots, None, 6)
     assert layout.prefix == 3
     # too dear: as without
-    layout = text_layout(ids, ends, owner, slots, None, 10**6)
+    layout = text_layout(ids, ends, prompt_index, slots, None, 10**6)
     assert (layout.prefix, layout.positions) == (0, 10 * (max(ends) + 1))
 
 
@@ -144,7 +144,7 @@ def test_rows_with_vectors_of_their_own_share_nothing(tiny):
     assert layout.positions == sum(end + 1 for end in ends)
     # label tokens: equal sentences have different vectors in them
     layout = text_layout(ids, ends, torch.zeros(len(ids)).long(), None, torch.full((len(ids), 1), 1), 0)
-    assert layout.twin.tolist() == list(range(len(ids)))
+    assert layout.duplicate_of.tolist() == list(range(len(ids)))
     assert layout.prefix <= 1
 
 
@@ -166,12 +166,12 @@ def test_memory_is_that_of_a_chunk(tiny):
 
 
 def test_wrong_owners_and_chunks_are_refused(tiny):
-    ids, owner = modes(tiny)
+    ids, prompt_index = modes(tiny)
     layers, slots = (drawn(2, 2, WIDTH),), torch.tensor([1, 2])
-    with pytest.raises(ValueError, match=r"owner of text prompts spans 1\.\.2; expected 0 to 1 for 2 prompts"):
-        tiny.encode_text(ids, Prompts(layers, slots, owner + 1))
-    with pytest.raises(ValueError, match=r"owner of text prompts has shape \(3,\).*expected int64 \(12,\)"):
-        tiny.encode_text(ids, Prompts(layers, slots, owner[:3]))
+    with pytest.raises(ValueError, match=r"prompt_index of text prompts spans 1\.\.2; expected 0 to 1 for 2 prompts"):
+        tiny.encode_text(ids, Prompts(layers, slots, prompt_index + 1))
+    with pytest.raises(ValueError, match=r"prompt_index of text prompts has shape \(3,\).*expected int64 \(12,\)"):
+        tiny.encode_text(ids, Prompts(layers, slots, prompt_index[:3]))
     with pytest.raises(ValueError, match="needs at least 1 row"):
         tiny.encode_text(ids, chunks=Chunks(0))
 

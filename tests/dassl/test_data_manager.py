@@ -136,7 +136,7 @@ def test_corrupt_image_is_named(cfg, items):
     with open(items[2].impath, "wb") as file:
         file.write(b"nothing")
     loader = DataManager(cfg).test_loader
-    with pytest.raises(ValueError, match=r'cannot decode the image ".*2\.png": it is no image file'):
+    with pytest.raises(ValueError, match=r'cannot decode the image ".*2\.png": it is not an image file'):
         list(loader)
 
 

@@ -13,18 +13,18 @@ KEYS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1,
 def by_loops(similarity, first):
     """Recalls by sorting every row and column, right candidates after wrong ones that are equal."""
     images, captions = len(similarity), len(similarity[0])
-    owner = [max(i for i in range(images) if first[i] <= c) for c in range(captions)]
+    image_of = [max(i for i in range(images) if first[i] <= c) for c in range(captions)]
     results = {}
     for depth in (1, 5, 10):
         hits = 0
         for i in range(images):
-            order = sorted(range(captions), key=lambda c: (-similarity[i][c], owner[c] == i))
-            hits += any(owner[c] == i for c in order[:depth])
+            order = sorted(range(captions), key=lambda c: (-similarity[i][c], image_of[c] == i))
+            hits += any(image_of[c] == i for c in order[:depth])
         results[f"image_to_text_r{depth}"] = 100 * hits / images
         hits = 0
         for c in range(captions):
-            order = sorted(range(images), key=lambda i: (-similarity[i][c], owner[c] == i))
-            hits += owner[c] in order[:depth]
+            order = sorted(range(images), key=lambda i: (-similarity[i][c], image_of[c] == i))
+            hits += image_of[c] in order[:depth]
         results[f"text_to_image_r{depth}"] = 100 * hits / captions
     return results
 

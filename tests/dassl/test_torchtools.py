@@ -144,7 +144,7 @@ def test_truncated_files(tmp_path, model, share, legacy):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"hello world, this is no checkpoint", b"PK\x03\x04 not a zip", b"\x80\x02X"])
+@pytest.mark.parametrize("content", [b"hello world, this is not a checkpoint", b"PK\x03\x04 not a zip", b"\x80\x02X"])
 def test_files_of_another_kind(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=r'file" (cannot be read as a checkpoint|is refused)'):

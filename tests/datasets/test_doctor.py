@@ -47,7 +47,7 @@ def eurosat(pattern, tmp_path, monkeypatch):
     split = folder / "split_zhou_EuroSAT.json"
     train, val, test = read_split(split, folder / "2750")
     names = ["Forest", "Highway or Road", "River"]
-    facts = replace(
+    info = replace(
         CATALOG["EuroSAT"],
         classes=3,
         train=len(train),
@@ -56,7 +56,7 @@ def eurosat(pattern, tmp_path, monkeypatch):
         names_sha256=classnames_hash(names),
         picks_sha256=picks_hash(train, val, str(folder / "2750")),
     )
-    monkeypatch.setitem(CATALOG, "EuroSAT", facts)
+    monkeypatch.setitem(CATALOG, "EuroSAT", info)
     source = replace(SOURCES["EuroSAT"][0], checks={"sha256": checksums(split)["sha256"]})
     monkeypatch.setitem(SOURCES, "EuroSAT", (source, *SOURCES["EuroSAT"][1:]))
     return root, folder
@@ -355,11 +355,11 @@ def test_every_reader_can_be_looked_over(tmp_path):
     """Each data set of the golden tree: read, counted, found to be no published data, and nothing raises."""
     root = write_golden_tree(tmp_path)
     write_image(root / "imagenetv2" / "imagenetv2-matched-frequency-format-val" / "1" / "1.jpeg")
-    for name, facts in CATALOG.items():
-        if not (root / facts.folder).is_dir():
+    for name, info in CATALOG.items():
+        if not (root / info.folder).is_dir():
             continue
-        if facts.split_file:
-            make_split(name, root).rename(root / facts.folder / facts.split_file)
+        if info.split_file:
+            make_split(name, root).rename(root / info.folder / info.split_file)
         report = examine(name, root)
         assert not report.ok
         if name != "ImageNetV2":  # its folders are empty in this tree

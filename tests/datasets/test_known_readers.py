@@ -30,7 +30,7 @@ from datasets.standard import differences, make_split, picks_hash, read_classnam
 
 RAW = golden("raw_readers")
 READERS = RAW["readers"]
-SPLIT_FILES = [name for name, facts in CATALOG.items() if facts.split_file]
+SPLIT_FILES = [name for name, info in CATALOG.items() if info.split_file]
 VARIANTS = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
 
 
@@ -278,35 +278,35 @@ def test_catalogue_agrees_with_the_published_figures():
     halves = {case["dataset"]: case["n"] for case in golden("base_new")["large"]}
     assert len(known) == 10
     for name, entry in known.items():
-        facts = CATALOG[name]
-        assert facts.classes == entry["num_classes"]
-        assert f"{facts.folder}/{facts.images}".strip("/") == entry["image_root"]
-        assert facts.names_sha256 == entry["names_sha256"]
-        assert facts.picks_sha256 == entry["picks_sha256"]["shots_16-seed_1"]
+        info = CATALOG[name]
+        assert info.classes == entry["num_classes"]
+        assert f"{info.folder}/{info.images}".strip("/") == entry["image_root"]
+        assert info.names_sha256 == entry["names_sha256"]
+        assert info.picks_sha256 == entry["picks_sha256"]["shots_16-seed_1"]
     assert all(CATALOG[name].classes == number for name, number in halves.items() if name in CATALOG)
 
 
 def test_every_reader_is_registered_with_a_config():
     folder = Path(datasets.__file__).parents[1] / "configs" / "datasets"
     assert len(CATALOG) == 17
-    for name, facts in CATALOG.items():
-        assert DATASET_REGISTRY.get(name).facts is facts
+    for name, info in CATALOG.items():
+        assert DATASET_REGISTRY.get(name).info is info
         assert DATASET_REGISTRY.get(name).template.count("{}") == 1
         cfg = get_cfg_default()
-        cfg.merge_from_file(folder / f"{facts.config}.yaml")
+        cfg.merge_from_file(folder / f"{info.config}.yaml")
         read = cfg.DATASET.NAME
         assert read == name
-        assert set(facts.sha256) | set(facts.git_blob) >= ({facts.split_file} if facts.split_file else set())
+        assert set(info.sha256) | set(info.git_blob) >= ({info.split_file} if info.split_file else set())
 
 
 def test_table_of_the_documentation_is_the_catalogue():
     text = (Path(datasets.__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and line.count(" | ") == 7]
     lines = {line.split(" | ")[0].strip("| "): line for line in rows}
-    for name, facts in CATALOG.items():
-        counts = " / ".join("–" if count is None else f"{count:,}" for count in (facts.train, facts.val, facts.test))
-        parts = [f"`{facts.config}`", facts.title, facts.home, f"{facts.classes:,}", counts, facts.size, facts.licence]
-        assert not [part for part in [*parts, f"`{facts.folder}/`", facts.split_file] if part not in lines[name]], name
+    for name, info in CATALOG.items():
+        counts = " / ".join("–" if count is None else f"{count:,}" for count in (info.train, info.val, info.test))
+        parts = [f"`{info.config}`", info.title, info.home, f"{info.classes:,}", counts, info.size, info.licence]
+        assert not [part for part in [*parts, f"`{info.folder}/`", info.split_file] if part not in lines[name]], name
 
 
 def test_names_that_readers_for_coop_import(whole):
@@ -385,8 +385,8 @@ def test_published_data_is_recognised_whatever_its_file_looks_like(whole, tmp_pa
     assert "15 training images instead of 13500" in caplog.text
     assert "3 classes instead of 10" in caplog.text
     items = {part: getattr(dataset, part) for part in ("train_x", "val", "test")}
-    facts = replace(
-        reader.facts,
+    info = replace(
+        reader.info,
         train=15,
         val=6,
         test=9,
@@ -394,7 +394,7 @@ def test_published_data_is_recognised_whatever_its_file_looks_like(whole, tmp_pa
         names_sha256=classnames_hash(dataset.classnames),
         picks_sha256=picks_hash(items["train_x"], items["val"], dataset.items_root),
     )
-    monkeypatch.setattr(reader, "facts", facts)
+    monkeypatch.setattr(reader, "info", info)
     caplog.clear()
     content = json.loads(split.read_text())
     split.write_text(json.dumps(content))  # another layout of the same content
@@ -425,10 +425,10 @@ def test_picks_hash_is_the_published_recipe():
 
 
 def test_differences_of_incomplete_data():
-    facts = replace(CATALOG["ImageNetA"], classes=2, test=4)
+    info = replace(CATALOG["ImageNetA"], classes=2, test=4)
     items = [Datum(f"/r/{i}.jpg", i % 2, classname="ab"[i % 2]) for i in range(4)]
-    assert differences(facts, items, [], items, "/r") == []
-    assert differences(facts, items[:3], [], items[:3], "/r") == ["3 test images instead of 4"]
+    assert differences(info, items, [], items, "/r") == []
+    assert differences(info, items[:3], [], items[:3], "/r") == ["3 test images instead of 4"]
 
 
 # Damaged folders.

@@ -280,7 +280,7 @@ def test_too_many_damaged_members_stop_the_run(tmp_path, cfg, workers):
     cfg.DATALOADER.NUM_WORKERS, cfg.DATASET.PAIRS.MAX_DAMAGED = workers, 3
     with pytest.raises(
         ValueError,
-        match=r"4 members .* more than DATASET.PAIRS.MAX_DAMAGED \(3\), such as '\d' in .*it is no image file",
+        match=r"4 members .* more than DATASET.PAIRS.MAX_DAMAGED \(3\), such as '\d' in .*it is not an image file",
     ):
         texts(loader_of(cfg))
 

@@ -311,7 +311,7 @@ def test_a_full_disk_is_said_before(tmp_path, monkeypatch):
 @pytest.fixture
 def eurosat(tree, server, tmp_path, monkeypatch):
     """EuroSAT of three classes on the server; returns the data root and the split file's content."""
-    facts = CATALOG["EuroSAT"]
+    info = CATALOG["EuroSAT"]
     images = tree_files(tree / "eurosat" / "2750", "EuroSAT/2750/")
     away = tmp_path / "away"
     for name, content in images.items():
@@ -321,7 +321,7 @@ def eurosat(tree, server, tmp_path, monkeypatch):
     train, val, _ = read_split(split, away / "eurosat" / "2750")
     names = dict(sorted((item.label, item.classname) for item in train))
     mini = replace(
-        facts,
+        info,
         classes=3,
         train=15,
         val=6,
@@ -333,7 +333,7 @@ def eurosat(tree, server, tmp_path, monkeypatch):
     server.files |= {"/EuroSAT.zip": archive, "/split.json": content}
     monkeypatch.setitem(CATALOG, "EuroSAT", mini)
     sources = (
-        Source(facts.split_file, (f"{server.home}/split.json",), checks={"sha256": sha256(content)}, role="names"),
+        Source(info.split_file, (f"{server.home}/split.json",), checks={"sha256": sha256(content)}, role="names"),
         Source(
             "EuroSAT.zip",
             (f"{server.home}/old/EuroSAT.zip", f"{server.home}/EuroSAT.zip"),
@@ -566,7 +566,7 @@ def test_several_targets_are_completed(tmp_path, monkeypatch, server):
     assert sorted(found) == ["images/1.jpg", *(f"images_variant_{part}.txt" for part in ("test", "train", "val"))]
 
 
-# Archives that are no folders of images
+# Archives that are not folders of images
 
 
 @pytest.mark.parametrize("labels", [1, 2])
@@ -668,11 +668,11 @@ def test_imagenet_archives_that_do_not_fit(tmp_path):
 def test_list(capsys):
     assert main(["--list"]) == 0
     shown = capsys.readouterr().out
-    for name, facts in CATALOG.items():
+    for name, info in CATALOG.items():
         line = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
-        assert facts.size in line
-        assert line.endswith(facts.licence)
-        assert ("by hand" in line) == facts.manual
+        assert info.size in line
+        assert line.endswith(info.licence)
+        assert ("by hand" in line) == info.manual
     assert "image-net.org" in shown
     assert f"fgvc-aircraft-2013b.tar.gz: {'size not known'}, no checksum known" in shown
     assert main(["imagenet", "--list"]) == 0
@@ -698,18 +698,18 @@ def test_unusable_commands(command, capsys):
 
 def test_the_sources_give_what_the_readers_need():
     assert list(SOURCES) == list(CATALOG)
-    for name, facts in CATALOG.items():
+    for name, info in CATALOG.items():
         targets = {target for source in SOURCES[name] if source.role != "annotations" for target in source.targets}
-        images = [facts.images] if facts.images else []
-        needed = {facts.split_file or images[0] if images else facts.layout[0], *facts.layout}
+        images = [info.images] if info.images else []
+        needed = {info.split_file or images[0] if images else info.layout[0], *info.layout}
         if name == "ImageNet" or name.startswith("CIFAR"):
-            needed = set(facts.layout)
+            needed = set(info.layout)
         assert needed <= targets, name
         made = {target for source in SOURCES[name] for target in source.targets}
-        for file in facts.annotations:
+        for file in info.annotations:
             assert file in made or file.split("/")[0] in made, (name, file)
         for source in SOURCES[name]:
-            assert source.urls or facts.manual
+            assert source.urls or info.manual
             assert all(url.startswith(("https://", "http://", DRIVE)) for url in source.urls)
             lengths = {"md5": 32, "git": 40, "sha256": 64}
             assert all(len(value) == lengths[kind] for kind, value in source.checks.items())

@@ -184,7 +184,7 @@ def test_the_imported_learner_gives_the_same_prompts(method, draw, tiny_clip, ba
         prompts = learner.text_prompts()[1]
         assert len(prompts.layers) == len(texts)
         for layer, text in zip(prompts.layers, texts):  # rows of two classes, class-major
-            layer = layer if prompts.owner is None else layer[prompts.owner]
+            layer = layer if prompts.prompt_index is None else layer[prompts.prompt_index]
             rows = layer if layer.dim() == 3 else layer[None].expand(2, -1, -1)
             torch.testing.assert_close(rows, torch.cat([text, text]))
     found = learner.vision_prompts()

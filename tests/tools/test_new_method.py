@@ -77,7 +77,7 @@ def test_shared_modules_and_tests_elsewhere_are_no_names(checkout):
 
 
 def test_only_in_a_checkout(tmp_path):
-    with pytest.raises(ValueError, match="is no checkout"):
+    with pytest.raises(ValueError, match="is not a checkout"):
         create("Mine", None, tmp_path)
 
 

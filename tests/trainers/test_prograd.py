@@ -52,7 +52,7 @@ def test_logits_losses_and_gradients(tiny_clip, names, images, temperature):
     assert set(terms) == {"ce"}  # the other is never minimised
     torch.testing.assert_close(terms["ce"], ce, rtol=1e-4, atol=0)
     torch.testing.assert_close(trainer.extra_metrics()["kl"], kl.detach(), rtol=1e-4, atol=0)
-    assert_same_gradients(trainer.steering().loss, kl, trainer.model.learner)
+    assert_same_gradients(trainer.gradient_projection().loss, kl, trainer.model.learner)
     _, ce, _ = reference(tiny_clip, trainer.model.learner, images, names, LABELS, temperature)
     assert_same_gradients(trainer.losses({"img": images, "label": LABELS})["ce"], ce, trainer.model.learner)
 
@@ -73,7 +73,7 @@ def test_steps(tiny_clip, names, images, weight):
         expected = g - weight * (g @ unit) * unit if contradicts else g
         terms = trainer.losses({"img": images, "label": labels})
         optimizer = torch.optim.SGD([ctx], lr=1.0)
-        Precision("fp32", "cpu").step(terms["ce"], [optimizer], [ctx], steering=trainer.steering())
+        Precision("fp32", "cpu").step(terms["ce"], [optimizer], [ctx], projection=trainer.gradient_projection())
         step = (before - ctx.detach()).flatten()
         torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
         if contradicts and weight == 1.0:
@@ -82,7 +82,7 @@ def test_steps(tiny_clip, names, images, weight):
     assert len(set(contradictions)) == 2
 
 
-def test_the_training_step_is_steered(tiny_clip, names, images, monkeypatch):
+def test_the_training_step_projects_the_gradient(tiny_clip, names, images, monkeypatch):
     trainer, seen = build(tiny_clip, names), {}
     trainer.precision, trainer.batch_idx, trainer.num_batches = Precision("fp32", "cpu"), 0, 2
     trainer.sched = None
@@ -90,8 +90,8 @@ def test_the_training_step_is_steered(tiny_clip, names, images, monkeypatch):
         ProGrad, "model_backward_and_update", lambda self, loss, **given: seen.update(loss=loss, **given)
     )
     shown = trainer.forward_backward({"img": images, "label": LABELS})
-    assert seen["loss"] is not seen["steering"].loss
-    assert seen["steering"].loss is trainer.kl
+    assert seen["loss"] is not seen["projection"].loss
+    assert seen["projection"].loss is trainer.kl
     assert set(shown) == {"loss", "ce", "kl"}
     assert shown["loss"] == shown["ce"] != shown["kl"]
 

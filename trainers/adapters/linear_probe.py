@@ -118,7 +118,7 @@ class LinearProbe(PromptTrainer):
         elif self.options.C is not None:
             strength = self.options.C
         else:
-            logger.warning("there are no validation images of their own to search C on: C is %g", WITHOUT_VAL)
+            logger.warning("there are no separate validation images to search C on: C is %g", WITHOUT_VAL)
             strength = WITHOUT_VAL
         chosen = fit(strength)
         if not chosen.converged:

@@ -79,7 +79,7 @@ class TipAdapter(PromptTrainer):
                     "INIT_BETA": 1.0,
                     # what alpha and beta are searched on: val; none = not at all; released = val, on ImageNet the
                     # test images, and with FINETUNE the best epoch and the better of before and after the search by
-                    # the test images: an accuracy that no unseen image stands behind
+                    # the test images: test-set selection, not a valid held-out accuracy
                     "SELECT": "val",
                     "SEARCH_SCALE": (),  # upper ends of beta and alpha; empty = released values of the data set
                     "SEARCH_STEP": (200, 20),  # steps of beta and alpha
@@ -176,7 +176,7 @@ class TipAdapter(PromptTrainer):
         views, items = self.options.AUGMENT_EPOCH, list(self.dm.dataset.train_x)
         loader = build_data_loader(
             self.cfg,
-            data_source=items * views,  # every view is an item, and so has an augmentation of its own
+            data_source=items * views,  # every view is an item, and so has its own augmentation
             batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
             tfm=self.dm.tfm_train,
             is_train=False,
@@ -201,7 +201,7 @@ class TipAdapter(PromptTrainer):
         split = self.search_split()
         if split is None:
             if self.options.SELECT != "none":
-                logger.warning("there are no validation images of their own: alpha and beta are not searched")
+                logger.warning("there are no separate validation images: alpha and beta are not searched")
             return {"alpha": float(learner.alpha), "beta": float(learner.beta)}
         feature, label = self.split_features(split)
         scale = self.scale(self.model.clip.logit_scale.exp())

@@ -63,7 +63,7 @@ def why_not(loader: Any, transform: Any) -> str:
     """
     wrapper = getattr(getattr(loader, "dataset", None), "dataset", None)
     if not isinstance(loader, SeededLoader) or type(wrapper) is not DatasetWrapper:
-        return "the images come from a loader of their own"
+        return "the images come from the method's own loader"
     if wrapper.transform is not transform or loader.order_generator is not None:
         return "the images are augmented"
     if not isinstance(loader.order_sampler, SequentialSampler):

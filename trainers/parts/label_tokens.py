@@ -1,7 +1,7 @@
 """Label tokens of LAMM: trainable vectors in the place of class names, and what holds them to the words they were.
 
 Gao et al., "LAMM: Label Alignment for Multi-Modal Prompt Learning", AAAI 2024, Section 3. The hierarchical loss has
-three terms: on the vectors (`LabelTokens.drift`), on the text features and on the logits.
+three terms: on the vectors (`LabelTokens.parameter_distance`), on the text features and on the logits.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class LabelTokens(Learner):
         padded = padded.index_put((self.label, self.column), self.vectors)  # (C, q, d)
         return Prompts((padded.repeat_interleave(self.text_modes, dim=0),), self.slots)
 
-    def drift(self) -> Tensor:
+    def parameter_distance(self) -> Tensor:
         """|E - E0|^2 over all label tokens, the parameter term (LAMM, hierarchical loss)."""
         return (self.vectors - self.start).square().sum()
 

@@ -99,7 +99,7 @@ class MemoryPlan:
     def _text(self, model: nn.Module, clip: CLIP, layout: Layout, tokens: bool) -> Chunks | None:
         width, blocks = clip.transformer.width, clip.transformer.layers
         longest = max(part.end for part in layout.parts) + 1
-        features = len(layout.twin) * longest * clip.text_projection.shape[1] * 4 * (8 if tokens else 3)
+        features = len(layout.duplicate_of) * longest * clip.text_projection.shape[1] * 4 * (8 if tokens else 3)
         free = self._free(model) - self.images - SPARE * features
 
         def one() -> Tensor:

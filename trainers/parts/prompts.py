@@ -127,7 +127,7 @@ def meta_net(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> n
     return nn.Sequential(OrderedDict(layers))
 
 
-def through_half(value: Tensor) -> Tensor:
+def round_to_fp16(value: Tensor) -> Tensor:
     """Value and gradient rounded to fp16, of the same type as before; applied to every row before rows are summed.
 
     Released codes of the MaPLe family inject their fp32 prompts like this even in fp32 runs.
@@ -151,7 +151,7 @@ class Learner(nn.Module):
     class_bound = False
     conditional = False
     chunk_rows = 512
-    half_prompts = False  # injected prompts go `through_half`
+    half_prompts = False  # injected prompts go `round_to_fp16`
     text_modes = 1
     vision_modes = 1
     teacher: Tensor  # (C, E) features of frozen sentences, in learners of methods that compare with them
@@ -266,7 +266,7 @@ def vision_blocks(model: CLIP) -> int:
     """Number of blocks of the image tower.
 
     Raises:
-        ValueError: it is no vision transformer.
+        ValueError: it is not a vision transformer.
     """
     if isinstance(model.visual, ModifiedResNet):
         raise ValueError(
@@ -288,7 +288,7 @@ def check_tower_prompts(tower: str, n_ctx: int, depth: int, blocks: int) -> None
 
 
 class ModeContext(Learner):
-    """N learned contexts of n vectors, every one in sentences of its own for all classes (PLOT, Section 3.2).
+    """N learned contexts of n vectors, each in separate sentences for all classes (PLOT, Section 3.2).
 
     Args:
         ids: (C, N, L) sentences.
@@ -321,10 +321,10 @@ class ModeContext(Learner):
 class MultiModeLearner(Learner):
     """N textual and M visual prompts with deep layers, coupled or independent (MaPLe, IVLP, ALIGN).
 
-    Every mode is a prompt of its own: textual mode n has n_ctx context vectors at each of the first J blocks,
+    Every mode is a separate prompt: textual mode n has n_ctx context vectors at each of the first J blocks,
     visual mode m as many visual prompt vectors. Coupled (MaPLe, Eq. 6; ALIGN, Section 3): visual prompts are linear
     maps of the textual prompts of the same mode and layer, so M = N. Independent: visual prompts are free parameters,
-    with a length and a depth of their own.
+    each with its length and depth.
 
     Args:
         model: the frozen CLIP; its visual tower must be a vision transformer if it gets prompts.
@@ -341,7 +341,7 @@ class MultiModeLearner(Learner):
         half_prompts: deep textual and all visual prompts are rounded through fp16 (released code of IVLP).
 
     Raises:
-        ValueError: coupled with M != N or with a length or depth of its own, or a depth that a tower does not have.
+        ValueError: coupled with M != N or with a separate length or depth, or a depth that a tower does not have.
     """
 
     ids: Tensor
@@ -438,7 +438,7 @@ class MultiModeLearner(Learner):
         if not self.half_prompts:
             return self.ids, Prompts(layers, self.slots, modes_of_rows(self.ids, self.text_modes))
         first, *deep = (layer.repeat(len(self.ids) // self.text_modes, 1, 1) for layer in layers)  # (C * N, n, d)
-        return self.ids, Prompts((first, *(through_half(layer) for layer in deep)), self.slots)
+        return self.ids, Prompts((first, *(round_to_fp16(layer) for layer in deep)), self.slots)
 
     def vision_prompts(self) -> Prompts | None:
         if self.coupled:

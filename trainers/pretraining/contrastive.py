@@ -1,7 +1,7 @@
 """Contrastive image-text training of a CLIP: from scratch (CLIP, Section 2.3), or of one that was pre-trained.
 
 Two additions make a start from scratch affordable: patches are dropped for most of the training, as FLIP (Li et al.,
-CVPR 2023) does, and both projections start from whitened features of the random towers, without which the loss rests at
+CVPR 2023) does, and both projections start from whitened features of the random towers, otherwise the loss plateaus at
 the logarithm of the batch size for a long time.
 
 CLIP's loss says nothing about the projected patches, which methods such as PLOT and ALIGN compare with text. With

@@ -1,9 +1,9 @@
-"""Unmasked Token Alignment: an image tower learns from images alone what a CLIP's image tower says about them.
+"""Unmasked Token Alignment: an image tower learns the features of a CLIP's image tower from images alone.
 
 The frozen teacher sees whole images, the student only the patches that a mask leaves; every token the student has,
 class token included, is pulled towards the teacher's token of the same place in the common embedding space of image and
-text (Liu et al., TMLR 2024). No mask tokens exist, so training and use look alike, and the teacher's text tower serves
-the student unchanged.
+text (Liu et al., TMLR 2024). There are no mask tokens, so training matches inference, and the teacher's text tower
+serves the student unchanged.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class UTA(PretrainingTrainer):
         self.model = self.with_classes(model)
         self.student = Student(visual, options.OBJECTIVE).to(self.device).requires_grad_(True)
         self.towers = self.parallel(self.student)
-        self.targets = self.cached_targets() if options.CACHE_TEACHER else lambda image, _: self.teach(image)
+        self.targets = self.cached_targets() if options.CACHE_TEACHER else lambda image, _: self.teacher_features(image)
         if options.OBJECTIVE == "none":
             return
         groups = decay_groups(self.student, self.cfg.OPTIM.WEIGHT_DECAY, without=(visual.positions,))
@@ -193,7 +193,7 @@ class UTA(PretrainingTrainer):
                 f"TRAINER.UTA.CACHE_TEACHER keeps one set of features per image, but {self.cfg.DATASET.NAME} makes new "
                 "images in every epoch: set it False"
             )
-        return TargetCache(len(self.dm.dataset.train_x), self.teach)
+        return TargetCache(len(self.dm.dataset.train_x), self.teacher_features)
 
     @property
     def class_bound(self) -> bool:
@@ -206,7 +206,7 @@ class UTA(PretrainingTrainer):
         return min(patches, max(1, round((1 - self.options.MASK_RATIO) * patches)))
 
     @torch.no_grad()
-    def teach(self, image: Tensor) -> Targets:
+    def teacher_features(self, image: Tensor) -> Targets:
         """Teacher features of whole images (B, 3, H, W)."""
         encoded = self.teacher(image)
         return Targets(encoded.pooled, encoded.tokens[:, 1:])

@@ -1,4 +1,4 @@
-"""Invented run folders: their figures are no measurements, and only tests use them."""
+"""Invented run folders: their figures are not measurements, and only tests use them."""
 
 import json
 from pathlib import Path

@@ -62,7 +62,7 @@ def test_does_everything_in_order_and_nothing_twice(tmp_path):
         assert read_result(run.output_dir)["mode"] == ("eval" if run.needs else "train")
         assert read_result(run.output_dir)["seed"] == run.seed
     assert said[-1].startswith("[4/4] base2new/test_new/")
-    # again: nothing runs, and a folder alone is no result
+    # again: nothing runs, and a folder alone is not a result
     (runs[3].output_dir / "DONE").unlink()
     before = {run.key: (run.output_dir / "env.json").stat().st_mtime_ns for run in runs}
     assert set(sweep(runs, tmp_path).done) == {run.key for run in runs}

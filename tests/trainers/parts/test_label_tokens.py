@@ -45,7 +45,7 @@ def test_random_start_is_where_the_parameter_term_is_zero(tiny_clip, names):
     torch.manual_seed(3)
     inner = TextContext(tiny_clip, names, 2)
     learner = LabelTokens(tiny_clip, inner, names, random=True)
-    assert float(learner.drift().detach()) == 0
+    assert float(learner.parameter_distance().detach()) == 0
     assert 0.01 < float(learner.vectors.std()) < 0.03
 
 

@@ -107,9 +107,9 @@ def test_modes_are_class_major_rows(tiny_clip, names):
     for c in range(len(names)):
         for n in range(3):
             row = c * 3 + n
-            assert int(prompts.owner[row]) == n
-            assert torch.equal(prompts.layers[0][prompts.owner][row], learner.ctx[n])
-            assert torch.equal(prompts.layers[2][prompts.owner][row], learner.deep[1][n])
+            assert int(prompts.prompt_index[row]) == n
+            assert torch.equal(prompts.layers[0][prompts.prompt_index][row], learner.ctx[n])
+            assert torch.equal(prompts.layers[2][prompts.prompt_index][row], learner.deep[1][n])
             assert tokens_of(readable(names[c])) == ids[row][learner.body[row]].tolist()[2:]
 
 

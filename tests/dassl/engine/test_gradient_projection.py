@@ -5,10 +5,10 @@ import socket
 
 import pytest
 import torch
-from steered_process import combine, losses, start
+from projected_process import combine, losses, start
 from torch import nn
 
-from dassl.engine.precision import Precision, Steering
+from dassl.engine.precision import GradientProjection, Precision
 
 
 class Scaler:
@@ -51,18 +51,18 @@ def test_the_step_takes_the_combined_gradient(scale):
     precision.scaler = None if scale is None else Scaler(scale)
     for _ in range(2):
         loss, guide = 3 * first + second.sum(), (second * torch.tensor([1.0, -1.0])).sum()
-        steering = Steering(guide, lambda gradient, other: gradient + 10 * other)
-        precision.step(loss, [optimizer], [first, second], steering=steering)
+        projection = GradientProjection(guide, lambda gradient, other: gradient + 10 * other)
+        precision.step(loss, [optimizer], [first, second], projection=projection)
     assert first.item() == pytest.approx(1 - 2 * 0.1 * 3)  # the second loss does not depend on it
     assert second.tolist() == pytest.approx([2 - 2 * 0.1 * 11, 3 - 2 * 0.1 * -9])
 
 
 def test_a_guide_that_is_infinite_changes_nothing():
     first, second, optimizer = two_parameters()
-    steering = Steering(first * float("inf"), lambda gradient, other: gradient)
+    projection = GradientProjection(first * float("inf"), lambda gradient, other: gradient)
     with pytest.raises(FloatingPointError, match=r"^epoch 2, batch 7: Loss is infinite or NaN!"):
         Precision("fp32", "cpu").step(
-            first + second.sum(), [optimizer], [first], where="epoch 2, batch 7", steering=steering
+            first + second.sum(), [optimizer], [first], where="epoch 2, batch 7", projection=projection
         )
     assert first.item() == 1.0
 
@@ -75,13 +75,13 @@ def test_an_infinite_gradient_of_either_loss_is_noticed(bad):
     broken = first.sqrt()  # finite, but its gradient at 0 is not
     good = second.sum() + first
     loss, guide = (broken, good) if bad == "loss" else (good, broken)
-    steering = Steering(guide, lambda gradient, other: torch.ones_like(gradient))
+    projection = GradientProjection(guide, lambda gradient, other: torch.ones_like(gradient))
     precision = Precision("fp32", "cpu")
     with pytest.raises(FloatingPointError, match="its gradient is infinite or NaN"):
-        precision.step(loss, [optimizer], [first, second], steering=steering)
+        precision.step(loss, [optimizer], [first, second], projection=projection)
     precision.scaler = Scaler(1024.0)
     loss, guide = (first.sqrt(), second.sum() + first)[:: 1 if bad == "loss" else -1]
-    precision.step(loss, [optimizer], [first, second], steering=Steering(guide, steering.combine))
+    precision.step(loss, [optimizer], [first, second], projection=GradientProjection(guide, projection.combine))
     assert precision.scaler.skipped == 1
     assert (first.item(), second.tolist()) == (0.0, [2.0, 3.0])
 

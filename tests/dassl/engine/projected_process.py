@@ -1,11 +1,11 @@
-"""One of two processes that take steered steps together; started by the tests."""
+"""One of two processes that take a step with gradient projection together; started by the tests."""
 
 import os
 
 import torch
 from torch import nn
 
-from dassl.engine.precision import Precision, Steering
+from dassl.engine.precision import GradientProjection, Precision
 from dassl.utils import distributed
 
 
@@ -32,6 +32,8 @@ def start(rank, port, data, folder):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for rows in data["rows"]:
         loss, guide = losses(wrapped, rows[rank::2])
-        Precision("fp32", "cpu").step(loss, [optimizer], layer.parameters(), steering=Steering(guide, combine))
+        Precision("fp32", "cpu").step(
+            loss, [optimizer], layer.parameters(), projection=GradientProjection(guide, combine)
+        )
     torch.save(layer.state_dict(), folder / f"{rank}.pt")
     distributed.shutdown_distributed()
