@@ -26,7 +26,7 @@ class Input(NamedTuple):
 
     @classmethod
     def of(cls, transform: Any) -> Input:
-        """What a transform of :func:`clip.load` does."""
+        """Preprocessing of :func:`clip.load`."""
         resize, normalize = transform.transforms[0], transform.transforms[-1]
         return cls(resize.size, tuple(normalize.mean), tuple(normalize.std), resize.interpolation.value)
 
@@ -54,8 +54,8 @@ def input_of(name_or_path: str | Path) -> Input | None:
 def _input_of_file(path: Path, changed: int, size: int) -> Input:
     found = _input_of_header(path)
     if found is None:
-        model, facts = load_checkpoint(path)
-        found = Input(model.visual.input_resolution, facts.mean, facts.std)
+        model, info = load_checkpoint(path)
+        found = Input(model.visual.input_resolution, info.mean, info.std)
     return found
 
 

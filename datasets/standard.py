@@ -18,7 +18,7 @@ from dassl.data.datasets.base_dataset import sample_per_class
 from dassl.data.fingerprint import classnames_hash, relative_paths
 from dassl.utils import listdir_nohidden
 from datasets.few_shot import MAX_VAL_SHOTS, FewShotDataset, read_split, save_split
-from datasets.prepare.catalog import CATALOG, Facts, prepare_command
+from datasets.prepare.catalog import CATALOG, DatasetInfo, prepare_command
 from datasets.prepare.splits import Splits, class_folders, read_lines
 
 __all__ = [
@@ -44,39 +44,39 @@ class KnownDataset(FewShotDataset):
     counts, class names or picks are not the published ones (a warning says which).
     """
 
-    facts: Facts
+    info: DatasetInfo
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         if cls.__name__ in CATALOG:
-            cls.facts = facts = CATALOG[cls.__name__]
-            cls.dataset_dir, cls.image_dir, cls.split_file = facts.folder, facts.images, facts.split_file
-            cls.template, cls.config_name = facts.template, facts.config
+            cls.info = info = CATALOG[cls.__name__]
+            cls.dataset_dir, cls.image_dir, cls.split_file = info.folder, info.images, info.split_file
+            cls.template, cls.config_name = info.template, info.config
 
     def __init__(self, cfg: Any):
-        self.source = f"{prepare_command(self.facts.name, cfg.DATASET.ROOT)} (from {self.facts.home})"
+        self.source = f"{prepare_command(self.info.name, cfg.DATASET.ROOT)} (from {self.info.home})"
         super().__init__(cfg)
 
     def read(self, folder: Path) -> Splits:
         splits = self.read_items(folder)
         if not self.split_origin:
-            found = differences(self.facts, *splits, root=self.items_root)
+            found = differences(self.info, *splits, root=self.items_root)
             if found:
                 self.split_origin = "unrecognised"
                 logger.warning(
                     '%s in "%s" is not the published data, so results cannot be compared with published ones: %s',
-                    *(self.facts.name, folder, "; ".join(found)),
+                    *(self.info.name, folder, "; ".join(found)),
                 )
         return splits
 
     def read_items(self, folder: Path) -> Splits:
         """Items of the split file, of the one made on request if the published one is not there."""
-        made = folder / self.facts.made_split
+        made = folder / self.info.made_split
         if not (folder / self.split_file).is_file() and made.is_file():
             self.split_origin = "self-made"
             logger.warning(
                 "%s uses a split made on this machine (%s), not the published one: results cannot be compared",
-                *(self.facts.name, made),
+                *(self.info.name, made),
             )
             return read_split(made, self.items_root)
         return super().read(folder)
@@ -115,7 +115,7 @@ class TrainTestFolders(KnownDataset):
         for part in (self.train_dir, self.test_dir):
             if not (images / part).is_dir():
                 raise FileNotFoundError(
-                    f'{self.facts.name} has no folder "{images / part}". Where to get it: {self.source}'
+                    f'{self.info.name} has no folder "{images / part}". Where to get it: {self.source}'
                 )
             parts.append(read_class_folders(images / part, names))
         train, test = parts
@@ -145,7 +145,7 @@ class TestFolders(KnownDataset):
     def read_items(self, folder: Path) -> Splits:
         images = folder / self.image_dir
         if not images.is_dir():
-            raise FileNotFoundError(f'{self.facts.name} has no folder "{images}". Where to get it: {self.source}')
+            raise FileNotFoundError(f'{self.info.name} has no folder "{images}". Where to get it: {self.source}')
         names = find_classnames(folder, ("classnames.txt", "../imagenet/classnames.txt"), self.source)
         items = self.list_items(images, names)
         return items, [], items
@@ -159,7 +159,7 @@ class TestFolders(KnownDataset):
 
 
 def differences(
-    facts: Facts, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum], root: str
+    info: DatasetInfo, train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum], root: str
 ) -> list[str]:
     """Differences of the whole data (before picks and halves) from the catalog; empty if there are none.
 
@@ -167,16 +167,16 @@ def differences(
     the folder that paths are relative to.
     """
     found = []
-    parts = (("training", train, facts.train), ("validation", val, facts.val), ("test", test, facts.test))
+    parts = (("training", train, info.train), ("validation", val, info.val), ("test", test, info.test))
     for name, items, known in parts:
         if known is not None and len(items) != known:
             found.append(f"{len(items)} {name} images instead of {known}")
     names = dict(sorted({item.label: item.classname for item in train}.items()))
-    if len(names) != facts.classes:
-        found.append(f"{len(names)} classes instead of {facts.classes}")
-    elif facts.names_sha256 and classnames_hash(list(names.values())) != facts.names_sha256:
+    if len(names) != info.classes:
+        found.append(f"{len(names)} classes instead of {info.classes}")
+    elif info.names_sha256 and classnames_hash(list(names.values())) != info.names_sha256:
         found.append("other class names")
-    if facts.picks_sha256 and not found and picks_hash(train, val, root) != facts.picks_sha256:
+    if info.picks_sha256 and not found and picks_hash(train, val, root) != info.picks_sha256:
         found.append("other items, or another order of them, for training and validation")
     return found
 
@@ -201,7 +201,7 @@ def read_class_folders(path: Path, names: dict[str, str] | None = None) -> list[
     items: list[Datum] = []
     for label, folder in enumerate(class_folders(path)):
         if names is not None and folder not in names:
-            raise ValueError(f'"{path / folder}" is no class folder: the file of class names has no {folder!r}')
+            raise ValueError(f'"{path / folder}" is not a class folder: the file of class names has no {folder!r}')
         items += list_folder(path / folder, label, folder if names is None else names[folder])
     return items
 
@@ -239,12 +239,12 @@ def find_classnames(folder: Path, files: Sequence[str], source: str) -> dict[str
 
 
 def make_split(name: str, root: str | os.PathLike[str], seed: int = SPLIT_SEED) -> Path:
-    """Make a split by the original procedure and write it into the data set's folder, under a name of its own.
+    """Make a split by the original procedure and write it into the data set's folder, under a separate name.
 
     The reader uses it if the published split file is not there, with a warning and a mark in the fingerprint.
 
     Returns:
-        The file, facts.made_split in the data set's folder.
+        The file, info.made_split in the data set's folder.
 
     Raises:
         ValueError: the data set needs no split, or annotations are damaged. FileNotFoundError: something is missing.
@@ -256,6 +256,6 @@ def make_split(name: str, root: str | os.PathLike[str], seed: int = SPLIT_SEED) 
         raise FileNotFoundError(f'there is no folder "{folder}". Where to get it: {prepare_command(name, str(root))}')
     train, val, test = reader.make_items(folder, random.Random(seed))
     DatasetBase.get_lab2cname([*train, *val, *test])  # each label has one name
-    path = folder / reader.facts.made_split
+    path = folder / reader.info.made_split
     save_split(train, val, test, path, folder / reader.image_dir)
     return path

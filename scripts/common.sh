@@ -42,7 +42,7 @@ number() {
     esac
 }
 
-# has_config METHOD NAME: a file of its own, or a section of the method's file
+# has_config METHOD NAME: its own file, or a section of the method's file
 has_config() {
     [ -f "$CONFIGS/$1/$2.yaml" ] || grep -qs "^$2:" "$CONFIGS/$1.yaml"
 }

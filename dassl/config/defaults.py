@@ -47,7 +47,7 @@ INPUT: dict[str, Any] = {
     "SIZE": Option((224, 224), "height, width; left out, the backbone's", low=1, length=2, kind=int),
     "INTERPOLATION": Option("bilinear", "left out, the backbone's", choices=("bilinear", "bicubic", "nearest")),
     "TRANSFORMS": Option((), "augmentations; their order is fixed by the engine", choices=TRANSFORMS),
-    "NO_TRANSFORM": Option(False, "give images as they are; for trainers of your own with a loader of their own"),
+    "NO_TRANSFORM": Option(False, "give images as they are; for custom trainers with their own loader"),
     "PIXEL_MEAN": Option([0.485, 0.456, 0.406], "left out, the backbone's", length=3, kind=float),
     "PIXEL_STD": Option([0.229, 0.224, 0.225], "left out, the backbone's", above=0, length=3, kind=float),
     "TEMPLATE": Option("", '+ prompt template; "" takes the one of the data set'),
@@ -208,7 +208,7 @@ TRAIN: dict[str, Any] = {
     "INIT_FROM": Option("", "+ folder of a trained run whose learned weights are the start"),
     "RESUME_FREQ": Option(1, "+ epochs between rolling states to resume from; 0: none", low=0),
     "PRINT_FREQ": Option(10, "batches between lines of the log", low=1),
-    "PROGRESS": Option(False, "+ progress bars even where stderr is no terminal"),
+    "PROGRESS": Option(False, "+ progress bars even where stderr is not a terminal"),
     "MEMORY_BUDGET": Option(
         0.0,
         "+ GiB that a step may take in all; 0: no bound. Rows of a tower that do not fit are computed again in the "

@@ -44,7 +44,7 @@ def config_pairs(path: str | os.PathLike[str]) -> list[Pair]:
 
     Raises:
         FileNotFoundError: no such config or base.
-        ConfigError: a file is no yaml of keys and values, or bases go in a circle.
+        ConfigError: a file is not a YAML mapping, or bases go in a circle.
     """
     return list(_read(Path(path).expanduser(), ()).values())
 

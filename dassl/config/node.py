@@ -36,7 +36,7 @@ class CfgNode(yacs.config.CfgNode):
 
         Raises:
             FileNotFoundError: there is no such file or base.
-            ConfigError: it is no yaml, or holds unknown keys or values of a wrong type.
+            ConfigError: it is not valid YAML, or holds unknown keys or values of a wrong type.
         """
         found = config_pairs(cfg_filename)
         own = Path(cfg_filename).expanduser()

@@ -47,7 +47,7 @@ class Option:
         return self.kind or (None if self.many or self.default is None else type(self.default))
 
     def problem(self, value: Any) -> str:
-        """What was expected in the place of `value`; "" if it is allowed."""
+        """Description of the allowed values if `value` is not one; "" if it is."""
         if type(value) is type(self.default) and value == self.default:
             return ""
         try:
@@ -136,5 +136,5 @@ def declare(prefix: str, options: Mapping[str, Any]) -> CfgNode:
 
 
 def method_options(section: str, options: Mapping[str, Any]) -> CfgNode:
-    """What a method's `defaults()` returns: its section below TRAINER."""
+    """Section of a method below TRAINER, as its `defaults()` returns it."""
     return CfgNode({section: declare(f"TRAINER.{section}.", options)})

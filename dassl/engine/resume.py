@@ -108,7 +108,7 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     path = resume_file(directory)
     state = distributed.broadcast_object(load_checkpoint(path) if distributed.is_main_process() else None)
     if state.get("version") != VERSION:
-        raise ValueError(f'"{path}" is no resume state of version {VERSION}; delete it to train from the beginning')
+        raise ValueError(f'"{path}" is not a resume state of version {VERSION}; delete it to train from the beginning')
     wrong = [f"{name} is {state.get(name)!r:.40}" for name, kind in _ENTRIES.items() if not _is(state.get(name), kind)]
     if wrong:
         raise ValueError(f'"{path}" is damaged ({", ".join(wrong)}); delete it to train from the beginning')

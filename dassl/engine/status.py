@@ -93,12 +93,12 @@ def config_values(config: str | CfgNode) -> dict[str, Any]:
     """A config as {"OPTIM.LR": 0.002, ...}, tuples as lists, without the keys that may change between starts.
 
     Raises:
-        ValueError: a text that is no config.
+        ValueError: a text that is not a config.
     """
     try:
         content = yaml.safe_load(config if isinstance(config, str) else config.dump()) or {}
     except (yaml.YAMLError, RecursionError) as err:
-        raise ValueError(f"its config is no yaml: {' '.join(str(err).split())[:200]}") from err
+        raise ValueError(f"its config is not valid YAML: {' '.join(str(err).split())[:200]}") from err
     if not isinstance(content, dict):
         raise ValueError(f"its config is {content!r:.50}, expected keys and values")
     found: dict[str, Any] = {}
