@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import clip
 from align_prompt.images import as_pictures, batches, read_pictures, stacked
 from align_prompt.prediction import Prediction
 from align_prompt.source import Source
 from dassl.data.class_list import ClassList
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers.base import PromptedCLIP
 from trainers.parts.losses import normalise
 
@@ -29,6 +30,7 @@ class Model:
         source: what it is built from.
         classnames: None = those of training.
         device: "cpu" or "cuda"; None = a GPU if there is one.
+        precision: in the place of the method's PREC.
 
     Attributes:
         temperature: divides the logits before the softmax; 1 unless `calibrate` or a bundle says otherwise.
@@ -38,26 +40,34 @@ class Model:
         ValueError: the source does not fit the classes or the device.
     """
 
-    def __init__(self, source: Source, classnames: Sequence[str] | None = None, device: str | None = None):
+    def __init__(
+        self,
+        source: Source,
+        classnames: Sequence[str] | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+    ):
         if device not in (None, *DEVICES):
             raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError('device is "cuda", but torch finds no GPU')
-        self.source, self._cuda = source, device != "cpu"
+        self.source, self._cuda, self._precision = source, device != "cpu", precision
         self.temperature = source.temperature
         self._classnames: list[str] = []
         self._build(list(source.classnames) if classnames is None else checked_names(classnames))
 
-    def _build(self, names: list[str], precision: str | None = None) -> None:
+    def _build(self, names: list[str]) -> None:
         source = self.source
         cfg = source.cfg.clone()
         cfg.USE_CUDA = self._cuda
+        if self._precision is not None:
+            cfg.TRAINER[TRAINER_REGISTRY.get(self.method).node].PREC = self._precision
         # A precision of the method may cast the weights of a CLIP; nothing casts those of a zero-shot one.
         backbone = copy.deepcopy(source.backbone) if source.checkpoints else source.backbone
         data = ClassList(cfg, names, source.template, source.long_names, backbone)
         trainer = build_trainer(cfg, data)
         found = getattr(trainer, "backbone_hash", "")
-        if source.backbone_hash and source.checkpoints and found not in ("", source.backbone_hash):
+        if self.backbone and source.backbone_hash and source.checkpoints and found not in ("", source.backbone_hash):
             raise ValueError(
                 f"{source.origin} was trained on the backbone {cfg.MODEL.BACKBONE.NAME} with weights of hash "
                 f"{source.backbone_hash}, but the ones found here have {found}: put the same weights there"
@@ -82,6 +92,11 @@ class Model:
     def backbone(self) -> str:
         """Name or path of the CLIP."""
         return str(self.source.cfg.MODEL.BACKBONE.NAME)
+
+    @property
+    def backbone_title(self) -> str:
+        """Name of the CLIP, or the last part of its path."""
+        return self.backbone if self.backbone in clip.available_models() else Path(self.backbone).name
 
     @property
     def folder(self) -> Path | None:
@@ -115,8 +130,8 @@ class Model:
             self._build(names)
 
     @torch.no_grad()
-    def _prepare(self) -> None:
-        """Encode the classes, once."""
+    def encode_classes(self) -> None:
+        """Encode the classes, once; done by itself when it is needed."""
         if self._ready:
             return
         if not self._classnames:
@@ -153,7 +168,7 @@ class Model:
         """
         if top < 1:
             raise ValueError(f"top is {top}, expected at least 1")
-        self._prepare()
+        self.encode_classes()
         for batch in self._batches(images, batch_size, workers):
             image = stacked(batch)
             answers = iter(()) if image is None else self._answers(self._logits(image), top)
@@ -208,7 +223,7 @@ class Model:
         Raises:
             ValueError: a picture cannot be read, or there are no classes.
         """
-        self._prepare()
+        self.encode_classes()
         parts = [self._logits(image).cpu() for image in self._whole(images, batch_size, workers)]
         return torch.cat(parts) if parts else torch.empty(0, len(self._classnames))
 
@@ -262,7 +277,7 @@ class Model:
         model = self.prompted
         if model.learner.conditional:
             raise ValueError(f"the text of {self.method} depends on the picture: it has no features without one")
-        self._prepare()
+        self.encode_classes()
         feature = normalise(self.trainer.text.pooled).cpu()
         modes = model.learner.text_modes
         return feature if modes == 1 else feature.unflatten(0, (-1, modes))

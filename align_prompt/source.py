@@ -13,30 +13,16 @@ from yacs.config import CfgNode
 
 import clip
 import trainers  # noqa: F401 - registers the methods
-from align_prompt.bundle import BUNDLE, is_bundle, read_bundle
+from align_prompt.bundle import BUNDLE, FORGOTTEN, is_bundle, read_bundle
 from clip import CLIP, Encoded
-from dassl.config import ConfigError
+from dassl.config import ConfigError, check_values
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine.checkpoints import read_checkpoint
 from dassl.engine.command import checkpoint_epoch, known_config
 from dassl.engine.run import CONFIG, RESULT, read_result, run_state
+from trainers.parts.inputs import input_options
 
 ZERO_SHOT = "ZeroshotCLIP"
-# What a config says about the machine and the course of a run, and nothing about what was learned.
-FORGOTTEN: dict[str, Any] = {
-    "OUTPUT_DIR": "",
-    "RESUME": "",
-    "VERBOSE": False,
-    "IMPORTS": (),
-    "DATASET.ROOT": "",
-    "DATASET.CACHE_DIR": "",
-    "TRAIN.INIT_FROM": "",
-    "TRAIN.COMPILE": False,
-    "TEST.FEATURE_CACHE": False,
-    "TEST.PREDICTIONS": False,
-    "TEST.PER_CLASS_RESULT": False,
-    "TEST.EVALUATOR": "Classification",
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ def find_source(path_or_name: str | os.PathLike[str], imports: Sequence[str] = (
     name = os.fspath(path_or_name)
     path = Path(name).expanduser()
     if path.is_dir():
-        if (path / BUNDLE).is_file():
+        if (path / BUNDLE).is_file() and is_bundle(path / BUNDLE):
             return of_bundle(path / BUNDLE, imports)
         if not (path / CONFIG).is_file() and any(
             (path / file).is_file() for file in ("config.json", "open_clip_config.json")
@@ -152,17 +138,13 @@ def of_checkpoint(path: Path, imports: Sequence[str] = ()) -> Source:
 def of_backbone(name: str) -> Source:
     """A CLIP by name or weights, used zero-shot with its own preprocessing; classes are still to be named."""
     model, transform = clip.load(name)
-    resize, _, _, _, normalize = transform.transforms  # type: ignore[attr-defined]
     cfg = cleaned(known_config())
     settings = {
         "TRAINER.NAME": ZERO_SHOT,
         "TRAINER.ZEROSHOT.PREC": "fp32",
         "MODEL.BACKBONE.NAME": name,
-        "INPUT.SIZE": (resize.size, resize.size),
-        "INPUT.INTERPOLATION": "bicubic",
         "INPUT.TRANSFORMS": ("normalize",),
-        "INPUT.PIXEL_MEAN": list(normalize.mean),
-        "INPUT.PIXEL_STD": list(normalize.std),
+        **{f"INPUT.{key}": value for key, value in input_options(clip.Input.of(transform)).items()},
     }
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
     return Source(origin=name, cfg=cfg, backbone=model)
@@ -171,8 +153,12 @@ def of_backbone(name: str) -> Source:
 def of_bundle(path: Path, imports: Sequence[str] = ()) -> Source:
     """A bundle written by `align_prompt.bundle.write_bundle`."""
     found = read_bundle(path)
-    cfg = cleaned(known_config(imports))
-    cfg.merge_from_list([item for pair in found.config.items() for item in pair])
+    cfg = known_config(imports)
+    try:
+        cfg.merge_from_list([item for pair in found.config.items() for item in pair])
+        check_values(cfg)
+    except ConfigError as err:
+        raise ValueError(f'the bundle "{path}" cannot be used, its config is of another version: {err}') from err
     return Source(
         origin=str(path),
         cfg=cleaned(cfg),

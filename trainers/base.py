@@ -104,7 +104,7 @@ class PromptedCLIP(nn.Module):
         if prompts is None:
             return self.clip.visual.encode(tokens)
         modes = self.learner.vision_modes
-        rows = torch.arange(len(tokens) * modes, device=tokens.device)  # b * M + m
+        rows = torch.arange(tokens.shape[0] * modes, device=tokens.device)  # b * M + m
 
         def encode(some: Tensor) -> Encoded:
             def of_rows(layer: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class PromptedCLIP(nn.Module):
             layers = tuple(None if layer is None else of_rows(layer) for layer in prompts.layers)
             return self.clip.visual.encode(tokens.index_select(0, some // modes), prompts._replace(layers=layers))
 
-        chunks = self.memory.image(self, self.clip, tokens, prompts, len(rows))
+        chunks = self.memory.image(self, self.clip, tokens, prompts, rows.shape[0])
         parts = in_chunks(encode, [(some,) for some in split_rows(rows, chunks)], chunks)
         return parts[0] if len(parts) == 1 else Encoded(*(torch.cat(side) for side in zip(*parts)))
 

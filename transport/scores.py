@@ -29,6 +29,7 @@ from transport.sinkhorn import (
     uniform_mass,
     workspace,
 )
+from transport.unrolled import unrolled_distance, unrolled_plan
 
 __all__ = ["AlignScore", "PlotScore", "Transport", "align_scores", "plot_scores", "sinkhorn", "uniform_mass"]
 
@@ -131,6 +132,9 @@ def align_scores(
             words = F.normalize(full_precision(text_tokens), dim=-1)
             average = tokens.mean(2), torch.einsum("cnl,cnle->cne", mass, words)  # (B, M, E), (C, N, E)
             distance, token_entropy, token_iterations = 1 - torch.einsum("bme,cne->bcmn", *average), one, none
+        elif torch.compiler.is_exporting():  # fixed iterations: a graph makes no decisions
+            words = F.normalize(full_precision(text_tokens), dim=-1)
+            distance, token_entropy, token_iterations = unrolled_distance(tokens, words, mass, reg, max_iter), one, none
         else:
             budget = workspace(budget_bytes, similarity.device)
             distance, token_entropy, token_iterations = _token_level(tokens, text_tokens, mass, rule, budget)
@@ -138,6 +142,9 @@ def align_scores(
         modes = cost.shape[2:]
         if plan == "uniform":
             weights = torch.full_like(cost.detach(), 1 / modes.numel())
+            prompt_entropy, prompt_iterations = one, none
+        elif torch.compiler.is_exporting():
+            weights = unrolled_plan(cost, cost.new_full((modes[1],), 1 / modes[1]), reg, max_iter)
             prompt_entropy, prompt_iterations = one, none
         else:
             rows, cols = (cost.new_full((count,), 1 / count) for count in modes)
@@ -200,6 +207,9 @@ def plot_scores(
         images, texts = (F.normalize(full_precision(x), dim=-1).unsqueeze(1) for x in (image_set, text_set))
         classes, _, size, _ = texts.shape
         mass = texts.new_full((classes, 1, size), 1 / size)
+        if torch.compiler.is_exporting():
+            distance = unrolled_distance(images, texts, mass, reg, max_iter)
+            return PlotScore(scale * (1 - distance[..., 0, 0]), distance.new_zeros(()), distance.new_zeros(()))
         budget = sys.maxsize if together else workspace(budget_bytes, images.device)
         distance, entropy, iterations = _TokenDistance.apply(
             images, texts, mass, [size] * classes, rule, budget, together

@@ -151,7 +151,7 @@ def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"mask is {mask.dtype}, expected torch.bool")
     count = mask.sum(-1, keepdim=True)
-    empty = int((count == 0).sum())
+    empty = 0 if torch.compiler.is_exporting() else int((count == 0).sum())
     if empty:
         raise ValueError(f"{empty} of {count.numel()} sets have no true entry in a mask of shape {tuple(mask.shape)}")
     return mask / count.to(dtype)
