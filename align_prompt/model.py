@@ -204,7 +204,7 @@ class Model:
 
     def _logits(self, image: Tensor) -> Tensor:
         trainer = self.trainer
-        with trainer.precision.autocast():
+        with trainer.test_precision.autocast():
             return trainer.model_inference(image.to(self.device)).float()
 
     def _answers(self, logits: Tensor, top: int) -> Iterator[Prediction]:
@@ -260,7 +260,7 @@ class Model:
         self.trainer.set_model_mode("eval")
         parts = []
         for image in self._whole(images, batch_size, workers):
-            with self.trainer.precision.autocast():
+            with self.trainer.test_precision.autocast():
                 encoded = model.encode_image(image.to(self.device))
             parts.append(normalise(encoded.pooled).cpu())
         feature = torch.cat(parts) if parts else torch.empty(0, model.clip.visual.output_dim)

@@ -55,9 +55,11 @@ SHARED = {
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.token_alignment": {"trainers.parts.losses", "trainers.parts.masking"},
+    "trainers.parts.prompted_clip": {f"trainers.parts.{name}" for name in ("prompts", "losses", "memory")},
     "trainers.pretraining.base": {"trainers.base", "trainers.parts.prompts"},
     "trainers.base": {
-        f"trainers.parts.{name}" for name in ("prompts", "losses", "templates", "feature_cache", "memory", "inputs")
+        f"trainers.parts.{name}"
+        for name in ("prompts", "prompted_clip", "templates", "feature_cache", "memory", "inputs")
     },
 }
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clip
-from clip import CLIP, Encoded, Prompts
-from clip.chunks import Chunks, in_chunks, split_rows
+from clip import CLIP, Encoded
 from dassl.engine import TrainerX
 from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
 from dassl.engine.precision import PRECISIONS, GradientProjection
@@ -25,127 +24,31 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
-from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.memory import MemoryPlan
-from trainers.parts.prompts import Learner, TemplateText, round_to_fp16
+from trainers.parts.prompted_clip import (
+    Output,
+    PromptedCLIP,
+    Score,
+    cosine_score,
+    ensemble_features,
+    template_features,
+)
+from trainers.parts.prompts import Learner
 from trainers.parts.templates import template_for
 
 logger = logging.getLogger(__name__)
 
-Score = Callable[[Encoded, Encoded, Tensor], Tensor]
-
-
-class Output(NamedTuple):
-    """Result of a prompted forward, the same in training and evaluation.
-
-    logits: (B, C). image: features of B * M rows, image-major. text: features of C * N rows, class-major; of B * C
-    rows, image-major, when the text depends on the image.
-    """
-
-    logits: Tensor
-    image: Encoded
-    text: Encoded
-
-
-def cosine_score(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
-    """CLIP's logits: scale * cosine of the pooled features, (B, C) (CLIP, Section 2.3)."""
-    return cosine_logits(image.pooled, text.pooled, scale)
-
-
-class PromptedCLIP(nn.Module):
-    """A frozen CLIP, the learner that prompts it, and the score that compares its two sides."""
-
-    def __init__(self, model: CLIP, learner: Learner, score: Score):
-        super().__init__()
-        self.learner, self.clip, self.score = learner, model, score  # what learns is named first, wherever it is
-        self.memory = MemoryPlan()
-
-    def encode_text(self, image: Encoded | None = None) -> Encoded:
-        """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major; (C * N, 0, E) in an evaluation by cosine.
-
-        The text of a conditional learner depends on `image`, B encoded images, which must then be given: pooled
-        (B * C, E), image-major, and no tokens, (B * C, 0, E).
-
-        Raises:
-            ValueError: no image for a conditional learner.
-        """
-        if self.learner.conditional:
-            if image is None:
-                raise ValueError(f"the text of {type(self.learner).__name__} depends on the image: give encoded images")
-            return self._encode_conditional_text(image.pooled)
-        known = self.learner.text_features()
-        if known is not None:
-            return known
-        ids, prompts = self.learner.text_prompts()
-        # An evaluation may have tens of thousands of sentences, such as the captions of a retrieval set.
-        local = self.score is not cosine_score
-        tokens = local or torch.is_grad_enabled()
-        chunks = self.memory.text(self, self.clip, local)
-        return self.clip.encode_text(ids, prompts, self.learner.label_tokens(), chunks, tokens)
-
-    def _encode_conditional_text(self, image: Tensor) -> Encoded:
-        """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time without a budget."""
-        ids, prompts = self.learner.conditional_prompts(image)
-        classes = len(ids)
-        prompt_index = torch.arange(len(image), device=ids.device).repeat_interleave(classes)  # of row b * C + c
-        slots = prompts.slots
-        if slots is not None and slots.dim() == 2:
-            slots = slots.repeat(len(image), 1)
-        prompts = Prompts(prompts.layers, slots, prompt_index)
-        chosen = self.memory.text_rows or (self.memory.budget and torch.is_grad_enabled())
-        chunks = self.memory.text(self, self.clip, False) if chosen else Chunks(self.learner.chunk_rows)
-        return self.clip.encode_text(ids.repeat(len(image), 1), prompts, chunks=chunks, tokens=False)
-
-    def encode_image(self, image: Tensor, tokens: Tensor | None = None) -> Encoded:
-        """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""
-        prompts = self.learner.vision_prompts()
-        if tokens is None:
-            tokens = self.clip.visual.embed(image)
-        if prompts is None:
-            return self.clip.visual.encode(tokens)
-        modes = self.learner.vision_modes
-        rows = torch.arange(tokens.shape[0] * modes, device=tokens.device)  # b * M + m
-
-        def encode(some: Tensor) -> Encoded:
-            def of_rows(layer: Tensor) -> Tensor:
-                layer = layer.index_select(0, some % modes)  # (M, m, d) -> (rows, m, d)
-                return round_to_fp16(layer) if self.learner.half_prompts else layer
-
-            layers = tuple(None if layer is None else of_rows(layer) for layer in prompts.layers)
-            return self.clip.visual.encode(tokens.index_select(0, some // modes), prompts._replace(layers=layers))
-
-        chunks = self.memory.image(self, self.clip, tokens, prompts, rows.shape[0])
-        parts = in_chunks(encode, [(some,) for some in split_rows(rows, chunks)], chunks)
-        return parts[0] if len(parts) == 1 else Encoded(*(torch.cat(side) for side in zip(*parts)))
-
-    def forward(self, image: Tensor, text: Encoded | None = None, tokens: Tensor | None = None) -> Output:
-        """Logits of images (B, 3, H, W) against all classes.
-
-        `text` may be given when the classes were encoded before, `tokens` (B, 1 + P, d) when the patches were embedded.
-        """
-        return self.compare(self.encode_image(image, tokens), text)
-
-    def compare(self, image: Encoded, text: Encoded | None = None) -> Output:
-        """Logits of encoded images against all classes."""
-        if text is None:
-            text = self.encode_text(image)
-        return Output(self.score(image, text, self.clip.logit_scale.exp()), image, text)
-
-
-@torch.no_grad()
-def template_features(model: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Pooled text features of every class in every template, (T, C, E), not normalised, without gradient."""
-    device = model.token_embedding.weight.device
-    sentences = [TemplateText(model, classnames, template).ids.to(device) for template in templates]
-    return torch.stack([model.encode_text(ids).pooled for ids in sentences])
-
-
-def ensemble_features(model: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Classifier of several templates, (C, E): the mean of each class's normalised features, normalised again.
-
-    CLIP, Section 3.1.4.
-    """
-    return normalise(normalise(template_features(model, classnames, templates)).mean(dim=0))
+__all__ = [
+    "CLIPTrainer",
+    "Output",
+    "PromptTrainer",
+    "PromptedCLIP",
+    "Score",
+    "cosine_score",
+    "ensemble_features",
+    "freeze_all_but",
+    "template_features",
+]
 
 
 def freeze_all_but(model: nn.Module, learned: Iterable[nn.Module]) -> None:
@@ -173,6 +76,8 @@ class CLIPTrainer(TrainerX):
     input_defaults = input_options(clip.Input())  # without a backbone's name
     model: PromptedCLIP
     text: Encoded | None = None  # the encoded classes during an evaluation
+    batch: Any = None  # of the last training step
+    adapts = False  # at test time every image is given to `adapt`, alone and with gradients
 
     @property
     def options(self):
@@ -183,6 +88,11 @@ class CLIPTrainer(TrainerX):
         prec = cfg.TRAINER[self.node].PREC
         if prec not in PRECISIONS:
             raise ValueError(f"TRAINER.{self.node}.PREC is {prec!r}, expected one of {', '.join(PRECISIONS)}")
+
+    def build_data_loader(self) -> None:
+        if (views := self.cfg.TEST.VIEWS) and not self.adapts:
+            raise ValueError(f"TEST.VIEWS is {views}, but {type(self).__name__} looks at a test image once: set it 0")
+        super().build_data_loader()
 
     def check_options(self, cfg, rules: Mapping[str, tuple[Callable[[Any], bool], str]], node: str = "") -> None:
         """Check options of the method's node, or of another one: {key: (what must hold, the same in words)}.
@@ -250,12 +160,18 @@ class CLIPTrainer(TrainerX):
         """Auxiliary loss whose gradient is projected onto the main one (ProGrad)."""
         return None
 
+    def after_step(self) -> None:
+        """Hook after an optimisation step, without gradients: caches, moving averages; `batch` is that of the step."""
+
     def forward_backward(self, batch) -> dict[str, float]:
-        self.text = None
+        self.text, self.batch = None, batch
         with self.precision.autocast():
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.model_backward_and_update(loss, terms=terms, projection=self.gradient_projection())
+        if self.part_of_step().last:
+            with torch.no_grad():
+                self.after_step()
         if (self.batch_idx + 1) == self.num_batches or getattr(self.sched, "by_batch", False):
             self.update_lr()
         shown = {"loss": loss, **terms, **self.extra_metrics()}
@@ -266,7 +182,7 @@ class CLIPTrainer(TrainerX):
         """Classes are encoded once, not once per batch, unless the text depends on the image."""
         super().before_inference()
         if not self.model.learner.conditional:
-            with self.precision.autocast():
+            with self.test_precision.autocast():
                 self.text = self.model.encode_text()
 
     def test(self, split=None):
@@ -275,10 +191,33 @@ class CLIPTrainer(TrainerX):
         return result
 
     def model_inference(self, image: Tensor | Encoded) -> Tensor:
-        with self.precision.autocast():
+        with self.test_precision.autocast():
+            if self.adapts:
+                views = image if image.dim() == 5 else image[:, None]  # (B, V, 3, H, W)
+                with torch.enable_grad():
+                    return torch.stack([self.adapt(one).detach() for one in views])
             if isinstance(image, Encoded):
                 return self.model.compare(image, self.text).logits
             return self.model(image, self.text).logits
+
+    def adapt(self, views: Tensor) -> Tensor:
+        """Logits (C,) of one test image, of a method that `adapts`.
+
+        Runs in `test_precision` with gradients allowed; `text` holds the encoded classes. What should not last for the
+        next image, such as a learner that took a step, is put back here; `before_inference` starts an evaluation.
+
+        Args:
+            views: (1 + TEST.VIEWS, 3, H, W), the test image as always and then random training transforms of it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} adapts to images and has no adapt()")
+
+    def views_of(self, batch) -> tuple[Tensor, ...]:
+        """Views (B, 3, H, W) of the images of a batch, of K_TRANSFORMS and further ones; `losses` encodes the first."""
+        found = batch["img"] if isinstance(batch["img"], (list, tuple)) else [batch["img"]]
+        for number in range(2, len(batch)):
+            if f"img{number}" in batch:
+                found = [*found, batch[f"img{number}"]]
+        return tuple(view.to(self.device) for view in found)
 
     def fingerprint_extra(self) -> dict[str, str]:
         return {"template": self.template, "backbone": self.backbone_hash}
@@ -319,7 +258,7 @@ class PromptTrainer(CLIPTrainer):
         self.parallel_model = self.parallel(self.model)
         if self.by_steps and count_num_param(learner):
             self.register_learned(self.model_name, learner)
-        elif learner.state_dict():
+        elif learner.state_dict() and type(self).fit is not PromptTrainer.fit:
             self.register_model(self.model_name, learner)
             self.max_epoch = 1  # `fit` is the only epoch, so that checkpoints and resuming are as everywhere
         else:
@@ -395,6 +334,8 @@ class PromptTrainer(CLIPTrainer):
 
     def changes_images(self) -> str:
         """Reason why the method's image tower differs from plain CLIP's; "" if it does not."""
+        if self.adapts:
+            return "the method adapts to every image"
         if self.model.learner.vision_prompts() is not None:
             return "the method prompts the image tower"
         if any(parameter.requires_grad for parameter in self.model.clip.visual.parameters()):
@@ -436,10 +377,12 @@ class PromptTrainer(CLIPTrainer):
         return {"ce": F.cross_entropy(output.logits, label), **self.extra_losses(output, label)}
 
     def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return self.views_of(batch)[0], batch["label"].to(self.device)
 
     def parse_batch_test(self, batch) -> tuple[Any, Tensor]:
-        """Images, or what they were encoded to, and labels."""
+        """Images, or what they were encoded to, and labels; all views (B, V, 3, H, W) for a method that adapts."""
+        if self.adapts:
+            return torch.stack(self.views_of(batch), dim=1), batch["label"].to(self.device)
         if isinstance(batch["img"], Encoded):
             return batch["img"], batch["label"].to(self.device)
         return super().parse_batch_test(batch)

@@ -235,6 +235,7 @@ TEST: dict[str, Any] = {
     ),
     "NO_TEST": Option(False, "no evaluation at the end"),
     "SPLIT": Option("test", "the images of the evaluation", choices=("test", "val")),
+    "VIEWS": Option(0, "+ random training transforms of every test image, for methods that adapt to it", low=0),
     "FINAL_MODEL": Option("last_step", "the checkpoint that is tested at the end", choices=("last_step", "best_val")),
     "FEATURE_CACHE": Option(
         False,

@@ -106,9 +106,11 @@ class DataManager:
                 is_train=is_train,
                 dataset_wrapper=dataset_wrapper,
                 stream=stream,
+                seed=loader_seed(cfg.SEED, 2) if cfg.TEST.VIEWS else 0,
             )
 
         parts = cfg.DATALOADER
+        tfm_eval = [tfm_test, *[tfm_train] * cfg.TEST.VIEWS] if cfg.TEST.VIEWS else tfm_test
         own_loader = getattr(dataset, "train_loader", None)
         if own_loader is None:
             train_loader_x: Any = loader(parts.TRAIN_X, dataset.train_x, tfm_train, is_train=True)
@@ -119,9 +121,9 @@ class DataManager:
             part = parts.TRAIN_X if parts.TRAIN_U.SAME_AS_X else parts.TRAIN_U
             train_loader_u = loader(part, dataset.train_u, tfm_train, is_train=True, stream=1)
         if dataset.val:
-            val_loader = loader(parts.TEST, dataset.val, tfm_test, is_train=False)
+            val_loader = loader(parts.TEST, dataset.val, tfm_eval, is_train=False)
         if dataset.test:
-            test_loader = loader(parts.TEST, dataset.test, tfm_test, is_train=False)
+            test_loader = loader(parts.TEST, dataset.test, tfm_eval, is_train=False)
         if val_loader is not None and test_loader is not None and dataset.val == dataset.test:
             test_loader.seeded_items.dataset = (
                 val_loader.seeded_items.dataset

@@ -7,6 +7,7 @@ import datetime
 import logging
 import math
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,16 @@ class SimpleTrainer(TrainerBase):
     def precision_name(self) -> str:
         """fp32, fp16, amp or bf16: the precision asked for."""
         return "fp32"
+
+    def test_precision_name(self) -> str:
+        """fp32, fp16, amp or bf16 in evaluations; "" is that of the training."""
+        return ""
+
+    @cached_property
+    def test_precision(self) -> Precision:
+        """The precision of evaluations."""
+        name = self.test_precision_name()
+        return Precision(name, self.device) if name else self.precision
 
     def fingerprint_extra(self) -> dict[str, str]:
         """Further entries of the fingerprint, such as {"template": ..., "backbone": hash}."""
@@ -294,7 +305,7 @@ class SimpleTrainer(TrainerBase):
         with unchanged_random_state(), contextlib.closing(progress(self.cfg, loader, f"evaluate {split}")) as batches:
             for batch in batches:
                 image, label = self.parse_batch_test(batch)
-                with self.precision.autocast():
+                with self.test_precision.autocast():
                     output = self.model_inference(image)
                 paths = {"paths": list(batch["impath"])} if self.cfg.TEST.PREDICTIONS else {}
                 self.evaluator.process(output, label, **paths)

@@ -1,6 +1,6 @@
 """Learners: the modules that hold prompt vectors and hand them to the two towers of CLIP.
 
-A learner answers two questions for the prompted forward of `trainers.base.PromptedCLIP`:
+A learner answers two questions for the prompted forward of `trainers.parts.prompted_clip.PromptedCLIP`:
 
 - `text_prompts()` -> (ids (R, L), Prompts or None): R = C * N sentences, class-major (row c * N + n is mode n of c);
 - `vision_prompts()` -> Prompts or None, with M modes: every layer is (M, m, d), or None for plain images.
