@@ -411,7 +411,7 @@ def test_two_tables(cfg, mine):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "no yaml file"),
+        ("{", "not a YAML file"),
         ("[1]", "holds list, expected some of classnames"),
         ("names: {a: b}", "holds names, expected some of classnames, template"),
         ("template: a photo", "template in .*'a photo', expected {} once"),
