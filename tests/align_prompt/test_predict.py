@@ -58,9 +58,11 @@ def test_bad_pictures_are_rows_and_the_rest_goes_on(trained, pictures, tmp_path)
     rows = model.predict(iter(mixed), batch_size=2, workers=3, skip_errors=True)
     assert [bool(row.error) for row in rows] == [False, True, True, False, True, True, True, False]
     assert [rows[k].label for k in (0, 3, 7)] == [row.label for row in model.predict(pictures[:3])]
-    for row, text in zip(rows[1:], ["no image file", "No file exists", "", "not fetched", "preprocessed", "got int"]):
+    for row, text in zip(
+        rows[1:], ["not an image file", "No file exists", "", "not fetched", "preprocessed", "got int"]
+    ):
         assert text in row.error
-    with pytest.raises(ValueError, match="no image file"):
+    with pytest.raises(ValueError, match="not an image file"):
         model.predict(mixed)
 
 

@@ -511,8 +511,8 @@ def test_mat_files_with_other_content(whole, tmp_path):
         ("FGVCAircraft", "images_variant_val.txt", "0000004 Cessna", "line 1 .*variants.txt"),
         ("ImageNet", "classnames.txt", "n00000001", "'n00000001' has no class name"),
         ("ImageNet", "classnames.txt", "n1 a\nn1 b", "'n1' stands there twice"),
-        ("ImageNet", "classnames.txt", "n00000001 tench", "no class folder.*'n00000002'"),
-        ("ImageNetSketch", "classnames.txt", "n00000002 a", "no class folder.*'n00000004'"),
+        ("ImageNet", "classnames.txt", "n00000001 tench", "not a class folder.*'n00000002'"),
+        ("ImageNetSketch", "classnames.txt", "n00000002 a", "not a class folder.*'n00000004'"),
         ("OxfordFlowers", "cat_to_name.json", '{"1": "a"}', "no name for class 3"),
         ("OxfordFlowers", "cat_to_name.json", "{", "not a JSON file"),
         ("SUN397", "ClassName.txt", "\n", "is empty"),
@@ -528,7 +528,7 @@ def test_damaged_annotations(whole, tmp_path, cfg, name, file, line, words):
 def test_annotations_that_are_no_text(whole, tmp_path):
     root, folder = take(whole, tmp_path, "SUN397")
     (folder / "ClassName.txt").write_bytes(b"\xff\xfe\x00abc\x80")
-    with pytest.raises(ValueError, match="no text file"):
+    with pytest.raises(ValueError, match="not a text file"):
         make_split("SUN397", root)
 
 

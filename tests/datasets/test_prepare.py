@@ -600,7 +600,7 @@ def test_cifar(tmp_path, labels):
     with pytest.raises(ValueError, match="no whole number of images"):
         cifar(archive, new, tmp_path, quiet=True)
     archive.write_bytes(tarred({"x": b""}))
-    with pytest.raises(ValueError, match="no binary version of CIFAR"):
+    with pytest.raises(ValueError, match="not a binary version of CIFAR"):
         cifar(archive, new, tmp_path, quiet=True)
 
 

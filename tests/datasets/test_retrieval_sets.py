@@ -145,7 +145,7 @@ def test_options_that_do_not_apply(tmp_path, cfg, options, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [{"filename": "1.jpg"}]}, "no file of splits and sentences"),
+        ({"images": [{"filename": "1.jpg"}]}, "not a file of splits and sentences"),
         ({"images": [karpathy("../1.jpg", "test", ["a"])]}, "not below"),
         ({"images": [karpathy("1.jpg", "test", [" "])]}, "has no caption"),
         ({"images": [karpathy("1.jpg", "train", ["a"])]}, "has no split test, found train"),
