@@ -22,7 +22,7 @@ OWN_PROMPTS = ("vision_ctx", "language_ctx")
 def build_model(
     state_dict: dict[str, Tensor],
     design_details: dict[str, Any] | None = None,
-    quick_gelu: bool = True,
+    quick_gelu: bool | None = None,
     vision_heads: int | None = None,
     transformer_heads: int | None = None,
     rope_grid: int = ROPE_GRID,
@@ -34,7 +34,8 @@ def build_model(
             the numbers of the architecture.
         design_details: accepted for code that passes ``{"trainer": "CoOp", ...}``. The model is the same for every
             trainer, because prompts are arguments of its forward.
-        quick_gelu: QuickGELU (OpenAI's weights) when true, GELU when false.
+        quick_gelu: QuickGELU (OpenAI's weights) when true, GELU when false; None = GELU for the UTA release's names,
+            which tell it, and QuickGELU for others.
         vision_heads: heads of the image tower; width // 64 when None.
         transformer_heads: heads of the text tower; width // 64 when None.
         rope_grid: of an EVA-style image tower, which its weights do not tell; others have none.
@@ -47,7 +48,10 @@ def build_model(
     """
     _check_design_details(design_details)
     weights = unwrap(state_dict)
-    weights = CONVERSIONS[layout(weights)](weights)
+    names = layout(weights)
+    if quick_gelu is None:
+        quick_gelu = names != "uta"
+    weights = CONVERSIONS[names](weights)
     numbers = architecture(weights)
     if transformer_heads is None:
         transformer_heads = max(1, numbers["transformer_width"] // HEAD_WIDTH)

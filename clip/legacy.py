@@ -136,7 +136,8 @@ def build_legacy_model(state_dict: dict[str, Tensor], design_details: dict[str, 
     """The model of :func:`clip.build_model` in the old way of being called, with the info of :func:`plain_copy`."""
     info = {name: int(state_dict[name]) for name in FACTS if name in state_dict}
     weights = {name: value for name, value in state_dict.items() if name not in FACTS}
-    return as_legacy(build_model(weights, design_details, bool(info.pop("quick_gelu", True)), **info))
+    quick_gelu = bool(info.pop("quick_gelu")) if "quick_gelu" in info else None
+    return as_legacy(build_model(weights, design_details, quick_gelu, **info))
 
 
 def plain_copy(path: Path, folder: Path) -> Path:

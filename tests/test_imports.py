@@ -55,11 +55,13 @@ SHARED = {
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.token_alignment": {"trainers.parts.losses", "trainers.parts.masking"},
+    "trainers.parts.descriptions": {"trainers.parts.losses", "trainers.parts.prompts"},
+    "trainers.parts.teacher": {"trainers.parts.losses", "trainers.parts.prompted_clip"},
     "trainers.parts.prompted_clip": {f"trainers.parts.{name}" for name in ("prompts", "losses", "memory")},
     "trainers.pretraining.base": {"trainers.base", "trainers.parts.prompts"},
     "trainers.base": {
         f"trainers.parts.{name}"
-        for name in ("prompts", "prompted_clip", "templates", "feature_cache", "memory", "inputs")
+        for name in ("prompts", "prompted_clip", "templates", "feature_cache", "memory", "inputs", "descriptions")
     },
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch,
 from dassl.engine.precision import PRECISIONS, GradientProjection
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
+from trainers.parts.descriptions import read_descriptions
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
 from trainers.parts.memory import MemoryPlan
@@ -123,6 +125,21 @@ class CLIPTrainer(TrainerX):
     @property
     def template(self) -> str:
         return template_for(self.cfg.DATASET.NAME, self.cfg.INPUT.TEMPLATE, getattr(self.dm.dataset, "template", None))
+
+    @cached_property
+    def descriptions(self) -> list[list[str]]:
+        """Sentences about every class, in the order of the classes, from the files of DATASET.DESCRIPTIONS.
+
+        Raises:
+            ValueError: no file is given, or one does not fit the classes.
+        """
+        data = self.cfg.DATASET
+        if not data.DESCRIPTIONS:
+            raise ValueError(
+                f"{type(self).__name__} reads sentences about the classes: set DATASET.DESCRIPTIONS to JSON files, "
+                "{class name: [sentence, ...]}"
+            )
+        return read_descriptions(data.DESCRIPTIONS, self.dm.dataset.classnames, data.SUBSAMPLE_CLASSES != "all")
 
     def teacher_template(self, own: Mapping[str, str]) -> str:
         """Template of a text teacher: INPUT.TEMPLATE if given, else the method's `own` by data set, else `template`."""

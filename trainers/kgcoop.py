@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_distance
 from trainers.parts.prompts import Learner, TextContext
+from trainers.parts.teacher import Teacher
 
 from .base import Output, PromptTrainer, template_features
 
@@ -44,9 +45,9 @@ class KgCoOp(PromptTrainer):
     def build_learner(self, model, classnames) -> Learner:
         learner = TextContext(model, classnames, self.options.N_CTX, self.options.CTX_INIT)
         features = template_features(model, classnames, [self.teacher_template(TEACHER_TEMPLATES)])
-        learner.register_buffer("teacher", features[0], persistent=False)  # (C, E)
+        self.teacher = Teacher(model, features[0])
         return learner
 
     def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        distance = cosine_distance(output.text.pooled, self.model.learner.teacher)
+        distance = cosine_distance(output.text.pooled, self.teacher.text)
         return {"kg": self.options.W * distance}

@@ -11,8 +11,9 @@ from yacs.config import CfgNode
 from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import GradientProjection
-from trainers.parts.losses import cosine_logits, distillation_loss
+from trainers.parts.losses import distillation_loss
 from trainers.parts.prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
+from trainers.parts.teacher import Teacher
 
 from .base import Output, PromptTrainer, template_features
 
@@ -128,12 +129,11 @@ class ProGrad(PromptTrainer):
             if options.CTX_INIT:
                 start_from_phrase(learner, model, phrase.strip())
         features = template_features(model, classnames, [template])
-        learner.register_buffer("teacher", features[0], persistent=False)  # (C, E)
+        self.teacher = Teacher(model, features[0])
         return learner
 
     def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        teacher = cosine_logits(output.image.pooled, self.model.learner.teacher, self.model.clip.logit_scale.exp())
-        self.kl = distillation_loss(output.logits, teacher, self.options.T)
+        self.kl = distillation_loss(output.logits, self.teacher.logits(output.image.pooled), self.options.T)
         return {}
 
     def extra_metrics(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.prompts import Learner, MultiModeLearner
+from trainers.parts.teacher import Teacher
 from trainers.parts.templates import IMAGENET_TEMPLATES
 
 from .base import PromptTrainer, template_features
@@ -124,7 +125,7 @@ class PromptSRC(PromptTrainer):
             vision_depth=options.PROMPT_DEPTH_VISION,
         )
         teacher = text_teacher(model, classnames, options.NORMALIZE_TEMPLATES)
-        learner.register_buffer("teacher", teacher, persistent=False)
+        self.teacher = Teacher(model, teacher)
         self.gpa: dict[str, Tensor] = {}  # weighted sum of the learner's states so far
         return learner
 
@@ -134,8 +135,8 @@ class PromptSRC(PromptTrainer):
         image, label = self.parse_batch_train(batch)
         with torch.no_grad():
             tokens = clip.visual.embed(image)  # the frozen part that both passes share
-            image_teacher = normalise(clip.visual.encode(tokens).pooled)  # (B, E)
-        text_teacher = normalise(self.model.learner.teacher)  # (C, E)
+        image_teacher = normalise(self.teacher.image(tokens=tokens))  # (B, E)
+        text_teacher = normalise(self.teacher.text)  # (C, E)
         output = self.parallel_model(image, tokens=tokens)
         known = cosine_logits(image_teacher, text_teacher, clip.logit_scale.exp())  # (B, C)
         kl = F.kl_div(

@@ -66,6 +66,7 @@ class ClassAwareContext(Learner):
 
     ids: Tensor
     slots: Tensor
+    teacher: Tensor
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.descriptions import description_ensemble, descriptions_hash
 from trainers.parts.prompts import FixedText, Learner, TemplateText
 from trainers.parts.templates import TEMPLATE_SETS, template_set
 
@@ -27,6 +28,7 @@ class ZeroshotCLIP(PromptTrainer):
                     "PREC": "fp16",  # precision of the backbone: fp32, fp16, amp or bf16
                     # dataset: the data set's template; imagenet80, select7: means over CLIP's 80 sentences for
                     # ImageNet or 7 of them; released: the 7 and the data set's own (7 on ImageNet);
+                    # descriptions: the sentences of DATASET.DESCRIPTIONS;
                     # "" = dataset for ZeroshotCLIP, released for ZeroshotCLIP2
                     "TEMPLATES": "",
                 }
@@ -36,9 +38,9 @@ class ZeroshotCLIP(PromptTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         kind = cfg.TRAINER.ZEROSHOT.TEMPLATES
-        if kind not in ("", *TEMPLATE_SETS):
+        if kind not in ("", "descriptions", *TEMPLATE_SETS):
             raise ValueError(
-                f"TRAINER.ZEROSHOT.TEMPLATES is {kind!r}, expected one of {', '.join(TEMPLATE_SETS)}, "
+                f"TRAINER.ZEROSHOT.TEMPLATES is {kind!r}, expected one of {', '.join(TEMPLATE_SETS)}, descriptions, "
                 f"or nothing for {self.own_templates}"
             )
 
@@ -48,6 +50,8 @@ class ZeroshotCLIP(PromptTrainer):
         return template_set(self.options.TEMPLATES or self.own_templates, self.cfg.DATASET.NAME, self.template)
 
     def build_learner(self, model, classnames) -> Learner:
+        if self.options.TEMPLATES == "descriptions":
+            return FixedText(description_ensemble(model, self.descriptions))
         if len(self.templates) == 1:
             return TemplateText(
                 model, classnames, *self.templates, truncate=getattr(self.dm.dataset, "long_names", False)
@@ -55,6 +59,8 @@ class ZeroshotCLIP(PromptTrainer):
         return FixedText(ensemble_features(model, classnames, self.templates))
 
     def fingerprint_extra(self) -> dict[str, str]:
+        if self.options.TEMPLATES == "descriptions":
+            return {**super().fingerprint_extra(), "template": f"descriptions {descriptions_hash(self.descriptions)}"}
         return {**super().fingerprint_extra(), "template": " | ".join(self.templates)}
 
 

@@ -110,6 +110,7 @@ DATASET: dict[str, Any] = {
         "+ all, base or new half of the classes, or sets K/N or K-L/N",
         rule=(SUBSETS.fullmatch, "all, base, new, or sets such as 2/3 or 1-2/3"),
     ),
+    "DESCRIPTIONS": Option((), "+ JSON files of sentences about each class, for methods that read them", kind=str),
     "CACHE_DIR": Option(
         "", '+ where few-shot picks, image features and images are kept; "" is the user\'s cache folder'
     ),

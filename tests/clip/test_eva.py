@@ -249,6 +249,15 @@ def test_released_names_load_strictly(make_clip, images, ids, tmp_path, dtype):
             clip.build_model({key: value for key, value in whole.items() if key != missing})
 
 
+def test_released_names_tell_the_activation(make_clip, ids):
+    model = make_clip(rope_grid=16, quick_gelu=False, transformer_heads=1)
+    built = clip.build_model(released(model))
+    assert built.quick_gelu is False
+    torch.testing.assert_close(built.encode_text(ids).pooled, model.encode_text(ids).pooled)
+    assert clip.build_model(released(model), quick_gelu=True).quick_gelu  # what is said wins
+    assert clip.build_model(model.state_dict()).quick_gelu  # OpenAI's names are OpenAI's activation
+
+
 def test_heads_of_released_widths():
     for size in SIZES.values():
         table = torch.empty(1, size.width // size.heads, device="meta")

@@ -64,7 +64,7 @@ def test_a_context_that_starts_as_the_teacher_has_distance_zero(tiny_clip, names
 def test_teacher_of_textures_and_override(tiny_clip, names):
     trainer = build(tiny_clip, names, template="{} texture.", dataset="DescribableTextures")
     expected = [text_feature(tiny_clip, s, []) for s in sentences("a photo of a {}, a type of texture.", names)]
-    torch.testing.assert_close(trainer.model.learner.teacher, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trainer.teacher.text, torch.stack(expected), rtol=1e-4, atol=1e-5)
     assert trainer.teacher_template({"DescribableTextures": "of {}."}) == "of {}."
     trainer.cfg.INPUT.TEMPLATE = "{} texture."
     assert trainer.teacher_template({"DescribableTextures": "of {}."}) == "{} texture."
@@ -73,16 +73,17 @@ def test_teacher_of_textures_and_override(tiny_clip, names):
 def test_evaluation_ignores_the_teacher(tiny_clip, names, images):
     trainer = build(tiny_clip, names)
     before = trainer.model(images).logits
-    trainer.model.learner.teacher.mul_(-1)
+    trainer.teacher.text.mul_(-1)
     assert torch.equal(trainer.model(images).logits, before)
 
 
 def test_parameters_on_vit_b16(wide_clip):
-    learner = build(wide_clip, ["cat", "dog"], N_CTX=4, noise=0.0).model.learner
+    trainer = build(wide_clip, ["cat", "dog"], N_CTX=4, noise=0.0)
+    learner = trainer.model.learner
     assert {name: tuple(value.shape) for name, value in learner.state_dict().items()} == {"ctx": (4, 512)}
     assert sum(p.numel() for p in learner.parameters()) == 2_048
     assert float(learner.ctx.detach().std()) == pytest.approx(0.02, rel=0.1)
-    assert not learner.teacher.requires_grad
+    assert not trainer.teacher.text.requires_grad
     assert not learner.class_bound
 
 

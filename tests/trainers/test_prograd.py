@@ -167,7 +167,7 @@ def test_words_and_tokens_of_the_phrases(dataset, words, left):
 
 
 def test_teacher_of_a_data_set(tiny_clip, names):
-    teacher = build(tiny_clip, names, dataset="Food101").model.learner.teacher
+    teacher = build(tiny_clip, names, dataset="Food101").teacher.text
     for row, name in zip(teacher, names):
         expected = text_feature(tiny_clip, f"a type of food, a photo of {name.replace('_', ' ')}.", [])
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)

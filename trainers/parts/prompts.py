@@ -154,7 +154,6 @@ class Learner(nn.Module):
     half_prompts = False  # injected prompts go `round_to_fp16`
     text_modes = 1
     vision_modes = 1
-    teacher: Tensor  # (C, E) features of frozen sentences, in learners of methods that compare with them
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         raise NotImplementedError(f"{type(self).__name__} gives no sentences")
