@@ -53,17 +53,23 @@ def _program(name: str, argv: list[str]) -> int:
         train.main(argv)
         return 0
     if name == "sweep":
-        import sweep
+        from experiments.sweeps.flags import parse
 
-        return sweep.main(argv)
-    if name == "report":
-        import report
-
-        return report.main(argv)
-    if name == "prepare":
-        from datasets.prepare import command
+        parse(argv)
+        from experiments.sweeps import command
 
         return command.main(argv)
+    if name == "report":
+        from experiments.reports.flags import build_parser
+
+        build_parser().parse_args(argv)
+        from experiments.reports import command
+
+        return command.main(argv)
+    if name == "prepare":
+        from datasets.prepare.command import main
+
+        return main(argv)
     from datasets import doctor
 
     return doctor.main(argv)

@@ -6,25 +6,6 @@ runs, with the same folders as the shell scripts.
     runs = expand(load_recipe("recipes/embedded_few_shot.yaml"))
 """
 
-from experiments.recipe import RECIPES, First, Method, Published, Recipe, RecipeError
-from experiments.recipe_file import load_recipe
-from experiments.runs import Run, expand, with_needs
-from experiments.settings import SETTINGS, Places, Setting, step_part, step_parts
+import lazy_loader
 
-__all__ = [
-    "RECIPES",
-    "SETTINGS",
-    "First",
-    "Method",
-    "Places",
-    "Published",
-    "Recipe",
-    "RecipeError",
-    "Run",
-    "Setting",
-    "expand",
-    "load_recipe",
-    "step_part",
-    "step_parts",
-    "with_needs",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

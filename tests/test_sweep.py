@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-import sweep
 import train
 from dassl.engine.status import resume_file, run_state
 from experiments import expand, load_recipe
+from experiments.sweeps import command as sweep
 
-ROOT = Path(sweep.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "dassl" / "engine" / "tiny_method.py"
 
 
@@ -184,7 +184,7 @@ def test_two_recipes_share_what_is_the_same(recipe, places, tmp_path, capsys):
     path = recipe()
     other = tmp_path / "other.yaml"
     other.write_text(path.read_text())
-    args = sweep.build_parser().parse_args([str(path), str(other), *places])
+    args = sweep.parse([str(path), str(other), *places])
     assert len(sweep.gather(args)[0]) == 8
     other.write_text(path.read_text().replace("OPTIM.LR: 0.1", "OPTIM.LR: 0.2"))
     assert sweep.main([str(path), str(other), *places]) == 2

@@ -257,9 +257,11 @@ def test_as_a_program(tmp_path):
     assert "unknown key A" in failed.stderr
 
 
-@pytest.mark.parametrize("command", [["train.py"], ["-m", "datasets.prepare"], ["-m", "datasets.doctor"]])
+@pytest.mark.parametrize(
+    "command", ["train.py", "sweep.py", "report.py", "-m align_prompt", "-m datasets.prepare", "-m datasets.doctor"]
+)
 def test_help_does_not_import_torch(command):
-    script = [sys.executable, "-X", "importtime", *command, "--help"]
+    script = [sys.executable, "-X", "importtime", *command.split(), "--help"]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage:" in done.stdout
     assert not [line for line in done.stderr.splitlines() if line.rpartition("|")[2].strip() == "torch"]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments.reports.flags import TESTS
+
 
 class Summary(NamedTuple):
     """Mean and spread of the runs of one cell, in the unit of the values."""
@@ -71,7 +73,6 @@ class Paired(NamedTuple):
     """Two-sided; None without meaning: fewer than two pairs, no pair differs, or (t) all differ equally."""
 
 
-TESTS = ("wilcoxon", "t")
 EXACT_PAIRS = 50  # up to so many pairs p of the signed-rank test is exact
 
 

@@ -17,8 +17,8 @@ from invented_runs import make_method, make_recipe, write_run
 from matplotlib.figure import Figure
 from test_logs import write_log
 
-import report as command
 from experiments import expand, load_recipe
+from experiments.reports import command
 from experiments.reports.cells import H_MEAN
 from experiments.reports.compare import compare
 from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from tiny_recipe import tiny_runs
 
-import sweep
 from dassl.engine.status import run_state
 from experiments import expand, load_recipe
 from experiments.reports.published import PublishedValue
+from experiments.sweeps import command as sweep
 from experiments.sweeps import sanity_check as checks
 from experiments.sweeps.event_log import EventLog
 from experiments.sweeps.sanity_check import SanityCheck, compare, known_figures

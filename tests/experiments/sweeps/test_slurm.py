@@ -10,8 +10,8 @@ import time
 import pytest
 from tiny_recipe import slow, tiny_runs
 
-import sweep
 from dassl.engine.status import resume_file, run_state
+from experiments.sweeps import command as sweep
 
 
 def slurm_answers():

@@ -1,0 +1,101 @@
+"""The flags of sweep.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+FILTERS = ("task", "method", "trainer", "config", "dataset", "shots", "seed", "part")
+
+EPILOG = """\
+exit code: 0 all runs are done, 1 some failed, 2 bad input, 3 time was over before the end, 4 zero-shot CLIP is not as
+known on a data set, whose other runs were therefore left out (--no-gate does them), 130 interrupted
+
+A recipe is a yaml file, or the name of one in recipes/. What is done is decided by the files of the runs alone, so a
+sweep may be stopped at any moment, by Ctrl-C or by force, and started again; two sweeps may share a folder.
+More: docs/sweeps.md
+"""
+
+
+def build_parser(status: bool = False) -> argparse.ArgumentParser:
+    """The flags of `sweep.py`, or those of `sweep.py status`."""
+    parser = argparse.ArgumentParser(
+        prog="sweep.py status" if status else "sweep.py",
+        description="How far the runs of recipes are." if status else "Do all runs of recipes; see also: status RECIPE",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="yaml file, or name of one in recipes/")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data sets (default: $DATA or data)")
+    parser.add_argument("--output", metavar="DIR", help="folder of all runs (default: $OUTPUT or output)")
+    parser.add_argument(
+        "--only",
+        metavar="KEY=VALUE,...",
+        action="append",
+        help=f"runs with these values, and what they need; keys: {', '.join(FILTERS)}; "
+        "several values: method=CoOp,ALIGN*; may be repeated",
+    )
+    if status:
+        parser.set_defaults(feature_cache=False)
+        return parser
+    parser.add_argument("--dry-run", action="store_true", help="show the runs, their state and their commands")
+    parser.add_argument("--shuffle", metavar="SEED", type=_number(0), help="random order")
+    parser.add_argument("--retries", metavar="N", type=_number(0), default=1, help="of a run that fails (default 1)")
+    parser.add_argument("--no-gate", action="store_true", help="skip the sanity check of zero-shot CLIP; it is noted")
+    parser.add_argument(
+        "--feature-cache",
+        action="store_true",
+        help="evaluate methods that leave the image tower as it is from image features on disk (TEST.FEATURE_CACHE)",
+    )
+    here = parser.add_argument_group("on this machine")
+    here.add_argument(
+        "--jobs", metavar="N", type=_number(1), help="runs at a time (default: one per GPU, or 1); of a cluster: jobs"
+    )
+    here.add_argument("--gpus", metavar="LIST", default="auto", help="such as 0,1; auto: all; none (default auto)")
+    here.add_argument(
+        "--threads", metavar="N", type=_number(1), help="CPU threads of a run (default: cores / jobs without GPU)"
+    )
+    here.add_argument("--max-minutes", metavar="M", type=_minutes, help="then stop, to be continued later")
+    jobs = parser.add_argument_group("as jobs, through submitit")
+    kinds = jobs.add_mutually_exclusive_group()
+    kinds.add_argument("--slurm", action="store_true", help="submit an array of jobs to Slurm and return")
+    kinds.add_argument("--local-executor", action="store_true", help="the same jobs as processes of this machine")
+    jobs.add_argument("--partition", metavar="NAME", help="of Slurm")
+    jobs.add_argument("--time", metavar="MINUTES", type=_number(1), default=240, help="of a job (default 240)")
+    jobs.add_argument("--gpus-per-job", metavar="N", type=_number(0), default=1, help="(default 1)")
+    jobs.add_argument("--cpus-per-job", metavar="N", type=_number(1), default=8, help="(default 8)")
+    jobs.add_argument("--mem-gb", metavar="N", type=_number(1), help="memory of a job")
+    jobs.add_argument(
+        "--slurm-option", metavar="KEY=VALUE", action="append", help="of sbatch, such as account=vision; repeatable"
+    )
+    return parser
+
+
+def _number(lowest: int) -> Any:
+    def convert(text: str) -> int:
+        if text.isdigit() and int(text) >= lowest:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number from {lowest}")
+
+    return convert
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected minutes above 0")
+    return minutes
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line (default: of this process); `status` says which of the two commands it is."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    status = words[:1] == ["status"]
+    args = build_parser(status).parse_args(words[1:] if status else words)
+    args.status = status
+    return args
