@@ -88,7 +88,7 @@ GOOD = '{"accuracy": 50, "fingerprint": {}, "method": "CoOp", "seed": 1, "shots"
     ("text", "err"),
     [
         ("{", "damaged"),
-        ("[]", "is not an object"),
+        ("[]", "it holds [], expected the figures of a run"),
         ('{"accuracy": null}', "has no accuracy"),
         ('{"accuracy": NaN}', "has no accuracy"),
         ('{"accuracy": true}', "has no accuracy"),
