@@ -69,7 +69,7 @@ def test_nothing_is_overwritten(checkout, file):
 def test_shared_modules_and_tests_elsewhere_are_no_names(checkout):
     for name, folder in (("Base", ""), ("Prompts", "parts/"), ("Tip_Adapter", "adapters/")):
         with pytest.raises(FileExistsError, match=f"trainers/{folder}{name.lower()}.py exists already"):
-            create(name, None, checkout)
+            create(name, "MINE", checkout)
     (checkout / "tests" / "clip").mkdir()
     (checkout / "tests" / "clip" / "test_mine.py").touch()
     with pytest.raises(FileExistsError, match=r"tests/clip/test_mine\.py exists already"):

@@ -105,7 +105,7 @@ def test_without_validation_images_of_its_own_nothing_is_searched(trainer, caplo
     probe = trainer(val=False)
     with caplog.at_level(logging.WARNING):
         assert probe.fit()["C"] == 0.316
-    assert "no validation images" in caplog.text
+    assert "no separate validation images" in caplog.text
     same = trainer()
     same.dm.dataset.val = same.dm.dataset.test  # as ImageNet's readers have it
     assert same.fit()["C"] == 0.316
