@@ -31,7 +31,7 @@ from dassl.engine.precision import Precision
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP, freeze_all_but
 from trainers.parts.memory import MemoryPlan
-from trainers.parts.prompts import MultiModeLearner
+from trainers.parts.modes import MultiModeLearner
 from transport.scores import align_scores
 
 from .reference import align_loop

@@ -20,7 +20,8 @@ from torch import nn
 import clip
 from clip import CLIP
 from dassl.utils import load_checkpoint, save_checkpoint
-from trainers.parts.prompts import MultiModeLearner, TextContext
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import TextContext
 
 from .align_step import VIT_B16
 from .report import show

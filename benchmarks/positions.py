@@ -12,7 +12,8 @@ import torch
 
 from clip import CLIP
 from clip.text_layout import GROUP_COST, text_layout
-from trainers.parts.prompts import Learner, MultiModeLearner, TemplateText, TextContext
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import Learner, TemplateText, TextContext
 
 from .align_step import NAMES, VIT_B16
 from .report import show

@@ -12,12 +12,15 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
+from dassl.config import accept_lists
 from dassl.engine import TRAINER_REGISTRY
-from trainers.parts.prompts import Learner, MultiModeLearner
+from trainers.parts.modes import MultiModeLearner, mode_similarity
+from trainers.parts.prompts import Learner
 from transport.scores import align_scores
 
 from .base import PromptTrainer, Score
 
+accept_lists("TRAINER.ALIGN.CTX_INIT")
 SCORES = ("paper", "released")
 PLANS = ("learned", "uniform")
 
@@ -67,6 +70,8 @@ class TwoLevelTransport:
             compiled=self.compiled,
         )
         self.entropy = {"token_entropy": result.token_entropy, "prompt_entropy": result.prompt_entropy}
+        self.entropy["mode_similarity_image"] = mode_similarity(image.pooled.unflatten(0, images))
+        self.entropy["mode_similarity_text"] = mode_similarity(text.pooled.unflatten(0, classes))
         return result.scores
 
 
@@ -85,13 +90,17 @@ class ALIGN(PromptTrainer):
                 "ALIGN": {
                     "PREC": "fp16",  # fp32, fp16, amp or bf16
                     "N_CTX": 2,  # prompt length b, the same in both towers
-                    "CTX_INIT": "a photo of a",  # words that start textual mode 0; empty = random
-                    "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentence of mode 0
+                    # words that start textual mode 0, the others are random; or a list, one text for each mode; empty =
+                    # random
+                    "CTX_INIT": "a photo of a",
+                    "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentences of that mode
                     "VISION_PROMPT_NUMBER": 4,  # M
                     "TEXT_PROMPT_NUMBER": 4,  # N
                     "PROMPT_DEPTH": 9,  # J, layers with their own prompts; 1 = input only
                     "COUPLED": True,  # visual prompts are linear maps of the textual ones (needs M = N)
                     "SHARED_START": False,  # the deep maps start as copies of one, as in the released code
+                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
+                    "MODE_BIAS": False,  # coupled visual modes have a bias each in the place of one that all share
                     "SCORE": "paper",  # paper or released
                     "PLAN": "learned",  # learned or uniform (the ablation)
                     "BETA": 1.0,  # weight of the token level in the prompt-level cost
@@ -137,6 +146,8 @@ class ALIGN(PromptTrainer):
             keep_rest=options.KEEP_REST,
             coupled=options.COUPLED,
             shared_start=options.SHARED_START,
+            vision_scale=options.VISION_SCALE,
+            mode_bias=options.MODE_BIAS,
         )
 
     def build_score(self, learner) -> Score:

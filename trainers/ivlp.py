@@ -8,7 +8,8 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from trainers.parts.prompts import Learner, MultiModeLearner
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import SCALE_RULE, Learner
 
 from .base import PromptTrainer
 
@@ -32,6 +33,7 @@ class IVLP(PromptTrainer):
                     "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with their own context; 1 = input only
                     "PROMPT_DEPTH_VISION": 9,  # J_v, layers with visual prompts; 1 = input only, 0 = none
                     "HALF_PROMPTS": False,  # deep and visual prompts rounded through fp16, as in the released code
+                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
                     "PREC": "fp16",  # fp32, fp16, amp or bf16
                 }
             }
@@ -47,6 +49,7 @@ class IVLP(PromptTrainer):
                 "N_CTX_VISION": positive,
                 "PROMPT_DEPTH_TEXT": positive,
                 "PROMPT_DEPTH_VISION": (lambda value: value >= 0, "0 (no visual prompts) or more"),
+                **SCALE_RULE,
             },
         )
 
@@ -63,4 +66,5 @@ class IVLP(PromptTrainer):
             vision_n_ctx=options.N_CTX_VISION,
             vision_depth=options.PROMPT_DEPTH_VISION,
             half_prompts=options.HALF_PROMPTS,
+            vision_scale=options.VISION_SCALE,
         )

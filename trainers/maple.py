@@ -5,7 +5,8 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from trainers.parts.prompts import Learner, MultiModeLearner
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import SCALE_RULE, Learner
 
 from .base import PromptTrainer
 
@@ -27,6 +28,7 @@ class MaPLe(PromptTrainer):
                     "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentence
                     "PROMPT_DEPTH": 9,  # J, layers with their own prompts; 1 = input only
                     "SHARED_START": False,  # the deep maps start as copies of one, as in the released code
+                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
                     "PREC": "fp16",  # fp32, fp16, amp or bf16
                 }
             }
@@ -35,7 +37,7 @@ class MaPLe(PromptTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         positive = (lambda value: value >= 1, "at least 1")
-        self.check_options(cfg, {"N_CTX": positive, "PROMPT_DEPTH": positive})
+        self.check_options(cfg, {"N_CTX": positive, "PROMPT_DEPTH": positive, **SCALE_RULE})
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options
@@ -47,4 +49,5 @@ class MaPLe(PromptTrainer):
             init=options.CTX_INIT,
             keep_rest=options.KEEP_REST,
             shared_start=options.SHARED_START,
+            vision_scale=options.VISION_SCALE,
         )

@@ -9,13 +9,16 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
+from dassl.config import accept_lists
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_logits
-from trainers.parts.prompts import CLASS_POSITIONS, Learner, ModeContext, build_sentences, random_prompt
+from trainers.parts.modes import ModeContext, mode_phrases, mode_sentences, start_with_phrases
+from trainers.parts.prompts import CLASS_POSITIONS, Learner, random_prompt
 from transport.scores import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 from .base import PromptTrainer, Score
 
+accept_lists("TRAINER.PLOT.CTX_INIT")
 POOLED = ("imagenet", "always", "never")
 
 
@@ -37,7 +40,10 @@ class PLOT(PromptTrainer):
                 "PLOT": {
                     "PREC": "fp16",  # fp32, fp16, amp or bf16; transport is computed in fp32 in every mode
                     "N": 4,  # contexts per class
-                    "N_CTX": 16,  # vectors of a context; they start random
+                    "N_CTX": 16,  # vectors of a context
+                    # words that start context 0, the others are random; or a list, one text for each; empty = random.
+                    # Words beyond N_CTX stay, frozen, in the sentences of that context
+                    "CTX_INIT": "",
                     "CSC": False,  # class-specific contexts
                     "CLASS_TOKEN_POSITION": "end",  # end, middle or front
                     # adds scale * cosine of the pooled features: imagenet = if the data set is named exactly ImageNet
@@ -63,11 +69,13 @@ class PLOT(PromptTrainer):
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options
-        sentences = build_sentences(model, classnames, options.N_CTX, position=options.CLASS_TOKEN_POSITION)
-        ids, slots = (x.unsqueeze(1).expand(-1, options.N, -1) for x in (sentences.ids, sentences.slots))
+        phrases = mode_phrases(options.CTX_INIT, options.N)
+        position = options.CLASS_TOKEN_POSITION
+        sentences = mode_sentences(model, classnames, options.N_CTX, phrases, position=position)
         classes = (len(classnames),) if options.CSC else ()
-        width = model.token_embedding.weight.shape[1]
-        return ModeContext(ids, slots, random_prompt(*classes, options.N, options.N_CTX, width).detach())
+        ctx = random_prompt(*classes, options.N, options.N_CTX, model.token_embedding.weight.shape[1]).detach()
+        start_with_phrases(model, ctx, phrases)
+        return ModeContext(sentences.ids, sentences.slots, ctx)
 
     def build_score(self, learner) -> Score:
         options = self.options

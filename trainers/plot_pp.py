@@ -16,15 +16,18 @@ from yacs.config import CfgNode
 
 import clip
 from clip import CLIP, Encoded, Prompts
+from dassl.config import accept_lists
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import last_epoch
 from dassl.utils.torchtools import BEST_MODEL
 from trainers.parts.losses import cosine_logits
-from trainers.parts.prompts import Learner, ModeContext, random_prompt, readable, vision_blocks, word_tokens
+from trainers.parts.modes import ModeContext
+from trainers.parts.prompts import Learner, random_prompt, readable, vision_blocks, word_tokens
 from transport.scores import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 from .base import PromptTrainer, Score
 
+accept_lists("TRAINER.PLOTPP.CTX_INIT")
 logger = logging.getLogger(__name__)
 
 STAGES = ("vision", "joint")
@@ -79,8 +82,8 @@ def prefixes_for(dataset_name: str, released: bool = False) -> tuple[str, ...]:
 class TwoSidedModes(ModeContext):
     """N textual contexts that start as phrases, and M visual prompts of m vectors at the input; they share nothing.
 
-    Every context has as many vectors n as the first phrase has tokens. Words of another phrase beyond n stay frozen in
-    its sentences.
+    Every context has as many vectors n as the shortest phrase has tokens. Words of another phrase beyond n stay frozen
+    in its sentences.
 
     Args:
         model: the frozen CLIP; its visual tower must be a vision transformer.
@@ -88,11 +91,11 @@ class TwoSidedModes(ModeContext):
         phrases: N prefixes of the sentences.
         vision_modes, n_vision: M and m.
         learn_text: false keeps the contexts at the phrases (stage 1).
-        overwrite_names: allow a phrase shorter than n, whose last vectors then take the place of name tokens and start
-            as what follows the phrase, its end token.
+        overwrite_names: n is the size of the first phrase; the last vectors of a shorter one take the place of name
+            tokens and start as what follows the phrase, its end token.
 
     Raises:
-        ValueError: no vision transformer, or a phrase that is too short.
+        ValueError: no vision transformer, or an empty phrase.
     """
 
     def __init__(
@@ -107,15 +110,13 @@ class TwoSidedModes(ModeContext):
     ):
         vision_blocks(model)  # refuses a ResNet
         size: dict[str, Any] = {"context_length": model.context_length, "vocab_size": model.vocab_size}
-        n = len(word_tokens(model, phrases[0]))
+        lengths = [len(word_tokens(model, phrase)) for phrase in phrases]
+        if 0 in lengths:
+            raise ValueError(f"CTX_INIT is {list(phrases)!r}, expected one prefix or several, none of them empty")
+        n = lengths[0] if overwrite_names else min(lengths)
         device = model.token_embedding.weight.device
         ids, starts = [], []
         for phrase in phrases:
-            if len(word_tokens(model, phrase)) < n and not overwrite_names:
-                raise ValueError(
-                    f"the prefix {phrase!r} has fewer tokens than the first one, {phrases[0]!r} ({n}), "
-                    f"so its context would cover the class name"
-                )
             ids.append(clip.tokenize([f"{phrase} {readable(name)}." for name in classnames], **size))
             starts.append(clip.tokenize([phrase], **size)[0, 1 : 1 + n])
         with torch.no_grad():
@@ -147,7 +148,7 @@ class PLOTPP(PromptTrainer):
                     "PREC": "fp16",  # fp32, fp16, amp or bf16; transport is computed in fp32 in every mode
                     "M": 4,  # visual prompts
                     "N_CTX_V": 2,  # vectors of a visual prompt
-                    "CTX_INIT": (),  # the N prefixes of the sentences; empty = four by data set
+                    "CTX_INIT": (),  # one prefix of the sentences or a list of N; empty = four by data set
                     "RELEASED_PREFIXES": False,  # "this is a" as third prefix on ImageNet, which covers names
                     "MODEL_UPD": "joint",  # vision (stage 1) or joint (stage 2)
                     "PRETRAIN_DIR": "",  # folder of the stage-1 run that stage 2 starts from; empty = from the phrases
@@ -179,11 +180,12 @@ class PLOTPP(PromptTrainer):
             )
 
     def build_learner(self, model, classnames) -> Learner:
-        options = self.options
+        options, init = self.options, self.options.CTX_INIT
+        own = (init,) if isinstance(init, str) and init else tuple(init)
         return TwoSidedModes(
             model,
             classnames,
-            tuple(options.CTX_INIT) or prefixes_for(self.cfg.DATASET.NAME, options.RELEASED_PREFIXES),
+            own or prefixes_for(self.cfg.DATASET.NAME, options.RELEASED_PREFIXES),
             vision_modes=options.M,
             n_vision=options.N_CTX_V,
             learn_text=options.MODEL_UPD == "joint",

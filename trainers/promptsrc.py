@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_logits, normalise
-from trainers.parts.prompts import Learner, MultiModeLearner
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import SCALE_RULE, Learner
 from trainers.parts.teacher import Teacher
 from trainers.parts.templates import IMAGENET_TEMPLATES
 
@@ -85,6 +86,7 @@ class PromptSRC(PromptTrainer):
                     # all: the frozen weights too, in the type they are stored in, as in the released code; only in fp16
                     # does that change them, by rounding
                     "GPA_SCOPE": "prompts",
+                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
                     "PREC": "fp16",  # fp32, fp16, amp or bf16
                 }
             }
@@ -99,6 +101,7 @@ class PromptSRC(PromptTrainer):
             cfg,
             {
                 **dict.fromkeys(keys, positive),
+                **SCALE_RULE,
                 "TEXT_LOSS_WEIGHT": weight,
                 "IMAGE_LOSS_WEIGHT": weight,
                 "GPA_STD": (lambda value: value > 0, "a number above 0"),
@@ -123,6 +126,7 @@ class PromptSRC(PromptTrainer):
             coupled=False,
             vision_n_ctx=options.N_CTX_VISION,
             vision_depth=options.PROMPT_DEPTH_VISION,
+            vision_scale=options.VISION_SCALE,
         )
         teacher = text_teacher(model, classnames, options.NORMALIZE_TEMPLATES)
         self.teacher = Teacher(model, teacher)

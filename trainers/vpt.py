@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
 from dassl.engine import TRAINER_REGISTRY
-from trainers.parts.prompts import FixedText, Learner, visual_prompts
+from trainers.parts.prompts import SCALE_RULE, FixedText, Learner, visual_prompts
 
 from .base import PromptTrainer, template_features
 
@@ -21,15 +21,18 @@ class VisualPromptLearner(FixedText):
         n_ctx: number m of prompt vectors per layer.
         depth: J; 1 = at the input only (VPT-shallow), more = VPT-deep.
         half_prompts: prompts and their gradients are rounded through fp16, image by image.
+        scale: factor on the prompts at the start, 0 or more.
 
     Raises:
         ValueError: no prompt vector, or more layers than the tower has.
     """
 
-    def __init__(self, model: CLIP, features: Tensor, n_ctx: int, depth: int, half_prompts: bool = False):
+    def __init__(
+        self, model: CLIP, features: Tensor, n_ctx: int, depth: int, half_prompts: bool = False, scale: float = 1.0
+    ):
         super().__init__(features)
         self.half_prompts = half_prompts
-        self.vision = visual_prompts(model, 1, n_ctx, depth)
+        self.vision = visual_prompts(model, 1, n_ctx, depth, scale)
 
     def vision_prompts(self) -> Prompts | None:
         return Prompts(tuple(self.vision), None)
@@ -53,6 +56,7 @@ class VPT(PromptTrainer):
                     "N_CTX_VISION": 2,  # number m of visual prompt vectors per layer
                     "PROMPT_DEPTH_VISION": 1,  # J, layers with their own prompts; 1 = input only (shallow)
                     "HALF_PROMPTS": False,  # prompts and their gradients rounded through fp16, as in the released code
+                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
                     "PREC": "fp16",  # fp32, fp16, amp or bf16; the released code computes in fp32 whatever it says
                 }
             }
@@ -61,7 +65,7 @@ class VPT(PromptTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         positive = (lambda value: value >= 1, "at least 1")
-        self.check_options(cfg, {"N_CTX_VISION": positive, "PROMPT_DEPTH_VISION": positive})
+        self.check_options(cfg, {"N_CTX_VISION": positive, "PROMPT_DEPTH_VISION": positive, **SCALE_RULE})
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options
@@ -71,4 +75,5 @@ class VPT(PromptTrainer):
             n_ctx=options.N_CTX_VISION,
             depth=options.PROMPT_DEPTH_VISION,
             half_prompts=options.HALF_PROMPTS,
+            scale=options.VISION_SCALE,
         )

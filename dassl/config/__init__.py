@@ -3,7 +3,7 @@
 from .checks import check_values
 from .defaults import default_config
 from .errors import ConfigError
-from .node import CfgNode
+from .node import CfgNode, accept_lists
 from .options import SCHEMA, Option, method_options
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CfgNode",
     "ConfigError",
     "Option",
+    "accept_lists",
     "check_values",
     "clean_cfg",
     "get_cfg_default",

@@ -15,7 +15,14 @@ from dassl.utils.tools import get_most_similar_str_to_a_from_b
 from .errors import ConfigError
 from .files import config_pairs, leaves
 
-__all__ = ["CfgNode", "ConfigError"]
+__all__ = ["CfgNode", "ConfigError", "accept_lists"]
+
+_TEXT_OR_LIST: set[str] = set()
+
+
+def accept_lists(*keys: str) -> None:
+    """Let the options with these full names, such as TRAINER.ALIGN.CTX_INIT, hold one text or a list of texts."""
+    _TEXT_OR_LIST.update(keys)
 
 
 class CfgNode(yacs.config.CfgNode):
@@ -70,7 +77,8 @@ class CfgNode(yacs.config.CfgNode):
                 changes.append((node, name, _decode(raw)))
             else:
                 try:
-                    changes.append((node, name, _convert(_decode(raw), raw, node[name])))
+                    convert = _convert_texts if full_key in _TEXT_OR_LIST else _convert
+                    changes.append((node, name, convert(_decode(raw), raw, node[name])))
                 except ValueError as err:
                     problems.append(f"{full_key} {err}{place}")
         if problems:
@@ -108,6 +116,15 @@ def _decode(raw: Any) -> Any:
         return literal_eval(raw)
     except (ValueError, SyntaxError):
         return raw
+
+
+def _convert_texts(value: Any, raw: Any, _default: Any) -> Any:
+    """`value` as a list if it is one, otherwise the text as it was given."""
+    if isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value):
+        return list(value)
+    if isinstance(raw, str):
+        return raw
+    raise ValueError(f"is {raw!r} ({type(value).__name__}), expected a text or a list of texts")
 
 
 def _convert(value: Any, raw: Any, default: Any) -> Any:

@@ -9,7 +9,8 @@ from yacs.config import CfgNode
 from clip import Prompts
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP
-from trainers.parts.prompts import MultiModeLearner, readable, word_tokens
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import readable, word_tokens
 
 INIT = "a photo of a"
 

@@ -13,7 +13,8 @@ from plain_towers import (
 
 import clip
 from trainers.ivlp import IVLP
-from trainers.parts.prompts import MultiModeLearner, init_context
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import init_context
 
 LABELS = torch.tensor([0, 3, 1])
 

@@ -13,7 +13,8 @@ from plain_towers import (
 
 import clip
 from trainers.maple import MaPLe
-from trainers.parts.prompts import MultiModeLearner, init_context
+from trainers.parts.modes import MultiModeLearner
+from trainers.parts.prompts import init_context
 
 LABELS = torch.tensor([0, 3, 1])
 

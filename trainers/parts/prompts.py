@@ -26,6 +26,8 @@ from clip.resnet import ModifiedResNet
 PLACEHOLDER = "X"
 PROMPT_STD = 0.02
 CLASS_POSITIONS = ("end", "middle", "front")
+SCALE_RULE = {"VISION_SCALE": (lambda value: value >= 0, "0 or more")}
+"""What must hold for the option of methods with visual prompts, as `CLIPTrainer.check_options` takes it."""
 
 
 class Sentences(NamedTuple):
@@ -116,9 +118,9 @@ def init_context(model: CLIP, init: str, n_ctx: int) -> Tensor:
         return model.token_embedding(torch.tensor(tokens[:n_ctx], device=device)).float()
 
 
-def random_prompt(*shape: int) -> nn.Parameter:
-    """Prompt vectors drawn from N(0, 0.02^2), the initialisation all methods of this family share."""
-    return nn.Parameter(torch.randn(*shape) * PROMPT_STD)
+def random_prompt(*shape: int, scale: float = 1.0) -> nn.Parameter:
+    """Prompt vectors drawn from N(0, (0.02 scale)^2); all methods of this family start with scale 1."""
+    return nn.Parameter(torch.randn(*shape) * (scale * PROMPT_STD))
 
 
 def meta_net(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> nn.Sequential:
@@ -133,11 +135,6 @@ def round_to_fp16(value: Tensor) -> Tensor:
     Released codes of the MaPLe family inject their fp32 prompts like this even in fp32 runs.
     """
     return value.half().to(value.dtype)
-
-
-def modes_of_rows(ids: Tensor, modes: int) -> Tensor:
-    """(C * N,) mode of every sentence of class-major `ids` (C * N, L)."""
-    return torch.arange(len(ids), device=ids.device) % modes
 
 
 class Learner(nn.Module):
@@ -251,14 +248,14 @@ class TextContext(Learner):
         return self.ids, Prompts((self.ctx,), self.slots)
 
 
-def visual_prompts(model: CLIP, modes: int, n_ctx: int, depth: int) -> nn.ParameterList:
-    """Free visual prompts: `depth` layers of (modes, n_ctx, d), drawn from N(0, 0.02^2) (VPT, Section 3.2).
+def visual_prompts(model: CLIP, modes: int, n_ctx: int, depth: int, scale: float = 1.0) -> nn.ParameterList:
+    """Free visual prompts: `depth` layers of (modes, n_ctx, d), drawn from N(0, (0.02 scale)^2) (VPT, Section 3.2).
 
     Raises:
         ValueError: no prompt vector, no layer or more than the image tower has, or a tower that takes no prompts.
     """
     check_tower_prompts("visual", n_ctx, depth, vision_blocks(model))
-    return nn.ParameterList([random_prompt(modes, n_ctx, model.visual.width) for _ in range(depth)])
+    return nn.ParameterList([random_prompt(modes, n_ctx, model.visual.width, scale=scale) for _ in range(depth)])
 
 
 def vision_blocks(model: CLIP) -> int:
@@ -284,163 +281,3 @@ def check_tower_prompts(tower: str, n_ctx: int, depth: int, blocks: int) -> None
         raise ValueError(f"{tower} prompts of length {n_ctx} and depth {depth}: each must be at least 1")
     if depth > blocks:
         raise ValueError(f"{tower} prompts of depth {depth} in a tower of {blocks} blocks: expected at most that")
-
-
-class ModeContext(Learner):
-    """N learned contexts of n vectors, each in separate sentences for all classes (PLOT, Section 3.2).
-
-    Args:
-        ids: (C, N, L) sentences.
-        slots: (C, N, n) positions of the context vectors.
-        ctx: (N, n, d) at the start, or (C, N, n, d) for contexts of each class.
-        learned: false keeps the contexts as they are; a checkpoint holds them all the same.
-    """
-
-    ids: Tensor
-    slots: Tensor
-    ctx: Tensor
-
-    def __init__(self, ids: Tensor, slots: Tensor, ctx: Tensor, learned: bool = True):
-        super().__init__()
-        self.text_modes = ids.shape[1]
-        self.class_bound = ctx.dim() == 4
-        if learned:
-            self.ctx = nn.Parameter(ctx)
-        else:
-            self.register_buffer("ctx", ctx)
-        self.register_buffer("ids", ids.flatten(0, 1), persistent=False)  # (C * N, L)
-        self.register_buffer("slots", slots.flatten(0, 1).contiguous(), persistent=False)  # processes write into it
-
-    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
-        if self.class_bound:
-            return self.ids, Prompts((self.ctx.flatten(0, 1),), self.slots)  # (C * N, n, d)
-        return self.ids, Prompts((self.ctx,), self.slots, modes_of_rows(self.ids, self.text_modes))
-
-
-class MultiModeLearner(Learner):
-    """N textual and M visual prompts with deep layers, coupled or independent (MaPLe, IVLP, ALIGN).
-
-    Every mode is a separate prompt: textual mode n has n_ctx context vectors at each of the first J blocks,
-    visual mode m as many visual prompt vectors. Coupled (MaPLe, Eq. 6; ALIGN, Section 3): visual prompts are linear
-    maps of the textual prompts of the same mode and layer, so M = N. Independent: visual prompts are free parameters,
-    each with its length and depth.
-
-    Args:
-        model: the frozen CLIP; its visual tower must be a vision transformer if it gets prompts.
-        classnames: C class names.
-        n_ctx: prompt length, of both towers unless `vision_n_ctx` is given.
-        depth: number J of layers with prompts, 1 = input only; at most the number of blocks of either tower.
-        text_modes, vision_modes: N and M.
-        init: phrase that starts mode 0; the other modes are random. Empty: all modes are random.
-        keep_rest: words of `init` beyond n_ctx stay frozen in the sentence of mode 0, as in the released code of MaPLe
-            and ALIGN (2 vectors and "a photo of a" give `[v1][v2] of a NAME.`); otherwise they are dropped.
-        coupled: see above.
-        shared_start: the deep projections start as copies of one layer (released code) instead of separate draws.
-        vision_n_ctx, vision_depth: length and depth of independent visual prompts; depth 0 = text prompts only.
-        half_prompts: deep textual and all visual prompts are rounded through fp16 (released code of IVLP).
-
-    Raises:
-        ValueError: coupled with M != N or with a separate length or depth, or a depth that a tower does not have.
-    """
-
-    ids: Tensor
-    slots: Tensor
-    body: Tensor
-    end: Tensor
-
-    def __init__(
-        self,
-        model: CLIP,
-        classnames: Sequence[str],
-        n_ctx: int,
-        depth: int,
-        text_modes: int = 1,
-        vision_modes: int = 1,
-        init: str = "",
-        keep_rest: bool = True,
-        coupled: bool = True,
-        shared_start: bool = False,
-        vision_n_ctx: int | None = None,
-        vision_depth: int | None = None,
-        half_prompts: bool = False,
-    ):
-        super().__init__()
-        vision_n_ctx = n_ctx if vision_n_ctx is None else vision_n_ctx
-        vision_depth = depth if vision_depth is None else vision_depth
-        if coupled and (vision_n_ctx, vision_depth) != (n_ctx, depth):
-            raise ValueError(
-                f"visual prompts of length {vision_n_ctx} and depth {vision_depth} cannot be coupled with textual ones "
-                f"of length {n_ctx} and depth {depth}: use the same or independent prompts"
-            )
-        self._check(model, n_ctx, depth, text_modes, vision_modes, coupled)
-        self.text_modes, self.vision_modes, self.coupled = text_modes, vision_modes, coupled
-        self.half_prompts = half_prompts
-        width = model.token_embedding.weight.shape[1]
-
-        first = self._first_sentences(model, classnames, n_ctx, init, keep_rest)
-        others = build_sentences(model, classnames, n_ctx)
-        modes = [first] + [others] * (text_modes - 1)
-        for name in Sentences._fields:  # (C, ...) per mode -> rows (C * N, ...), class-major
-            rows = torch.stack([getattr(mode, name) for mode in modes], dim=1).flatten(0, 1)
-            self.register_buffer(name, rows, persistent=False)
-
-        self.ctx = random_prompt(text_modes, n_ctx, width)
-        if init:
-            with torch.no_grad():
-                self.ctx[0] = init_context(model, init, n_ctx)
-        self.deep = nn.ParameterList([random_prompt(text_modes, n_ctx, width) for _ in range(depth - 1)])
-        if coupled:
-            self.projections = nn.ModuleList([nn.Linear(width, model.visual.width) for _ in range(depth)])
-            if shared_start:
-                for projection in self.projections[2:]:
-                    projection.load_state_dict(self.projections[1].state_dict())
-        elif vision_depth == 0:
-            self.vision = nn.ParameterList()
-        else:
-            self.vision = visual_prompts(model, vision_modes, vision_n_ctx, vision_depth)
-
-    @staticmethod
-    def _check(model: CLIP, n_ctx: int, depth: int, text_modes: int, vision_modes: int, coupled: bool) -> None:
-        if min(n_ctx, depth, text_modes, vision_modes) < 1:
-            raise ValueError(
-                f"context length {n_ctx}, depth {depth}, {text_modes} textual and {vision_modes} visual prompts: "
-                f"each must be at least 1"
-            )
-        if coupled and text_modes != vision_modes:
-            raise ValueError(
-                f"{vision_modes} visual and {text_modes} textual prompts cannot be coupled: a visual prompt is a "
-                f"linear map of the textual prompt of the same index. Use equal numbers or COUPLED False"
-            )
-        blocks = len(model.transformer.resblocks)
-        if not coupled:
-            check_tower_prompts("text", n_ctx, depth, blocks)
-            return
-        blocks = min(vision_blocks(model), blocks)
-        if depth > blocks:
-            raise ValueError(
-                f"PROMPT_DEPTH is {depth}, but the shallower tower has {blocks} blocks: expected at most that"
-            )
-
-    @staticmethod
-    def _first_sentences(model: CLIP, classnames: Sequence[str], n_ctx: int, init: str, keep_rest: bool) -> Sentences:
-        words = readable(init).split()
-        rest = ""
-        if keep_rest and words:
-            heads = [len(word_tokens(model, " ".join(words[:k]))) for k in range(len(words) + 1)]
-            if n_ctx not in heads:
-                raise ValueError(f"N_CTX {n_ctx} cuts through a word of CTX_INIT {init!r}: use one of {heads[1:]}")
-            rest = " ".join(words[heads.index(n_ctx) :])
-        return build_sentences(model, classnames, n_ctx, rest=rest)
-
-    def text_prompts(self) -> tuple[Tensor, Prompts | None]:
-        layers = (self.ctx, *self.deep)  # (N, n, d)
-        if not self.half_prompts:
-            return self.ids, Prompts(layers, self.slots, modes_of_rows(self.ids, self.text_modes))
-        first, *deep = (layer.repeat(len(self.ids) // self.text_modes, 1, 1) for layer in layers)  # (C * N, n, d)
-        return self.ids, Prompts((first, *(round_to_fp16(layer) for layer in deep)), self.slots)
-
-    def vision_prompts(self) -> Prompts | None:
-        if self.coupled:
-            texts = (self.ctx, *self.deep)
-            return Prompts(tuple(project(text) for project, text in zip(self.projections, texts)), None)  # (M, n, d)
-        return Prompts(tuple(self.vision), None) if len(self.vision) else None

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import clip
+from trainers.parts.modes import MultiModeLearner
 from trainers.parts.prompts import (
-    MultiModeLearner,
     TemplateText,
     TextContext,
     build_sentences,
