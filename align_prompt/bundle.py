@@ -43,7 +43,6 @@ FORGOTTEN: dict[str, Any] = {
     "DATASET.ROOT": "",
     "DATASET.CACHE_DIR": "",
     "TRAIN.INIT_FROM": "",
-    "TRAIN.COMPILE": False,
     "TEST.FEATURE_CACHE": False,
     "TEST.PREDICTIONS": False,
     "TEST.PER_CLASS_RESULT": False,

@@ -28,13 +28,13 @@ import clip.model
 from clip import CLIP, Encoded, convert_weights
 from clip.text_layout import text_layout
 from dassl.engine.precision import Precision
+from tests.transport.plain_loops import align_loop
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP, freeze_all_but
 from trainers.parts.memory import MemoryPlan
 from trainers.parts.modes import MultiModeLearner
 from transport.scores import align_scores
 
-from .reference import align_loop
 from .report import show
 
 VIT_B16 = {

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tests.transport.plain_loops import align_loop, sinkhorn_loop
 from transport.scores import align_scores
 from transport.sinkhorn import sinkhorn
 
-from .reference import align_loop, sinkhorn_loop
 from .report import show
 
 SHARED = 8  # directions that all tokens share

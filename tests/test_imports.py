@@ -54,6 +54,8 @@ ALLOWED = {
 SHARED = {
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
+    "trainers.parts.modes": {"trainers.parts.prompts"},
+    "trainers.parts.set_transport": {"trainers.parts.modes"},
     "trainers.parts.token_alignment": {"trainers.parts.losses", "trainers.parts.masking"},
     "trainers.parts.descriptions": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.teacher": {"trainers.parts.losses", "trainers.parts.prompted_clip"},

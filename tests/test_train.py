@@ -79,11 +79,6 @@ def test_fused_attention_has_an_off_switch(tmp_path):
         assert [state() for state in states] == [chosen, chosen]
 
 
-def test_compiling_is_refused_where_nothing_is_compiled(tmp_path):
-    with pytest.raises(ValueError, match=r"TRAIN.COMPILE is True, but Tiny has nothing that is compiled"):
-        train.run(command(tmp_path, opts=("TRAIN.COMPILE", "True")))
-
-
 def test_empty_text_is_a_value_too(tmp_path):
     file = write(tmp_path / "method.yaml", {"MODEL": {"HEAD": {"NAME": "mlp"}}, "DATASET": {"SOURCE_DOMAINS": ["a"]}})
     assert config("--config-file", file, "--head", "").MODEL.HEAD.NAME == ""

@@ -8,6 +8,7 @@ weighted by a transport plan between the two sets of prompts.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -15,8 +16,9 @@ from clip import Encoded
 from dassl.config import accept_lists
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner, mode_similarity
-from trainers.parts.prompts import Learner
+from trainers.parts.prompts import SCALE_RULE, Learner
 from transport.scores import align_scores
+from transport.sinkhorn import GRADIENTS, entropies, full_precision, normalized, sinkhorn, transport_cost, uniform_mass
 
 from .base import PromptTrainer, Score
 
@@ -25,21 +27,73 @@ SCORES = ("paper", "released")
 PLANS = ("learned", "uniform")
 
 
+def align_logits(
+    x: Tensor,
+    r: Tensor,
+    y: Tensor,
+    s: Tensor,
+    mask: Tensor,
+    scale: Tensor | float,
+    mode: str = "paper",
+    plan: str = "learned",
+    beta: float = 1.0,
+    reg: float = 0.1,
+    max_iter: int = 100,
+    threshold: float | None = None,
+    gradient: str = "constant",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ALIGN's two levels of transport, as they are defined (paper, Section 3).
+
+    `paper`: d is what transport between the tokens costs, and the logit falls with the cost of transport between the
+    prompts. `released` is what the authors' code computes instead: the token-level *similarity* is added to the cost,
+    and the logit is the mean similarity under T, so that the token level acts through T alone and gets no gradient.
+    `uniform`: both plans are the products of their marginals (the ablation).
+
+    Args:
+        x, r: image features (B, M, E) and tokens (B, M, J, E).
+        y, s: text features (C, N, E) and tokens (C, N, L, E).
+        mask: (C, N, L) bool, tokens that belong to each sentence's set.
+        scale, beta: logit scale, weight of the token level.
+        reg, max_iter, threshold: of both levels, see `sinkhorn`; `released` has the rule `scaling_change`.
+        gradient: see `transport_cost`.
+
+    Returns:
+        Logits (B, C), token-level plans (B, C, M, N, J, L) and prompt-level plans (B, C, M, N).
+    """
+    x, r, y, s = (F.normalize(full_precision(v), dim=-1) for v in (x, r, y, s))
+    paper, rule = mode == "paper", ("marginal" if mode == "paper" else "scaling_change")
+    gradient = gradient if plan == "learned" else "constant"
+
+    def transport(cost: Tensor, cols: Tensor, together: int | None) -> Tensor:
+        rows = cost.new_full((cost.shape[-2],), 1 / cost.shape[-2])
+        if plan == "uniform":
+            return (rows[:, None] * cols.unsqueeze(-2)).expand_as(cost)
+        return sinkhorn(cost, rows, cols, reg, max_iter, threshold, rule, 1 if paper else together).plan
+
+    cost = 1 - torch.einsum("bmje,cnle->bcmnjl", r, s)  # token level
+    T_mn = transport(cost, uniform_mass(mask, cost.dtype)[:, None], x.shape[1] * y.shape[1])
+    d = transport_cost(cost, T_mn, reg, gradient)
+
+    S = torch.einsum("bme,cne->bcmn", x, y)  # prompt level
+    C = 1 - S + beta * (d if paper else 1 - d.detach())
+    T = transport(C, C.new_full((C.shape[-1],), 1 / C.shape[-1]), None)
+    logits = scale * (1 - transport_cost(C, T, reg, gradient) if paper else (T * S).sum((-2, -1)))
+    return logits, T_mn, T
+
+
 class TwoLevelTransport:
     """The score of ALIGN: (image: Encoded of B * M rows, text: Encoded of C * N rows, scale) -> logits (B, C).
 
-    `paper`: logit = scale * (1 - <T, C>) with C_mn = 1 - cos(x_m, y_n) + beta * d_mn, where d_mn is the transport cost
-    between the tokens of image prompt m (patches and visual prompts) and those of sentence n (context and class name),
-    and T the plan of the prompts for C (paper, Section 3). `released`: what the authors' code computes instead, see
-    `transport.scores.align_scores`; its text tokens run from the start token over as many positions as mode 0 has
-    before its period.
+    Tokens of an image prompt are the patches and visual prompts, those of a sentence its context and class name; in the
+    `released` form from the start token over as many positions as mode 0 has before its period.
 
-    `entropy` holds the entropies of the last call's plans, 1 = uniform, so that a log shows what transport adds.
+    `metrics` holds the entropies of the last call's plans, 1 = uniform, and the mean cosine between the modes of either
+    tower, 1 = one prompt computed several times, so that a log shows what transport and modes add.
     """
 
-    def __init__(self, learner: MultiModeLearner, options: CfgNode, compiled: bool = False):
-        self.learner, self.options, self.compiled = learner, options, compiled
-        self.entropy: dict[str, Tensor] = {}
+    def __init__(self, learner: MultiModeLearner, options: CfgNode):
+        self.learner, self.options = learner, options
+        self.metrics: dict[str, Tensor] = {}
 
     def text_mask(self, length: int) -> Tensor:
         """(C, N, length) bool: the tokens of every sentence that take part in token-level transport."""
@@ -54,25 +108,28 @@ class TwoLevelTransport:
     def __call__(self, image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
         options = self.options
         images, classes = (-1, self.learner.vision_modes), (-1, self.learner.text_modes)
-        result = align_scores(
-            image.pooled.unflatten(0, images),  # (B, M, E)
-            image.tokens[:, 1:].unflatten(0, images),  # (B, M, J, E), without the class token
-            text.pooled.unflatten(0, classes),  # (C, N, E)
-            text.tokens.unflatten(0, classes),  # (C, N, L, E)
-            self.text_mask(text.tokens.shape[1]),
-            scale,
-            mode=options.SCORE,
-            plan=options.PLAN,
-            beta=options.BETA,
-            reg=options.LAMBDA,
-            max_iter=options.MAX_ITER,
-            threshold=options.THRESHOLD,
-            compiled=self.compiled,
-        )
-        self.entropy = {"token_entropy": result.token_entropy, "prompt_entropy": result.prompt_entropy}
-        self.entropy["mode_similarity_image"] = mode_similarity(image.pooled.unflatten(0, images))
-        self.entropy["mode_similarity_text"] = mode_similarity(text.pooled.unflatten(0, classes))
-        return result.scores
+        x, r = image.pooled.unflatten(0, images), image.tokens[:, 1:].unflatten(0, images)  # r without the class token
+        y, s = text.pooled.unflatten(0, classes), text.tokens.unflatten(0, classes)
+        features = (x, r, y, s, self.text_mask(s.shape[2]), scale)
+        settings = {
+            "mode": options.SCORE,
+            "plan": options.PLAN,
+            "beta": options.BETA,
+            "reg": options.LAMBDA,
+            "max_iter": options.MAX_ITER,
+            "threshold": options.THRESHOLD,
+            "gradient": options.GRADIENT,
+        }
+        if options.FAST:
+            found = align_scores(*features, **settings)
+            logits, entropy = found.scores, (found.token_entropy, found.prompt_entropy)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                logits, *plans = align_logits(*features, **settings)
+            entropy = tuple(normalized(*entropies(plan)).mean() for plan in plans)
+        self.metrics = dict(zip(("token_entropy", "prompt_entropy"), entropy))
+        self.metrics |= {"mode_similarity_image": mode_similarity(x), "mode_similarity_text": mode_similarity(y)}
+        return logits
 
 
 @TRAINER_REGISTRY.register()
@@ -80,7 +137,6 @@ class ALIGN(PromptTrainer):
     """Coupled multi-mode prompts (MaPLe's deep prompts, M = N of them) scored by two-level transport."""
 
     node = "ALIGN"
-    compiles = True  # the transport of the token level
     model_name = "MultiModalPromptLearner"
 
     @staticmethod
@@ -107,6 +163,10 @@ class ALIGN(PromptTrainer):
                     "LAMBDA": 0.1,  # entropic weight of both levels
                     "MAX_ITER": 100,  # Sinkhorn iterations at most
                     "THRESHOLD": None,  # Sinkhorn stops below this error; None = default of the score
+                    # constant: plans are constants (released); regularized: distances are the values that the plans
+                    # minimize, for which that is exact; implicit: exact gradient of the distances
+                    "GRADIENT": "constant",
+                    "FAST": True,  # False: both levels as `align_logits` defines them, in more memory and time
                 }
             }
         )
@@ -114,24 +174,24 @@ class ALIGN(PromptTrainer):
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.ALIGN
-        problems = []
-        for key, choices in (("SCORE", SCORES), ("PLAN", PLANS)):
-            if options[key] not in choices:
-                problems.append(f"TRAINER.ALIGN.{key} is {options[key]!r}, expected one of {', '.join(choices)}")
-        for key in ("LAMBDA", "THRESHOLD"):
-            if options[key] is not None and not options[key] > 0:
-                problems.append(f"TRAINER.ALIGN.{key} is {options[key]}, expected a number above 0")
-        if options.MAX_ITER < 1:
-            problems.append(f"TRAINER.ALIGN.MAX_ITER is {options.MAX_ITER}, expected at least 1")
-        if not options.BETA >= 0:
-            problems.append(f"TRAINER.ALIGN.BETA is {options.BETA}, expected 0 or more")
-        if cfg.TRAIN.COMPILE and (options.SCORE, options.PLAN) != ("paper", "learned"):
-            problems.append(
-                f"TRAIN.COMPILE is True, but TRAINER.ALIGN.SCORE is {options.SCORE} and PLAN is {options.PLAN}, "
-                "expected paper and learned: only their transport is compiled"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
+        released = options.SCORE == "released"
+        self.check_options(
+            cfg,
+            {
+                "SCORE": (SCORES.__contains__, f"one of {', '.join(SCORES)}"),
+                "PLAN": (PLANS.__contains__, f"one of {', '.join(PLANS)}"),
+                "BETA": (lambda value: value >= 0, "0 or more"),
+                "LAMBDA": (lambda value: value > 0, "a number above 0"),
+                "MAX_ITER": (lambda value: value >= 1, "at least 1"),
+                "THRESHOLD": (lambda value: value is None or value > 0, "a number above 0, or None"),
+                "GRADIENT": (
+                    lambda value: value == "constant" if released else value in GRADIENTS,
+                    "constant, the only one of SCORE released" if released else f"one of {', '.join(GRADIENTS)}",
+                ),
+                "MODE_BIAS": (lambda value: options.COUPLED or not value, "False without COUPLED"),
+                **SCALE_RULE,
+            },
+        )
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options
@@ -151,8 +211,8 @@ class ALIGN(PromptTrainer):
         )
 
     def build_score(self, learner) -> Score:
-        self.transport = TwoLevelTransport(learner, self.options, self.cfg.TRAIN.COMPILE)
+        self.transport = TwoLevelTransport(learner, self.options)
         return self.transport
 
     def extra_metrics(self) -> dict[str, Tensor]:
-        return self.transport.entropy
+        return self.transport.metrics

@@ -5,6 +5,8 @@ Chen et al., "PLOT: Prompt Learning with Optimal Transport for Vision-Language M
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -14,12 +16,36 @@ from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import ModeContext, mode_phrases, mode_sentences, start_with_phrases
 from trainers.parts.prompts import CLASS_POSITIONS, Learner, random_prompt
-from transport.scores import PLOT_OPTIONS, PLOT_RULES, SetTransport
+from trainers.parts.set_transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
+from transport.sinkhorn import full_precision, sinkhorn
 
 from .base import PromptTrainer, Score
 
 accept_lists("TRAINER.PLOT.CTX_INIT")
 POOLED = ("imagenet", "always", "never")
+
+
+def plot_logits(
+    u: Tensor,
+    w: Tensor,
+    scale: Tensor | float,
+    reg: float = 0.1,
+    max_iter: int = 100,
+    threshold: float | None = None,
+    stop: str = "marginal",
+) -> tuple[Tensor, Tensor]:
+    """PLOT's transport, as it is defined (Eq. 5 to 8): logits (B, C) and plans T (B, C, M, N), which are constants.
+
+    Args:
+        u, w: features (B, M, E) of images and (C, N, E) of classes.
+        scale: logit scale.
+        reg, max_iter, threshold, stop: see `sinkhorn`; under `scaling_change` all problems stop together.
+    """
+    u, w = (F.normalize(full_precision(v), dim=-1) for v in (u, w))
+    S = torch.einsum("bme,cne->bcmn", u, w)
+    rows, cols = (S.new_full((size,), 1 / size) for size in S.shape[2:])
+    T = sinkhorn(1 - S, rows, cols, reg, max_iter, threshold, stop, 1 if stop == "marginal" else None).plan
+    return scale * (T * S).sum((-2, -1)), T
 
 
 @TRAINER_REGISTRY.register()
@@ -49,6 +75,7 @@ class PLOT(PromptTrainer):
                     # adds scale * cosine of the pooled features: imagenet = if the data set is named exactly ImageNet
                     # (the released code; its variants do without), always or never
                     "POOLED": "imagenet",
+                    "FAST": True,  # False: transport as `plot_logits` defines it, in more memory and time
                     **PLOT_OPTIONS,
                 }
             }
@@ -80,7 +107,7 @@ class PLOT(PromptTrainer):
     def build_score(self, learner) -> Score:
         options = self.options
         pooled = options.POOLED == "always" or (options.POOLED == "imagenet" and self.cfg.DATASET.NAME == "ImageNet")
-        self.transport = transport = SetTransport(options)
+        self.transport = transport = SetTransport(options, None if options.FAST else plot_logits)
 
         def score(image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
             prompts = text.pooled.float().unflatten(0, (-1, options.N))  # (C, N, E)
@@ -90,4 +117,4 @@ class PLOT(PromptTrainer):
         return score
 
     def extra_metrics(self) -> dict[str, Tensor]:
-        return self.transport.entropy
+        return self.transport.metrics

@@ -21,9 +21,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import last_epoch
 from dassl.utils.torchtools import BEST_MODEL
 from trainers.parts.losses import cosine_logits
-from trainers.parts.modes import ModeContext
+from trainers.parts.modes import ModeContext, mode_similarity
 from trainers.parts.prompts import Learner, random_prompt, readable, vision_blocks, word_tokens
-from transport.scores import PLOT_OPTIONS, PLOT_RULES, SetTransport
+from trainers.parts.set_transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
 
 from .base import PromptTrainer, Score
 
@@ -202,12 +202,13 @@ class PLOTPP(PromptTrainer):
             images = image.pooled.float().unflatten(0, (-1, learner.vision_modes))  # (B, M, E)
             texts = text.pooled.float().unflatten(0, (-1, learner.text_modes))  # (C, N, E)
             scores = transport(images, texts, scale)
+            transport.metrics["mode_similarity_image"] = mode_similarity(images)
             return scores + cosine_logits(images.mean(dim=1), texts.mean(dim=1), scale) if pooled else scores
 
         return score
 
     def extra_metrics(self) -> dict[str, Tensor]:
-        return self.transport.entropy
+        return self.transport.metrics
 
     def before_train(self) -> None:
         """Stage 2 starts from the prompts of stage 1; a run that is resumed then takes its own."""

@@ -1,20 +1,12 @@
 """Entropic optimal transport: the one Sinkhorn of the project, for many small problems at once.
 
 Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
-
-Solver axes: G * H problems with X columns and Y rows each, as (G, X, H, Y). Two problem axes let the similarities of
-all images and classes be solved in the layout in which one matrix product makes them; rows, the longer side, are
-contiguous.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import os
-import shutil
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 THRESHOLDS = {"marginal": 1e-3, "scaling_change": 1e-2}
 """Stop rules of `sinkhorn` and their default thresholds."""
+GRADIENTS = ("constant", "regularized", "implicit")
+"""Ways to differentiate `transport_cost`."""
+WIDEST = 1e8  # largest span of the costs of a problem over reg
 WORKSPACES = 3
 """Tensors of the size of the cost that a block of problems needs: cost, kernel, product."""
 CPU_BUDGET, GPU_BUDGET = 12 << 20, 1 << 30  # bytes; on a CPU what stays in the cache
@@ -52,17 +47,16 @@ class Rule(NamedTuple):
     threshold: float
     max_iter: int
     reg: float
-    compiled: bool = False  # iterations by torch.compile, where the rule is `marginal` and scalings are used
 
 
 class Solution(NamedTuple):
-    """Result of `solve`: plan = row mass * column mass * exp(log_rows + log_cols - cost / reg)."""
+    """Result of `solve` for P problems of X columns and Y rows: plan = exp(log_rows + log_cols - cost / reg)."""
 
-    plan: Tensor  # (G, X, H, Y)
-    log_rows: Tensor  # (G, H, Y)
-    log_cols: Tensor  # (G, X, H)
-    iterations: Tensor  # (G, H)
-    error: Tensor  # (G, H)
+    plan: Tensor  # (P, X, Y)
+    log_rows: Tensor  # (P, Y), -inf where there is no mass
+    log_cols: Tensor  # (P, X), -inf where there is no mass
+    iterations: Tensor  # (P,)
+    error: Tensor  # (P,)
 
 
 def sinkhorn(
@@ -78,9 +72,10 @@ def sinkhorn(
     """Plans T that minimise <T, cost> - reg * entropy(T) for given row and column sums, a batch of problems at once.
 
     One iteration fits the rows, then the columns. A problem that has met the stop rule is frozen, so its plan does not
-    depend on the others of the batch (unless `group` says so). The plan is a constant: no gradient flows through it.
-    Half precision is raised to float32. Problems whose costs span less than 40 * reg (float32; 320 * reg in float64)
-    are solved with scalings of the kernel exp(-cost / reg), others in the log domain: slower, and stable at any reg.
+    depend on the others of the batch (unless `group` says so). The plan is a constant: no gradient flows through it,
+    see `transport_cost`. Half precision is raised to float32. Problems whose costs span less than 40 * reg (float32;
+    320 * reg in float64) are solved with scalings of the kernel exp(-cost / reg), others in the log domain in float64:
+    slower, and good up to a span of 1e8 * reg.
 
     Args:
         cost: (..., R, K). What stands in rows or columns of zero mass is not read.
@@ -100,7 +95,8 @@ def sinkhorn(
         Transport(plan, iterations, error).
 
     Raises:
-        ValueError: an option out of range, shapes that do not fit, masses that are negative, empty or of unequal total.
+        ValueError: an option out of range, costs that span more than 1e8 * reg, shapes that do not fit, masses that are
+            negative, empty or of unequal total.
         FloatingPointError: a cost that is not finite, with the number of such entries and problems.
     """
     rule = make_rule(stop, threshold, max_iter, reg)
@@ -122,17 +118,71 @@ def sinkhorn(
         raise ValueError(f"group is {group}, expected a divisor of the {count} problems, or None for all of them")
     size = workspace(None, cost.device) // (WORKSPACES * height * width * cost.element_size())
     size = max(group, size // group * group)
-    plan = torch.empty_like(cost)
-    iterations, error = [], []
+    plan, iterations, error = torch.empty_like(cost), [], []
     for start in range(0, count, size):
         part = slice(start, start + size)
-        block = cost[part].transpose(1, 2).unsqueeze(2)  # (problems, K, 1, R)
-        found = solve(block, rows[part].unsqueeze(1), cols[part].unsqueeze(2), rule, (group, 1))
-        plan[part] = found.plan.squeeze(2).transpose(1, 2)
-        iterations.append(found.iterations.squeeze(1))
-        error.append(found.error.squeeze(1))
+        found = solve(cost[part].transpose(1, 2), rows[part], cols[part], rule, group)
+        plan[part] = found.plan.transpose(1, 2)
+        iterations.append(found.iterations)
+        error.append(found.error)
     plan = plan.reshape(*leading, height, width)
     return Transport(plan, torch.cat(iterations).reshape(leading), torch.cat(error).reshape(leading))
+
+
+def transport_cost(cost: Tensor, plan: Tensor, reg: float, gradient: str = "constant") -> Tensor:
+    """Cost of transport by the entropic plan T of `cost`, (...), with the chosen gradient.
+
+    `constant`: <T, cost>, differentiated as if T were constant. The envelope theorem does not hold for this value, so
+        the gradient T is an approximation of that of <T(cost), cost>: the one of ALIGN's and PLOT's released code.
+    `regularized`: <T, cost> + reg * KL(T | product of its marginals) = <T, cost> - reg * entropy(T) + a constant of
+        the marginals, so that sets of different sizes compare. This is what T minimises: its gradient is exactly T.
+    `implicit`: <T, cost> with its exact gradient, from the implicit function theorem at Sinkhorn's fixed point:
+        T * (1 - (cost - a - b) / reg), where a (rows) and b (columns) are the least-squares fit of the cost under T.
+
+    Args:
+        cost: (..., R, K).
+        plan: (..., R, K) constant, as of `sinkhorn`; exact gradients need a converged one.
+        reg: weight of the entropy that the plan was made with.
+        gradient: see above.
+    """
+    if gradient == "implicit":
+        with torch.no_grad():
+            weight = implicit_gradient(plan.mT, -cost.detach().mT / reg).mT
+        value, moved = (plan * cost.detach()).sum((-2, -1)), weight * (cost - cost.detach())
+        return value + moved.sum((-2, -1))
+    value = (plan * cost).sum((-2, -1))
+    if gradient == "constant":
+        return value
+    joint, product = entropies(plan)
+    return value + reg * (product - joint)
+
+
+def entropies(plan: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy of plans (..., R, K) and of the product of their marginals, which is at least that, both (...)."""
+    joint, rows, cols = (torch.special.entr(x) for x in (plan, plan.sum(-1), plan.sum(-2)))
+    return joint.sum((-2, -1)), rows.sum(-1) + cols.sum(-1)
+
+
+def normalized(joint: Tensor, product: Tensor) -> Tensor:
+    """Ratio of two entropies, in [0, 1]; 1 = the plan is the product of its marginals."""
+    return torch.where(product > 1e-6, joint / product, 1)
+
+
+def implicit_gradient(plan: Tensor, exponent: Tensor) -> Tensor:
+    """Gradient (P..., X, Y) of <T(cost), cost>, see `transport_cost`; exponent = -cost / reg + any row or column terms.
+
+    The least-squares fit a_y + b_x of the exponent under the weights T is a linear system in b, best the smaller side.
+    """
+    eps, tiny = torch.finfo(plan.dtype).eps, torch.finfo(plan.dtype).tiny
+    weighted = plan * exponent
+    cols, rows = plan.sum(-1), plan.sum(-2).clamp_min(tiny)  # (P..., X), (P..., Y)
+    share, mean = plan / rows.unsqueeze(-2), weighted.sum(-2) / rows  # a without b
+    system = torch.diag_embed(cols) - share @ plan.mT
+    # b is free by a constant, and where there is no mass: both are held near 0
+    system += cols.unsqueeze(-1) * cols.unsqueeze(-2) + torch.diag_embed(torch.where(cols > 0, 8 * eps * cols, 1))
+    b = torch.linalg.solve(system, weighted.sum(-1) - (plan * mean.unsqueeze(-2)).sum(-1))
+    a = mean - (share * b.unsqueeze(-1)).sum(-2)
+    return plan * (1 + exponent - a.unsqueeze(-2) - b.unsqueeze(-1))
 
 
 def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -157,7 +207,7 @@ def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return mask / count.to(dtype)
 
 
-def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float, compiled: bool = False) -> Rule:
+def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> Rule:
     """Checked options of `sinkhorn`; None = the rule's default threshold. Raises ValueError."""
     if stop not in THRESHOLDS:
         raise ValueError(f"stop is {stop!r}, expected one of {', '.join(THRESHOLDS)}")
@@ -168,7 +218,7 @@ def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float, com
         raise ValueError(f"threshold is {threshold}, expected a number above 0")
     if max_iter < 1:
         raise ValueError(f"max_iter is {max_iter}, expected at least 1")
-    return Rule(stop, float(threshold), int(max_iter), float(reg), compiled)
+    return Rule(stop, float(threshold), int(max_iter), float(reg))
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -183,217 +233,115 @@ def workspace(budget_bytes: int | None, device: torch.device) -> int:
     return CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
 
 
-def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: tuple[int, int]) -> Solution:
-    """`sinkhorn` for G * H problems, without checks of shapes and masses.
+def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int) -> Solution:
+    """`sinkhorn` for P problems at once, without checks of shapes and masses.
 
     Args:
-        cost: (G, X, H, Y), any strides.
-        rows: masses, broadcastable to (G, H, Y).
-        cols: masses, broadcastable to (G, X, H).
+        cost: (..., X, Y) with P problems in the leading axes, any strides; rows, the longer side, come last.
+        rows, cols: masses, broadcastable to (..., Y) and (..., X).
         rule: the stop rule.
-        group: problems that stop together under `scaling_change`: so many successive ones along G and along H.
-
-    Returns:
-        Solution.
+        group: successive problems that stop together under `scaling_change`.
 
     Raises:
         FloatingPointError: a cost that is not finite.
+        ValueError: costs that span more than WIDEST * reg, or whose ratio to reg is not finite.
     """
-    low, high = cost.amin((1, 3)), cost.amax((1, 3))  # (G, H)
+    rows, cols = (x.expand(*cost.shape[:-2], -1).reshape(-1, x.shape[-1]) for x in (rows, cols))
+    low, high = (x.flatten() for x in (cost.amin((-2, -1)), cost.amax((-2, -1))))  # (P,)
+    span, shift = (high.double() - low.double()) / rule.reg, low / rule.reg
     limit = 0.455 * math.log(torch.finfo(cost.dtype).max)  # the logarithm of a scaling stays below twice the span
-    hard = (high - low) / rule.reg > limit
+    hard = span > limit
     finite = torch.isfinite(low) & torch.isfinite(high)
-    broken, many = torch.stack([(~finite).sum(), hard.sum()]).tolist()
+    wide = finite & ~((span <= WIDEST) & torch.isfinite(shift))
+    broken, far, many = torch.stack([(~finite).sum(), wide.sum(), hard.sum()]).tolist()
     if broken:
         entries = int((~torch.isfinite(cost)).sum())
         raise FloatingPointError(
             f"the transport cost is not finite in {entries} of {cost.numel()} entries ({broken} problems)"
         )
+    if far:
+        raise ValueError(
+            f"reg is {rule.reg:g}, but the costs of {far} of {len(low)} problems span up to {float(span.max()):.3g} * "
+            f"reg (level {float(shift.abs().max()):.3g} * reg): expected a span of at most {WIDEST:g} * reg. Raise "
+            f"reg or scale the cost down"
+        )
     exponent = torch.empty(cost.shape, dtype=cost.dtype, device=cost.device)  # contiguous, whatever the cost is
-    torch.sub(low[:, None, :, None], cost, out=exponent).mul_(1 / rule.reg)
-    shift = low / rule.reg
-    if many == 0 and rule.compiled and rule.stop == "marginal":
-        found = _iterate_compiled(_Scalings(exponent, rows, cols), rule)
-    elif many == 0:
-        found = _iterate(_Scalings(exponent, rows, cols), shift, rule, group)
-    elif many == hard.numel() or rule.stop != "marginal":  # problems that stop together are solved together
-        found = _iterate(_Logarithms(exponent, rows, cols), shift, rule, group)
-    else:
-        found = _split(exponent, rows, cols, shift, rule, hard)
-    return found._replace(log_rows=found.log_rows.add_(shift.unsqueeze(-1)))
+    torch.sub(low.view(*cost.shape[:-2], 1, 1), cost, out=exponent).mul_(1 / rule.reg)
+    exponent = exponent.view(-1, *cost.shape[-2:])
+    if many in (0, len(low)) or rule.stop != "marginal":  # problems that stop together are solved together
+        return _iterate(exponent, rows, cols, shift, rule, group, many > 0)
+    whole = _iterate(exponent.masked_fill(hard[:, None, None], 0), rows, cols, shift, rule, group, False)
+    part = _iterate(exponent[hard], rows[hard], cols[hard], shift[hard], rule, group, True)
+    for target, value in zip(whole, part):
+        target[hard] = value
+    return whole
 
 
-def _split(exponent: Tensor, rows: Tensor, cols: Tensor, shift: Tensor, rule: Rule, hard: Tensor) -> Solution:
-    """Solves the problems marked in `hard` (G, H) in the log domain and the others with scalings."""
-    g, x, h, y = exponent.shape
-    whole = (
-        exponent.new_empty(g, h, x, y),
-        exponent.new_empty(g, h, y),
-        exponent.new_empty(g, h, x),
-        torch.empty(g, h, dtype=torch.int64, device=exponent.device),
-        exponent.new_empty(g, h),
-    )
-    rows, cols = rows.expand(g, h, y), cols.expand(g, x, h).transpose(1, 2)
-    for form, chosen in ((_Scalings, ~hard), (_Logarithms, hard)):
-        part = exponent.transpose(1, 2)[chosen].unsqueeze(2)  # (problems, X, 1, Y)
-        steps = form(part, rows[chosen].unsqueeze(1), cols[chosen].unsqueeze(2))
-        found = _iterate(steps, shift[chosen].unsqueeze(1), rule, (1, 1))
-        for target, value in zip(whole, (found.plan.squeeze(2), *found[1:])):
-            target[chosen] = value.reshape(-1, *target.shape[2:])
-    plan, log_rows, log_cols, iterations, error = whole
-    return Solution(plan.transpose(1, 2), log_rows, log_cols.transpose(1, 2), iterations, error)
-
-
-class _Scalings:
-    """Half steps on scalings r (G, H, Y) and c (G, X, H) relative to the masses: plan = rows * cols * r * c * kernel.
-
-    r and c stay positive and finite where there is no mass; the plan is exactly zero there. Overwrites the exponent.
-    """
-
-    def __init__(self, exponent: Tensor, rows: Tensor, cols: Tensor):
-        self.kernel, self.rows, self.cols = exponent.exp_(), rows, cols
-        self.product = torch.empty_like(self.kernel)
-
-    def start(self) -> Tensor:
-        """c with cols * c = 1, of the shape of cols."""
-        return torch.where(self.cols > 0, 1 / self.cols, 0)
-
-    def fit_rows(self, c: Tensor) -> Tensor:
-        torch.mul(self.kernel, (self.cols * c).unsqueeze(-1), out=self.product)
-        return self.product.sum(1).reciprocal_()
-
-    def fit_cols(self, r: Tensor) -> Tensor:
-        torch.mul(self.kernel, (self.rows * r).unsqueeze(1), out=self.product)
-        return self.product.sum(-1).reciprocal_()
-
-    def ratio(self, r: Tensor, other: Tensor) -> Tensor:
-        return r / other
-
-    def linear(self, r: Tensor, shift: Tensor) -> Tensor:
-        """The scaling that belongs to the kernel exp(-cost / reg)."""
-        return r * shift.exp().unsqueeze(-1)
-
-    def finish(self, r: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        plan = self.kernel.mul_((self.rows * r).unsqueeze(1)).mul_((self.cols * c).unsqueeze(-1))
-        return plan, r.log(), c.log()
-
-
-class _Logarithms:
-    """The same half steps on log r and log c."""
-
-    def __init__(self, exponent: Tensor, rows: Tensor, cols: Tensor):
-        self.exponent, self.rows, self.cols = exponent, rows, cols
-        self.log_rows, self.log_cols = rows.log(), cols.log()  # -inf where there is no mass
-
-    def start(self) -> Tensor:
-        return torch.where(self.cols > 0, -self.log_cols, 0)
-
-    def fit_rows(self, c: Tensor) -> Tensor:
-        return (self.exponent + (self.log_cols + c).unsqueeze(-1)).logsumexp(1).neg_()
-
-    def fit_cols(self, r: Tensor) -> Tensor:
-        return (self.exponent + (self.log_rows + r).unsqueeze(1)).logsumexp(-1).neg_()
-
-    def ratio(self, r: Tensor, other: Tensor) -> Tensor:
-        return (r - other).exp_()
-
-    def linear(self, r: Tensor, shift: Tensor) -> Tensor:
-        return (r + shift.unsqueeze(-1)).exp_()
-
-    def finish(self, r: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total = self.exponent + (self.log_rows + r).unsqueeze(1) + (self.log_cols + c).unsqueeze(-1)
-        return total.exp_(), r, c
-
-
-def _iterate(form: _Scalings | _Logarithms, shift: Tensor, rule: Rule, group: tuple[int, int]) -> Solution:
+def _iterate(
+    exponent: Tensor, rows: Tensor, cols: Tensor, shift: Tensor, rule: Rule, group: int, logarithms: bool
+) -> Solution:
     """Half steps until every problem has met the stop rule; those that have keep their scalings.
 
-    The row sums of (r, c) cost nothing: the next row step computes them anyway, as row mass * r / fit_rows(c).
+    The plan is diag(c) exp(exponent) diag(r), r (P, Y) fits the rows and c (P, X) the columns. With `logarithms` both
+    are logarithms, in float64. Overwrites the exponent. The row sums that show the error are those that the next half
+    step divides by anyway.
     """
-    rows, every = form.rows, 1 if shift.device.type == "cpu" else CHECK_EVERY
+    dtype, masses = exponent.dtype, rows
+    if logarithms:
+        exponent, shift, masses = exponent.double(), shift.double(), rows.double()
+        rows, cols = masses.log(), cols.double().log()
+        c, divide = torch.where(cols.isneginf(), cols, 0), torch.sub
+
+        def total(weight: Tensor, axis: int) -> Tensor:
+            return (exponent + weight.unsqueeze(-axis)).logsumexp(axis)
+
+        def times(r: Tensor, other: Tensor) -> Tensor:
+            return (r + other).exp_()
+
+        offset = shift.unsqueeze(-1)
+    else:
+        kernel, product = exponent.exp_(), torch.empty_like(exponent)
+        c, divide, times = (cols > 0).to(dtype), torch.div, torch.mul
+
+        def total(weight: Tensor, axis: int) -> Tensor:
+            return torch.mul(kernel, weight.unsqueeze(-axis), out=product).sum(axis)
+
+        offset = shift.exp().unsqueeze(-1)
+    every = 1 if shift.device.type == "cpu" else CHECK_EVERY
     active = torch.ones(shift.shape, dtype=torch.bool, device=shift.device)
     iterations = torch.zeros(shift.shape, dtype=torch.int64, device=shift.device)
-    previous = (rows > 0).to(shift.dtype)  # r = 1 at the start
-    c = form.start()
-    new = r = form.fit_rows(c)
+    previous = (masses > 0).to(masses.dtype)  # r = 1 at the start
+    sums = total(c, 1)
+    r = divide(rows, sums)
     for step in range(1, rule.max_iter + 1):
-        r = torch.where(active.unsqueeze(-1), new, r)
-        c = torch.where(active.unsqueeze(1), form.fit_cols(r), c)
+        going = active.unsqueeze(-1)
+        r = torch.where(going, divide(rows, sums), r)
+        c = torch.where(going, divide(cols, total(r, 2)), c)
         iterations += active
-        new = form.fit_rows(c)
-        error = form.ratio(r, new).sub_(1).abs_().mul_(rows).sum(-1)  # (G, H)
+        sums = total(c, 1)
+        error = (times(r, sums) - masses).abs_().sum(-1)
         if rule.stop == "marginal":
             active = active & (error > rule.threshold)
         else:
-            value = rows * form.linear(r, shift)
-            active = active & ~(_mean_change(value - previous, rows, group) < rule.threshold)
+            value = times(r, offset)  # with the kernel exp(-cost / reg)
+            active = active & ~(_mean_change(value - previous, masses, group) < rule.threshold)
             previous = value
         if step % every == 0 and not bool(active.any()):
             break
     _report(active, error, rule)
-    return Solution(*form.finish(r, c), iterations, error)
+    if logarithms:
+        plan = (exponent + r.unsqueeze(1) + c.unsqueeze(-1)).exp_()
+    else:
+        plan = kernel.mul_(r.unsqueeze(1)).mul_(c.unsqueeze(-1))
+        r, c = r.log(), c.log()
+    log_rows = r + shift.unsqueeze(-1)
+    return Solution(plan.to(dtype), log_rows.to(dtype), c.to(dtype), iterations, error.to(dtype))
 
 
-class _State(NamedTuple):
-    """Between two iterations: r (G, H, Y), the next r, c (G, X, H), and (G, H) which go on, iterations, error."""
-
-    r: Tensor
-    new: Tensor
-    c: Tensor
-    active: Tensor
-    iterations: Tensor
-    error: Tensor
-
-
-def _marginal_steps(kernel: Tensor, rows: Tensor, cols: Tensor, state: _State, threshold: float, steps: int) -> _State:
-    """So many iterations of `_iterate` with `_Scalings` and the rule `marginal`, without side effects.
-
-    A compiler makes one pass over the kernel of each product and its sum; step by step it takes three.
-    """
-    r, new, c, active, iterations, error = state
-    for _ in range(steps):
-        r = torch.where(active.unsqueeze(-1), new, r)
-        c = torch.where(active.unsqueeze(1), (kernel * (rows * r).unsqueeze(1)).sum(-1).reciprocal(), c)
-        iterations = iterations + active
-        new = (kernel * (cols * c).unsqueeze(-1)).sum(1).reciprocal()
-        error = ((r / new - 1).abs() * rows).sum(-1)
-        active = active & (error > threshold)
-    return _State(r, new, c, active, iterations, error)
-
-
-@functools.cache
-def _compiled_steps() -> Callable[..., _State]:
-    """`_marginal_steps` by torch.compile, which compiles at the first calls. Raises ValueError without a compiler."""
-    compilers = (os.environ.get("CXX", "g++"), "clang++")
-    if not any(map(shutil.which, compilers)):
-        raise ValueError(f"torch.compile needs a C++ compiler, none of {', '.join(compilers)} is found: install one")
-    return torch.compile(_marginal_steps, dynamic=True)
-
-
-def _iterate_compiled(form: _Scalings, rule: Rule) -> Solution:
-    """`_iterate` by torch.compile, for the rule `marginal`; equal to rounding."""
-    g, _, h, _ = form.kernel.shape
-    c = form.start().expand(form.kernel.shape[:-1]).contiguous()
-    r, count = form.fit_rows(c), form.kernel.new_zeros(g, h)
-    state = _State(r, r, c, count == 0, count.long(), count)
-    every = 1 if r.device.type == "cpu" else CHECK_EVERY
-    for done in range(0, rule.max_iter, every):
-        steps = min(every, rule.max_iter - done)
-        state = _compiled_steps()(form.kernel, form.rows, form.cols, state, rule.threshold, steps)
-        if not bool(state.active.any()):
-            break
-    _report(state.active, state.error, rule)
-    return Solution(*form.finish(state.r, state.c), state.iterations, state.error)
-
-
-def _mean_change(change: Tensor, rows: Tensor, group: tuple[int, int]) -> Tensor:
-    """Mean |change| (G, H, Y) over the rows that have mass and over the problem's group, for each problem: (G, H)."""
-    g, h, _ = change.shape
-    count = (rows > 0).sum(-1).expand(g, h)
-    groups = (g // group[0], group[0], h // group[1], group[1])
-    total = change.abs_().sum(-1).view(groups).sum((1, 3), keepdim=True)
-    mean = total / count.reshape(groups).sum((1, 3), keepdim=True)
-    return mean.expand(groups).reshape(g, h)
+def _mean_change(change: Tensor, rows: Tensor, group: int) -> Tensor:
+    """Mean |change| (P, Y) over the rows that have mass and over the problem's group, for each problem: (P,)."""
+    total = change.abs_().sum(-1).view(-1, group).sum(1)
+    return (total / (rows > 0).sum(-1).view(-1, group).sum(1)).repeat_interleave(group)
 
 
 def _report(active: Tensor, error: Tensor, rule: Rule) -> None:

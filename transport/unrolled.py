@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from transport.sinkhorn import transport_cost
+
 
 def unrolled_plan(cost: Tensor, col_mass: Tensor, reg: float, iterations: int) -> Tensor:
     """Plans of many problems with uniform row masses.
@@ -34,8 +36,10 @@ def unrolled_plan(cost: Tensor, col_mass: Tensor, reg: float, iterations: int) -
     return kernel * last * right.mT
 
 
-def unrolled_distance(images: Tensor, texts: Tensor, mass: Tensor, reg: float, iterations: int) -> Tensor:
-    """<T, 1 - r s^T> of every pair of an image set and a text set.
+def unrolled_distance(
+    images: Tensor, texts: Tensor, mass: Tensor, reg: float, iterations: int, gradient: str = "constant"
+) -> Tensor:
+    """Cost of transport, `transport_cost`, of every pair of an image set and a text set with cost 1 - r s^T.
 
     Args:
         images: (B, M, J, E), normalised.
@@ -47,4 +51,4 @@ def unrolled_distance(images: Tensor, texts: Tensor, mass: Tensor, reg: float, i
     """
     cost = 1 - torch.einsum("bmje,cnle->bcmnjl", images, texts)
     plan = unrolled_plan(cost, mass[:, None], reg, iterations)
-    return (plan * cost).sum((-2, -1))
+    return transport_cost(cost, plan, reg, gradient)

@@ -221,7 +221,6 @@ TRAIN: dict[str, Any] = {
     "FUSED_ATTENTION": Option(
         True, "+ attention by one fused kernel where that is faster; False: always written out, which takes more memory"
     ),
-    "COMPILE": Option(False, "+ torch.compile of what a method says is worth it: ALIGN's token-level transport"),
     "COUNT_ITER": Option(
         "train_x", "batches of an epoch of two loaders", choices=("train_x", "train_u", "smaller_one")
     ),

@@ -22,8 +22,7 @@ def build_trainer(cfg: CfgNode, data: Any = None) -> Any:
         data: in the place of the data of `cfg`, such as a `dassl.data.class_list.ClassList`.
 
     Raises:
-        ValueError: no trainer of that name is registered; the message lists those that are. Or TRAIN.COMPILE is asked
-            of a trainer without a class attribute `compiles` that is true.
+        ValueError: no trainer of that name is registered; the message lists those that are.
     """
     name = cfg.TRAINER.NAME
     known = TRAINER_REGISTRY.registered_names()
@@ -38,8 +37,6 @@ def build_trainer(cfg: CfgNode, data: Any = None) -> Any:
     if cfg.VERBOSE:
         logger.info("Loading trainer: %s", name)
     trainer = TRAINER_REGISTRY.get(name)
-    if cfg.TRAIN.COMPILE and not getattr(trainer, "compiles", False):
-        raise ValueError(f"TRAIN.COMPILE is True, but {name} has nothing that is compiled: set it False")
     return trainer(cfg) if data is None else trainer(cfg, data)
 
 

@@ -1,15 +1,17 @@
 """ALIGN's logits against a plain double loop over images and classes, one prompt and one sentence at a time."""
 
+from types import SimpleNamespace
+
 import ot
 import pytest
 import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from clip import Prompts
+from clip import Encoded, Prompts
 from trainers.align import ALIGN, TwoLevelTransport
 from trainers.base import PromptedCLIP
-from trainers.parts.modes import MultiModeLearner
+from trainers.parts.modes import MultiModeLearner, mode_similarity
 from trainers.parts.prompts import readable, word_tokens
 
 INIT = "a photo of a"
@@ -172,22 +174,84 @@ def test_entropy_of_uniform_plans_is_one(tiny_clip, names, images):
     with torch.no_grad():
         learned(images)
         uniform(images)
-    assert {name: float(value) for name, value in uniform.score.entropy.items()} == {
+    assert {name: float(value) for name, value in uniform.score.metrics.items() if "entropy" in name} == {
         "token_entropy": 1.0,
         "prompt_entropy": 1.0,
     }
-    assert 0 < float(learned.score.entropy["token_entropy"]) < 1
+    assert 0 < float(learned.score.metrics["token_entropy"]) < 1
 
 
 def test_bad_options_are_named_together():
     node = {**options(), "SCORE": "papers", "LAMBDA": 0.0, "MAX_ITER": 0}
-    cfg = CfgNode({"TRAINER": {"ALIGN": node}, "TRAIN": {"COMPILE": False}})
+    cfg = CfgNode({"TRAINER": {"ALIGN": node}})
     with pytest.raises(ValueError, match=r"SCORE is 'papers'.*LAMBDA is 0.0.*MAX_ITER is 0"):
         ALIGN.check_cfg(object.__new__(ALIGN), cfg)
 
 
-def test_what_is_not_compiled_is_refused():
-    for other in ({"SCORE": "released"}, {"PLAN": "uniform"}):
-        cfg = CfgNode({"TRAINER": {"ALIGN": {**options(), **other}}, "TRAIN": {"COMPILE": True}})
-        with pytest.raises(ValueError, match="expected paper and learned: only their transport is compiled"):
+OPTIONS = [
+    {},
+    {"BETA": 0.3},
+    {"PLAN": "uniform"},
+    {"GRADIENT": "regularized"},
+    {"GRADIENT": "implicit", "BETA": 0.5},
+    {"SCORE": "released"},
+    {"SCORE": "released", "BETA": 0.3},
+    {"SCORE": "released", "PLAN": "uniform"},
+]
+
+
+@pytest.mark.parametrize("changed", OPTIONS, ids=lambda case: "-".join(map(str, case.values())) or "default")
+def test_the_fast_path_is_the_definition(changed, rng):
+    """Scores, plans' entropies and gradients of all features in float32, with token sets of unequal size."""
+    base = torch.randn(4, 16, generator=rng)
+    shapes = ((3, 4), (3, 4, 11), (5, 2), (5, 2, 6))
+    leaves = [torch.randn(*k, 4, generator=rng) @ base + torch.randn(*k, 16, generator=rng) for k in shapes]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    mask = torch.rand(5, 2, 6, generator=rng) < 0.6
+    mask[..., 1] = True
+    found = []
+    for fast in (True, False):
+        learner = SimpleNamespace(vision_modes=4, text_modes=2)
+        score = TwoLevelTransport(learner, options(FAST=fast, **changed))
+        score.text_mask = lambda length: mask
+        x, r, y, s = (leaf.flatten(0, 1) for leaf in leaves)
+        image = Encoded(x, torch.cat([x[:, None], r], dim=1))
+        logits = score(image, Encoded(y, s), torch.tensor(20.0))
+        loss = F.cross_entropy(logits, torch.tensor([0, 1, 2]))
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found.append((logits / 20, score.metrics, [torch.zeros(()) if g is None else g for g in grads]))
+    (fast, metrics, grads), (plain, plain_metrics, plain_grads) = found
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    assert metrics.keys() == plain_metrics.keys()
+    for name, value in metrics.items():
+        torch.testing.assert_close(value, plain_metrics[name], atol=1e-4, rtol=0)
+    for one, other in zip(grads, plain_grads):
+        assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max())
+    assert float(fast.std()) > 1e-2
+
+
+def test_the_definition_is_the_double_loop(tiny_clip, names, images):
+    prompted = build(tiny_clip, names, FAST=False)
+    expected = reference_logits(tiny_clip, prompted, images, names, prompted.score.options)
+    with torch.no_grad():
+        torch.testing.assert_close(prompted(images).logits, expected, rtol=1e-4, atol=1e-4)
+    wrong = build(tiny_clip, names, FAST=False, BETA=-1.0)
+    with torch.no_grad():
+        assert float((wrong(images).logits - expected).abs().max()) > 1e-2
+
+
+def test_mode_similarity_is_the_mean_cosine_of_pairs(rng):
+    features = torch.randn(5, 3, 8, generator=rng)
+    unit = F.normalize(features, dim=-1)
+    pairs = [(unit[:, i] * unit[:, j]).sum(-1) for i in range(3) for j in range(3) if i != j]
+    torch.testing.assert_close(mode_similarity(features), torch.stack(pairs).mean())
+    assert mode_similarity(features[:, :1]) == pytest.approx(1)
+    torch.testing.assert_close(mode_similarity(features[:, :1].expand(5, 3, 8)), torch.tensor(1.0))
+
+
+def test_unknown_gradients_are_refused():
+    for changed in ({"GRADIENT": "exact"}, {"GRADIENT": "implicit", "SCORE": "released"}):
+        cfg = CfgNode({"TRAINER": {"ALIGN": {**options(), **changed}}})
+        with pytest.raises(ValueError, match=r"GRADIENT is '(exact|implicit)', expected (one of )?constant"):
             ALIGN.check_cfg(object.__new__(ALIGN), cfg)

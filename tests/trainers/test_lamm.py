@@ -162,7 +162,12 @@ def test_align_gets_label_tokens_in_every_mode(tiny_clip, names, images):
     assert set(terms) == {"ce", "param", "feature", "logit"}
     gradients = torch.autograd.grad(sum(terms.values()), list(trainer.model.learner.parameters()))
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
-    assert set(trainer.extra_metrics()) == {"token_entropy", "prompt_entropy"}
+    assert set(trainer.extra_metrics()) == {
+        "token_entropy",
+        "prompt_entropy",
+        "mode_similarity_image",
+        "mode_similarity_text",
+    }
 
 
 @pytest.mark.parametrize("method", ["LAMM", "CoOpLAMM"])

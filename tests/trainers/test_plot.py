@@ -149,6 +149,23 @@ def test_contexts_go_on_to_new_classes(tiny_clip, names):
     assert other.model.encode_text().pooled.shape == (3 * 3, 32)
 
 
+@pytest.mark.parametrize("stop", ["marginal", "scaling_change"])
+def test_the_fast_path_is_the_definition(tiny_clip, names, rng, stop):
+    """Scores, logged figures and gradients."""
+    images, label, found = torch.randn(2, 3, 32, 32, generator=rng), torch.tensor([0, 2]), []
+    for fast in (True, False):
+        trainer = build(tiny_clip, names[:3], "STOP", stop, "FAST", fast)
+        logits = trainer.model(images).logits
+        (grad,) = torch.autograd.grad(F.cross_entropy(logits, label), trainer.model.learner.ctx)
+        found.append((logits / tiny_clip.logit_scale.exp(), trainer.extra_metrics(), grad))
+    (fast, metrics, grad), (plain, plain_metrics, plain_grad) = found
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(grad, plain_grad, atol=1e-4 * float(plain_grad.abs().max()), rtol=0)
+    assert set(metrics) == {"plan_entropy", "mode_similarity_text"}
+    for name, value in metrics.items():
+        torch.testing.assert_close(value, plain_metrics[name], atol=1e-4, rtol=0)
+
+
 def test_the_entropy_of_the_plans_is_logged(tiny_clip, names, rng):
     trainer = build(tiny_clip, names)
     trainer.model(torch.randn(2, 3, 32, 32, generator=rng))

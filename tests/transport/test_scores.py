@@ -1,14 +1,12 @@
 """ALIGN's score against plain loops over images and classes, and its gradient against autograd and differences."""
 
 import math
-import shutil
 
 import pytest
 import torch
+from plain_loops import align_loop
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks.reference import align_loop
-from transport import sinkhorn as sinkhorn_module
 from transport.scores import _parts, align_scores, plot_scores
 from transport.sinkhorn import WORKSPACES, sinkhorn
 
@@ -54,26 +52,6 @@ def test_scores_and_gradients_are_those_of_the_double_loop(mode, budget, rng):
     torch.testing.assert_close(found.plan, plan, atol=1e-12, rtol=0)
     for one, other in zip(gradients(found.scores, arguments), gradients(scores, arguments)):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("max_iter", [3, 100])  # 3: some problems are not solved
-def test_compiled_iterations_are_those_of_the_eager_ones(max_iter, rng):
-    arguments = features(rng, torch.float32)
-    eager, compiled = (align_scores(**arguments, max_iter=max_iter, compiled=choice) for choice in (False, True))
-    assert sinkhorn_module._compiled_steps.cache_info().currsize == 1
-    torch.testing.assert_close(compiled.scores, eager.scores, atol=1e-4, rtol=0)
-    torch.testing.assert_close(compiled.iterations, eager.iterations)
-    for one, other in zip(gradients(compiled.scores, arguments), gradients(eager.scores, arguments)):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
-
-
-def test_compiling_without_a_compiler(rng, monkeypatch):
-    sinkhorn_module._compiled_steps.cache_clear()
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, none of .*clang\+\+ is found"):
-        align_scores(**features(rng), compiled=True)
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])
@@ -146,6 +124,31 @@ def test_gradient_by_finite_differences(name, rng):
     slope = (losses[0] - losses[1]) / 2e-5
     assert abs(slope) > 1e-3
     torch.testing.assert_close((grad * direction).sum(), slope, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["regularized", "implicit"])
+def test_exact_gradients_by_finite_differences(gradient, rng):
+    """Of the whole score, both levels in turn, sets of unequal size, some images and classes at a time."""
+    arguments = features(rng)
+    options = {"gradient": gradient, "beta": 0.7, "max_iter": 100_000, "threshold": 1e-13}
+
+    def loss(moved):
+        return cross_entropy(align_scores(**moved, **options, budget_bytes=4 * PAIR).scores, torch.arange(B))
+
+    directions = {name: torch.randn(arguments[name].shape, generator=rng, dtype=torch.float64) for name in NAMES}
+    grads = torch.autograd.grad(loss(arguments), [arguments[name] for name in NAMES])
+    found = sum(float((grad * directions[name]).sum()) for grad, name in zip(grads, NAMES))
+    values = {
+        k: float(loss(arguments | {name: arguments[name].detach() + k * 2e-4 * directions[name] for name in NAMES}))
+        for k in (-2, -1, 1, 2)
+    }
+    expected = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * 2e-4)
+    assert abs(expected) > 0.1
+    assert found == pytest.approx(expected, rel=1e-6)
+    options["gradient"] = "constant"
+    constant = torch.autograd.grad(loss(arguments), [arguments[name] for name in NAMES])
+    wrong = sum(float((grad * directions[name]).sum()) for grad, name in zip(constant, NAMES))
+    assert wrong != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])
@@ -324,6 +327,8 @@ def test_features_that_are_not_finite(name, rng):
         ({"mode": "both"}, "mode is 'both', expected one of paper, released"),
         ({"plan": "none"}, "plan is 'none', expected one of learned, uniform"),
         ({"stop": "now"}, "stop is 'now'"),
+        ({"gradient": "exact"}, "gradient is 'exact', expected one of constant, regularized, implicit"),
+        ({"gradient": "implicit", "mode": "released"}, "expected 'constant': the released form has no other"),
         ({"budget_bytes": 0}, "budget_bytes is 0"),
         ({"image_tokens": torch.zeros(B, M + 1, J, E)}, r"image_tokens has shape .* M = 3"),
         ({"text_pooled": torch.zeros(C, N, E - 1)}, r"text_pooled has shape .* E = 16"),

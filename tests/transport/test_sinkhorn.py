@@ -5,10 +5,10 @@ import logging
 import ot
 import pytest
 import torch
+from plain_loops import sinkhorn_loop
 
-from benchmarks.reference import sinkhorn_loop
 from transport import sinkhorn as module
-from transport.sinkhorn import sinkhorn, uniform_mass
+from transport.sinkhorn import sinkhorn, transport_cost, uniform_mass
 
 TIGHT = {"max_iter": 20_000, "threshold": 1e-6}
 
@@ -132,19 +132,77 @@ def test_float32_is_stable_at_small_reg(span, rng):
 
 
 def test_both_domains_agree(rng):
-    exponent, rows, cols = (
-        -30 * torch.rand(4, 5, 3, 20, generator=rng),
-        masses(rng, 3, 20),
-        masses(rng, 4, 5).unsqueeze(-1),
-    )
-    rule, shift = module.make_rule("marginal", 1e-5, 1000, 0.1), torch.zeros(4, 3)
-    logarithms = module._iterate(module._Logarithms(exponent.clone(), rows, cols), shift, rule, (1, 1))
-    scalings = module._iterate(module._Scalings(exponent.clone(), rows, cols), shift, rule, (1, 1))
+    cost, rows, cols = 3 * torch.rand(12, 5, 20, generator=rng), masses(rng, 12, 20), masses(rng, 12, 5)
+    rule, shift = module.make_rule("marginal", 1e-5, 1000, 0.1), torch.zeros(12)
+    scalings, logarithms = (module._iterate(-10 * cost, rows, cols, shift, rule, 1, choice) for choice in (False, True))
     assert (scalings.iterations - logarithms.iterations).abs().max() <= 1
     torch.testing.assert_close(scalings.plan, logarithms.plan, atol=1e-5, rtol=0)
-    expected = rows[None, None] * cols.unsqueeze(-1)
-    expected = expected * (scalings.log_rows.unsqueeze(1) + scalings.log_cols.unsqueeze(-1) + exponent).exp()
+    expected = (scalings.log_rows.unsqueeze(1) + scalings.log_cols.unsqueeze(-1) - 10 * cost).exp()
     torch.testing.assert_close(scalings.plan, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("level", "span", "reg"),
+    [(3e38, 0.0, 0.1), (0.0, 3e38, 0.1), (1e30, 1e30, 0.1), (0.0, 1.0, 1e-45), (1.0, 0.0, 1e-45), (0.0, 1.01, 1e-8)],
+)
+def test_costs_out_of_range_are_an_error_and_not_a_number(level, span, reg, rng):
+    cost, rows, cols = torch.rand(3, 8, 4, generator=rng), masses(rng, 8), masses(rng, 4)
+    cost[:, 0, 0], cost[:, 1, 1] = 0, 1
+    with pytest.raises(ValueError, match=r"reg is .*e-|reg is 0.1.*expected a span of at most 1e\+08 \* reg"):
+        sinkhorn(level + span * cost, rows, cols, reg)
+
+
+@pytest.mark.parametrize("stop", ["marginal", "scaling_change"])
+def test_columns_are_exact_up_to_the_widest_span(stop, rng):
+    """In float32 the exponents alone would be off by 6 there."""
+    cost, rows, cols = torch.rand(3, 8, 4, generator=rng), masses(rng, 8), masses(rng, 4)
+    found = sinkhorn(cost, rows, cols, 1.01e-8, max_iter=20, stop=stop)
+    torch.testing.assert_close(found.plan.sum(-2), cols.expand(3, 4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.plan.sum(-1).sub(rows).abs().sum(-1), found.error, atol=1e-5, rtol=0)
+
+
+def slope(function, x, direction, step):
+    """Two-sided difference of fourth order."""
+    near, far = (function(x + k * step * direction) - function(x - k * step * direction) for k in (1, 2))
+    return (8 * near - far) / (12 * step)
+
+
+@pytest.mark.parametrize("gradient", ["constant", "regularized", "implicit"])
+@pytest.mark.parametrize(("reg", "padding"), [(0.1, 0), (0.5, 3)])
+def test_gradients_by_finite_differences(gradient, reg, padding, rng):
+    """Constant plans fail for the value <T, C>; that is why the other two exist."""
+    cost, direction = (torch.rand(4, 9, 5, generator=rng, dtype=torch.float64) for _ in range(2))
+    rows, cols = masses(rng, 9).double(), masses(rng, 5 - padding).double()
+    rows, cols = rows / rows.sum(), torch.cat([cols / cols.sum(), cols.new_zeros(padding)])
+
+    def value(cost):
+        plan = sinkhorn(cost, rows, cols, reg, 100_000, 1e-13).plan
+        return transport_cost(cost, plan, reg, gradient).sum()
+
+    cost.requires_grad_()
+    (grad,) = torch.autograd.grad(value(cost), cost)
+    expected = slope(value, cost.detach(), direction, 1e-3)
+    error = abs(float((grad * direction).sum() - expected)) / abs(float(expected))
+    assert error > 1e-3 if gradient == "constant" else error < 1e-7
+    assert (grad[..., 5 - padding :] == 0).all()
+
+
+def test_regularized_value_is_what_the_plan_minimizes(rng):
+    """By its definition, and no other plan with these marginals has less."""
+    cost, rows, cols = torch.rand(6, 4, generator=rng, dtype=torch.float64), masses(rng, 6), masses(rng, 4)
+    rows, cols = rows.double() / rows.double().sum(), cols.double() / cols.double().sum()
+
+    def value(plan):
+        return (plan * cost).sum() + 0.1 * (plan * (plan / (plan.sum(1)[:, None] * plan.sum(0))).log()).sum()
+
+    best = sinkhorn(cost, rows, cols, 0.1, 10_000, 1e-12).plan
+    torch.testing.assert_close(transport_cost(cost, best, 0.1, "regularized"), value(best))
+    for _ in range(5):
+        move = torch.randn(6, 4, generator=rng, dtype=torch.float64)
+        move = move - move.mean(0) - move.mean(1)[:, None] + move.mean()
+        assert value(best + 1e-5 * move) > value(best)
+    product = rows[:, None] * cols
+    torch.testing.assert_close(transport_cost(cost, product, 0.1, "regularized"), (product * cost).sum())
 
 
 @pytest.mark.parametrize("stop", ["marginal", "scaling_change"])

@@ -19,7 +19,7 @@ from trainers.parts.prompts import (
     init_context,
     random_prompt,
     readable,
-    through_half,
+    round_to_fp16,
     vision_blocks,
     visual_prompts,
     word_tokens,
@@ -259,7 +259,7 @@ class MultiModeLearner(Learner):
         if not self.half_prompts:
             return self.ids, Prompts(layers, self.slots, modes_of_rows(self.ids, self.text_modes))
         first, *deep = (layer.repeat(len(self.ids) // self.text_modes, 1, 1) for layer in layers)  # (C * N, n, d)
-        return self.ids, Prompts((first, *(through_half(layer) for layer in deep)), self.slots)
+        return self.ids, Prompts((first, *(round_to_fp16(layer) for layer in deep)), self.slots)
 
     def vision_prompts(self) -> Prompts | None:
         layers = tuple(self.vision)

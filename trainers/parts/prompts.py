@@ -27,7 +27,7 @@ PLACEHOLDER = "X"
 PROMPT_STD = 0.02
 CLASS_POSITIONS = ("end", "middle", "front")
 SCALE_RULE = {"VISION_SCALE": (lambda value: value >= 0, "0 or more")}
-"""What must hold for the option of methods with visual prompts, as `CLIPTrainer.check_options` takes it."""
+"""Check of the option that methods with visual prompts have, for `CLIPTrainer.check_options`."""
 
 
 class Sentences(NamedTuple):

@@ -1,4 +1,4 @@
-"""Plain loops that say what `transport.scores` computes: the reference of its tests and of the step benchmark.
+"""Plain loops, with a Sinkhorn of their own: the independent reference of transport's tests and of the benchmarks.
 
 Written from the formulas, with one Sinkhorn call per (image, class) pair as in the authors' released code, and slow.
 """
