@@ -129,7 +129,7 @@ def test_states_of_missing_runs(done):
 
 
 def test_the_command_of_a_missing_cell_chooses_its_runs(invented):
-    sweep = pytest.importorskip("sweep")
+    sweep = pytest.importorskip("experiments.sweeps.command")
     methods = (make_method("IVLP [2+2, 5ep]", trainer="IVLP"), make_method("CoOp"))
     case = invented(make_recipe(methods=methods, datasets=("dtd", "food101")), lambda run: None)
     for missing in case.report().missing:
