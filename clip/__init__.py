@@ -4,12 +4,14 @@ from clip.api import available_models, build_model, convert_weights, load, save_
 from clip.inputs import Input, input_of
 from clip.model import CLIP
 from clip.prompts import Encoded, Prompts, overwrite
+from clip.record import Record, record
 
 __all__ = [
     "CLIP",
     "Encoded",
     "Input",
     "Prompts",
+    "Record",
     "available_models",
     "build_model",
     "convert_weights",
@@ -17,6 +19,7 @@ __all__ = [
     "load",
     "new_model",
     "overwrite",
+    "record",
     "save_model",
     "tokenize",
 ]

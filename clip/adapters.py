@@ -144,7 +144,7 @@ def add_adapters(
     places = [
         (Place(tower, block, part), _parent(tower, members[block], part))
         for tower in towers
-        for members in [_blocks(model, tower)]
+        for members in [tower_blocks(model, tower)]
         for block in _numbers(blocks, len(members), tower)
         for part in parts
     ]
@@ -200,11 +200,18 @@ def inner(module: nn.Module) -> nn.Module:
     return module
 
 
-def _blocks(model: Any, tower: str) -> nn.Sequential:
+def tower_blocks(model: Any, tower: str) -> nn.Sequential:
+    """The blocks of a tower, "text" or "vision".
+
+    Raises:
+        ValueError: another tower, or one without blocks.
+    """
     if tower == "text":
         return model.transformer.resblocks
+    if tower != "vision":
+        raise ValueError(f"the tower is {tower!r}, expected one of {', '.join(TOWERS)}")
     if not hasattr(model.visual, "blocks"):
-        raise ValueError(f"adapters need blocks, but the image tower is a {type(model.visual).__name__} without any")
+        raise ValueError(f"blocks are asked for, but the image tower is a {type(model.visual).__name__} without any")
     return model.visual.blocks
 
 

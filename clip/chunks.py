@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
+whole: ContextVar[bool] = ContextVar("towers take all rows at once, whatever chunks say", default=False)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -34,7 +35,7 @@ def split_rows(rows: Tensor, chunks: Chunks | None) -> Sequence[Tensor]:
     Raises:
         ValueError: chunks without rows.
     """
-    if chunks is None:
+    if chunks is None or whole.get():
         return [rows]
     if chunks.rows < 1:
         raise ValueError(f"{chunks} needs at least 1 row")
@@ -53,7 +54,7 @@ def in_chunks(encode: Callable[..., Result], calls: Sequence[tuple], chunks: Chu
         chunks: None keeps everything.
     """
     again = 0
-    if chunks is not None and torch.is_grad_enabled():
+    if chunks is not None and torch.is_grad_enabled() and not whole.get():
         room = chunks.rows if chunks.kept is None else chunks.kept
         for again in range(len(calls), 0, -1):
             room -= len(calls[again - 1][0])

@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.layers import LayerNorm, append_prompts, attend, check_image, drop_path, run_blocks, set_drop_path
+from clip.layers import (
+    LayerNorm,
+    append_prompts,
+    attend,
+    attention_weights,
+    check_image,
+    drop_path,
+    run_blocks,
+    set_drop_path,
+)
 from clip.prompts import Encoded, Prompts
 
 EPS = 1e-6
@@ -100,6 +109,15 @@ class EvaAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: (rows, L, d); cos, sin as in :func:`rotate`. Returns (rows, L, d)."""
+        return self.proj(attend(*self.project(x, cos, sin)).transpose(1, 2).flatten(2))
+
+    def maps(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention weights (rows, heads, L, L) of x (rows, L, d)."""
+        q, k, _ = self.project(x, cos, sin)
+        return attention_weights(q, k)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (rows, L, d), each (rows, heads, L, d / heads), the first two turned."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if all(type(part) is nn.Linear for part in projections):
             weights = torch.cat([part.weight for part in projections])
@@ -109,8 +127,7 @@ class EvaAttention(nn.Module):
             qkv = tuple(part(x) for part in projections)
             qkv = (qkv[0] + self.q_bias.to(qkv[0].dtype), qkv[1], qkv[2] + self.v_bias.to(qkv[2].dtype))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # (rows, heads, L, d / heads)
-        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class SwiGLU(nn.Module):

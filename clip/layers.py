@@ -25,10 +25,15 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
     Returns:
         (rows, heads, L, d). Holds rows * heads * L * L scores: meant for CLIP's sequences of at most about 260.
     """
+    return attention_weights(q, k, mask) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask): (rows, heads, L, P + L), arguments as :func:`explicit_attention`."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
-    return scores.softmax(dim=-1) @ v
+    return scores.softmax(dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -183,6 +188,11 @@ class Attention(nn.Module):
             return qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         parts = (getattr(self, name)(x) for name in PROJECTIONS)
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+    def maps(self, x: Tensor, mask: Tensor | None = None, *_: Any) -> Tensor:
+        """Attention weights (rows, heads, L, L) of x (rows, L, d)."""
+        q, k, _ = self.project(x)
+        return attention_weights(q, k, mask)
 
 
 def fuse_projections(module: nn.Module, weights: dict[str, Tensor], prefix: str, _: Any = None) -> None:

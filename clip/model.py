@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.adapters import TOWERS, Blocks, Place, add_adapters, merge_adapters, without_adapters
-from clip.chunks import Chunks, draws, in_chunks, split_rows
+from clip.chunks import Chunks, draws, in_chunks, split_rows, whole
 from clip.eva import EvaVisionTransformer
 from clip.layers import Block, KeyValue, LayerNorm, Transformer, append_prompts, check_image, set_drop_path
 from clip.prompts import Encoded, Prompts, check_prompts, check_slots, overwrite
 from clip.resnet import ModifiedResNet
-from clip.text_layout import GROUP_COST, Layout, text_layout
+from clip.text_layout import GROUP_COST, Layout, text_layout, whole_layout
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; pass `heads` for other models."""
@@ -302,7 +302,10 @@ class CLIP(nn.Module):
             labels = labels._replace(slots=check_slots(labels.slots, rows, count, inside, "label tokens"))
         known = (prompt_index, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
         of_prompt, at, of_label = (None if x is None else x.cpu() for x in known)
-        layout = text_layout(ids.cpu(), ends, of_prompt, at, of_label, GROUP_COST[ids.device.type == "cpu"])
+        if whole.get():
+            layout = whole_layout(ends)
+        else:
+            layout = text_layout(ids.cpu(), ends, of_prompt, at, of_label, GROUP_COST[ids.device.type == "cpu"])
         if callable(chunks):
             chunks = chunks(layout)
         return self._encode_layout(layout, ids, stop, prompts, labels, chunks, tokens)

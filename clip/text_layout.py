@@ -166,6 +166,12 @@ def text_layout(
     return Layout(parts, leaders[shared], longest, (shared.cumsum(0) - 1).clamp(min=0)[leader], duplicate_of)
 
 
+def whole_layout(ends: Sequence[int]) -> Layout:
+    """The plan that computes sentences that end at `ends` one by one: row by row, sharing nothing."""
+    rows = torch.arange(len(ends))
+    return Layout([Part(rows.tolist(), 0, max(ends))], rows[:0], 0, torch.zeros_like(rows), rows)
+
+
 def _parts(rows: Sequence[int], ends: Sequence[int], prefix: Sequence[int], group_cost: int) -> tuple[list[Part], int]:
     """Groups of the sentences `rows` of equal prefix and similar length, and what they cost."""
     members: dict[int, list[int]] = {}

@@ -177,18 +177,12 @@ class CLIPTrainer(TrainerX):
         """Auxiliary loss whose gradient is projected onto the main one (ProGrad)."""
         return None
 
-    def after_step(self) -> None:
-        """Hook after an optimisation step, without gradients: caches, moving averages; `batch` is that of the step."""
-
     def forward_backward(self, batch) -> dict[str, float]:
         self.text, self.batch = None, batch
         with self.precision.autocast():
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         self.model_backward_and_update(loss, terms=terms, projection=self.gradient_projection())
-        if self.part_of_step().last:
-            with torch.no_grad():
-                self.after_step()
         if (self.batch_idx + 1) == self.num_batches or getattr(self.sched, "by_batch", False):
             self.update_lr()
         shown = {"loss": loss, **terms, **self.extra_metrics()}

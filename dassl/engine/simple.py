@@ -171,7 +171,14 @@ class SimpleTrainer(TrainerBase):
         chosen = self.get_model_names(names)
         optims = [self._optims[name] for name in chosen if self._optims[name] is not None]
         parameters = [p for optim in optims for group in optim.param_groups for p in group["params"]]
-        self.precision.step(loss, optims, parameters, terms, self.place(), projection, self.part_of_step())
+        part = self.part_of_step()
+        self.precision.step(loss, optims, parameters, terms, self.place(), projection, part)
+        if part.last:
+            with torch.no_grad():
+                self.after_step()
+
+    def after_step(self) -> None:
+        """Hook after an optimisation step, without gradients: caches, moving averages."""
 
     def part_of_step(self) -> Part:
         """Place of this batch among the OPTIM.ACCUMULATE of a step; the last step of an epoch may have fewer."""
