@@ -25,15 +25,17 @@ def unrolled_plan(cost: Tensor, col_mass: Tensor, reg: float, iterations: int) -
     Returns:
         (..., R, K); its column sums are `col_mass`.
     """
-    rows = cost.shape[-2]
-    kernel = torch.exp((cost.amin((-2, -1), keepdim=True) - cost) / reg)
-    mass = col_mass.unsqueeze(-1)  # (..., K, 1)
-    right = (mass > 0).to(cost.dtype).expand(*cost.shape[:-2], -1, -1)
-    left = 1 / (rows * (kernel @ right))  # (..., R, 1)
+    size = cost.shape
+    rows, columns = size[-2:]
+    kernel = torch.exp((cost.amin((-2, -1), keepdim=True) - cost) / reg).reshape(-1, rows, columns)
+    mass = col_mass.expand(*size[:-2], columns).reshape(-1, columns, 1)
+    across = kernel.mT.contiguous()
+    right = (mass > 0).to(cost.dtype)
+    last = left = 1 / (rows * torch.bmm(kernel, right))
     for _ in range(iterations):
-        right = mass / (kernel.mT @ left)
-        left, last = 1 / (rows * (kernel @ right)), left
-    return kernel * last * right.mT
+        right, last = mass / torch.bmm(across, left), left
+        left = 1 / (rows * torch.bmm(kernel, right))
+    return (kernel * last * right.mT).reshape(size)
 
 
 def unrolled_distance(

@@ -1,0 +1,125 @@
+"""The program: predict, export, list."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import align_prompt
+from align_prompt.__main__ import main
+
+
+@pytest.fixture
+def call(capsys):
+    """call(arguments...): exit code, standard output and standard error."""
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("way", ["files", "folder", "pattern", "standard input"])
+def test_predict_finds_pictures(way, call, checkpoint, pictures, monkeypatch):
+    path = checkpoint("CoOp")
+    folder = str(Path(pictures[0]).parent)
+    given = {"files": pictures, "folder": [folder], "pattern": [f"{folder}/*.png"], "standard input": ["-"]}[way]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(name + "\n" for name in pictures)))
+    code, out, _ = call("predict", path, *given, "--top", 2, "--format", "jsonl", "--device", "cpu")
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    expected = align_prompt.load(path, device="cpu").predict(pictures, top=2)
+    assert [row["path"] for row in rows] == pictures
+    assert [[(best["label"], best["probability"]) for best in row["top"]] for row in rows] == [
+        list(row.top) for row in expected
+    ]
+
+
+def test_predict_writes_csv_and_a_sheet_and_goes_on_after_a_bad_picture(call, checkpoint, pictures, tmp_path):
+    path = checkpoint("CoOp")
+    (tmp_path / "bad.png").write_text("no picture")
+    mixed = [pictures[0], tmp_path / "bad.png", pictures[1], "https://example.org/a.png"]
+    where = ("--output", tmp_path / "rows.csv", "--sheet", tmp_path / "sheet.png")
+    code, out, err = call("predict", path, *mixed, "--top", 9, "--format", "csv", "--device", "cpu", *where)
+    assert (code, out) == (1, "")
+    assert "2 of 4 pictures could not be read" in err
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    more = [f"{column}_{place}" for place in (2, 3) for column in ("label", "probability")]
+    assert list(rows[0]) == ["path", "label", "probability", *more, "error"]
+    expected = align_prompt.load(path, device="cpu").predict([pictures[0], pictures[1]])
+    assert [rows[k]["label"] for k in (0, 2)] == [row.label for row in expected]
+    assert [float(rows[k]["probability"]) for k in (0, 2)] == [row.probability for row in expected]
+    assert "not an image file" in rows[1]["error"]
+    assert "not fetched" in rows[3]["error"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 4 * 160
+
+
+def test_predict_other_classes_as_a_table(call, backbone, pictures, tmp_path):
+    (tmp_path / "names.txt").write_text("dog\n\nred heart\n")
+    code, out, _ = call("predict", backbone, *pictures, "--classes-file", tmp_path / "names.txt", "--device", "cpu")
+    assert code == 0
+    assert len(out.splitlines()) == 5
+    assert "dog" in out
+    assert " %" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "BACKBONE"), "no pictures are given"),
+        (("predict", "BACKBONE", "a.png"), "no classes to choose from"),
+        (("predict", "no_such_run", "a.png"), "neither a file nor one of the models"),
+        (("predict", "BACKBONE", "nothing/*.png"), "no file fits the pattern"),
+        (("predict", "BACKBONE", "EMPTY"), "has no pictures"),
+        (("predict", "BACKBONE", "a.png", "--classes", "x", "--top", "0"), "top is 0"),
+        (("export", "BACKBONE", "out.docx", "--classes", "x"), "ends in .docx, expected .safetensors"),
+        (("export", "BACKBONE", "out.onnx", "--classes", "x", "--backbone-inside"), "not of onnx"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, call, backbone, tmp_path):
+    places = {"BACKBONE": backbone, "EMPTY": tmp_path}
+    code, _, err = call(*(places.get(argument, argument) for argument in arguments))
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_export_by_the_ending(call, checkpoint, pictures, tmp_path):
+    path = checkpoint("CoOp")
+    for name, said in (("a.safetensors", "backbone named"), ("a.npz", "3 classes x 32 features"), ("hub", "README.md")):
+        code, out, _ = call("export", path, tmp_path / name)
+        assert code == 0
+        assert said in out
+    found = align_prompt.load(tmp_path / "a.safetensors", device="cpu").predict(pictures)
+    assert found == align_prompt.load(path, device="cpu").predict(pictures)
+
+
+def test_lists(call):
+    assert "ALIGN" in call("list", "methods")[1].split()
+    assert "ALIGN/emoji" in call("list", "configs")[1].split()
+    assert "digits" in call("list", "datasets")[1].split()
+    assert "emoji-ViT-S/8" in call("list", "backbones")[1].split()
+    assert "embedded_few_shot" in call("list", "recipes")[1].split()
+    assert call("list", "cheese")[0] == 2
+
+
+def test_a_missing_optional_package_is_named(call, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = call("export", checkpoint("CoOp"), tmp_path / "a.onnx")
+    assert code == 2
+    assert "pip install onnx onnxscript onnxruntime" in err
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    code, _, err = call("predict", checkpoint("CoOp"), "--webcam")
+    assert code == 2
+    assert "pip install opencv-python-headless" in err
