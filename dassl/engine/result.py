@@ -13,6 +13,7 @@ from dassl.data.fingerprint import classnames_hash, split_hash, transform_repr
 from dassl.utils import distributed
 
 from .base import trainable_parameters
+from .records import read_metrics
 from .simple import SimpleTrainer
 
 
@@ -45,6 +46,7 @@ def build_result(trainer: SimpleTrainer, mode: str, seed: int, checkpoint: str |
         "checkpoint": checkpoint,
         "classes": None if learned else trainer.class_facts(),  # what a checkpoint would hold
         **_measured(trainer),
+        "last_epoch": _last_epoch(trainer) if mode == "train" else None,
         **_cost(trainer, mode),
         "fingerprint": marks,
         "fingerprint_hash": short_hash(marks),
@@ -100,6 +102,13 @@ def _measured(trainer: SimpleTrainer) -> dict[str, Any]:
     total, correct = figures.pop("total", None), figures.pop("correct", None)
     counts = {**_counts(trainer), "evaluated": total, "correct": correct}
     return {"split": evaluation.split if evaluation else None, **figures, "counts": counts}
+
+
+def _last_epoch(trainer: SimpleTrainer) -> dict[str, float] | None:
+    """Means over the last epoch of what every step logs: the loss, its terms and the method's own figures."""
+    records = read_metrics(trainer.output_dir) if distributed.is_main_process() and trainer.metrics.size() else []
+    found = [record for record in records if record.get("kind") == "epoch"]
+    return {key: value for key, value in found[-1].items() if key not in ("kind", "epoch", "images")} if found else None
 
 
 def _counts(trainer: SimpleTrainer) -> dict[str, Any]:

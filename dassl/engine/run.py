@@ -51,7 +51,8 @@ MARKER = ".run"  # in every folder that a run has written to
 # Names of the files of a run that are written beside their place first.
 _OWN = (MARKER, CONFIG, ENVIRONMENT, RESULT, METRICS, DONE, FAILED, RESUME, POINTER, "model.pth.tar-", BEST_MODEL)
 # Entries of result.json that only a training can fill.
-_OF_TRAINING = ("mode", "epochs", "selection", "train_seconds", "train_images_per_second", "peak_memory_mib")
+_OF_TRAINING = ("mode", "epochs", "selection", "last_epoch", "train_seconds", "train_images_per_second")
+_OF_TRAINING += ("peak_memory_mib",)
 
 
 class RunInUse(OSError):

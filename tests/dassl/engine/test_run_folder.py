@@ -56,7 +56,7 @@ def test_finished_run_leaves_its_files(tiny, tmp_path):
     assert cfg.OPTIM.MAX_EPOCH == EPOCHS
 
 
-def test_result_has_what_tables_need(tiny):
+def test_result_has_what_tables_need(tiny, tmp_path):
     result = tiny("DATASET.NUM_SHOTS", 6)
     assert (result["method"], result["dataset"], result["shots"], result["seed"]) == ("Tiny", "TinyImages", 6, 1)
     assert (result["subsample"], result["epochs"], result["selection"]) == ("all", EPOCHS, "last")
@@ -75,6 +75,9 @@ def test_result_has_what_tables_need(tiny):
     assert result["train_images_per_second"] == pytest.approx(18 * EPOCHS / result["train_seconds"], rel=0.02)
     assert 0 <= result["ece"] <= 100
     assert result["peak_memory_mib"]["rss"] > 50
+    epochs = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch"]
+    assert len(epochs) == EPOCHS
+    assert result["last_epoch"]["loss"] == epochs[-1]["loss"] != epochs[0]["loss"]
 
 
 def test_fingerprint_tells_what_may_be_compared(tiny):
