@@ -18,12 +18,16 @@ from clip.simple_tokenizer import VOCAB_SIZE, shared_tokenizer
 
 __all__ = ["available_models", "build_model", "convert_weights", "load", "save_model", "tokenize"]
 
-EMBEDDED = {"emoji-ViT-S/8": Path(__file__).parent / "weights" / "emoji_vit_s8.safetensors"}
+_WEIGHTS = Path(__file__).parent / "weights"
+EMBEDDED = {
+    "emoji-ViT-S/8": _WEIGHTS / "emoji_vit_s8.safetensors",
+    "emoji_vit_s8_tokens": _WEIGHTS / "emoji_vit_s8_tokens.safetensors",
+}
 """Name -> file of the models that come with the package."""
 
 
 def available_models() -> list[str]:
-    """Names :func:`load` takes: OpenAI's published models and the one that comes with the package."""
+    """Names :func:`load` takes: OpenAI's published models and those that come with the package."""
     return [*MODELS, *EMBEDDED]
 
 

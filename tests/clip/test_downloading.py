@@ -54,7 +54,7 @@ def server(monkeypatch):
 
 
 def test_every_published_name_has_an_address_with_its_sha256():
-    assert clip.available_models() == [*module.MODELS, "emoji-ViT-S/8"]
+    assert clip.available_models() == [*module.MODELS, "emoji-ViT-S/8", "emoji_vit_s8_tokens"]
     names = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"]
     assert list(module.MODELS) == names
     open_clip = pytest.importorskip("open_clip")
@@ -143,6 +143,12 @@ def test_load_of_a_name_fetches_and_reads(server, tmp_path, make_clip, images, m
     assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
     clip.load("ViT-B/32", download_root=tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / name).is_file()
+
+
+@pytest.mark.parametrize("name", module.EMBEDDED)
+def test_embedded_weights_are_there_by_name(name):
+    loaded, _ = clip.load(name)
+    assert (loaded.visual.input_resolution, loaded.visual.patch_size, loaded.vocab_size) == (64, 8, 8192)
 
 
 def test_missing_embedded_weights_are_named(monkeypatch, tmp_path):
