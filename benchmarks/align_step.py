@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.profiler import profile
 
-import clip.model
+import clip.text_plan
 from clip import CLIP, Encoded, convert_weights
 from clip.text_layout import text_layout
 from dassl.engine.precision import Precision
@@ -122,7 +122,7 @@ def all_positions(_model: CLIP, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]
 def compute_plainly() -> None:
     """From now on this process encodes all positions of every sentence, on its own and all at once, by torch alone."""
     CLIP._cut = all_positions
-    clip.model.text_layout = lambda ids, ends, prompt_index, *rest: text_layout(ids, ends, None, *rest)
+    clip.text_plan.text_layout = lambda ids, ends, prompt_index, *rest: text_layout(ids, ends, None, *rest)
 
 
 def peak_gib() -> float:

@@ -17,9 +17,10 @@ from clip.adapters import TOWERS, Blocks, Place, add_adapters, merge_adapters, w
 from clip.chunks import Chunks, draws, in_chunks, split_rows, whole
 from clip.eva import EvaVisionTransformer
 from clip.layers import Block, KeyValue, LayerNorm, Transformer, append_prompts, check_image, set_drop_path
-from clip.prompts import Encoded, Prompts, check_prompts, check_slots, overwrite
+from clip.prompts import Encoded, Prompts, check_prompts, overwrite
 from clip.resnet import ModifiedResNet
-from clip.text_layout import GROUP_COST, Layout, text_layout, whole_layout
+from clip.text_layout import Layout
+from clip.text_plan import Facts, Remembered, TextPlan, make_plan
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; pass `heads` for other models."""
@@ -217,6 +218,7 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.plans: Remembered[TextPlan] = Remembered()
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
@@ -285,51 +287,36 @@ class CLIP(nn.Module):
         Raises:
             ValueError: ids beyond the vocabulary, text longer than the context, or prompts that do not fit.
         """
-        ids, stop, ends = self._cut(ids)
-        rows, length = ids.shape
-        prompt_index: Tensor | None = stop.new_zeros(rows)  # without vectors by row, all sentences have the same prompt
+        if ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
+            raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}; expected integers (rows, L)")
+        rows, kinds, slots, label_slots, vectors, words = len(ids), 0, None, None, None, None
         if prompts is not None:
-            count = check_prompts(prompts, rows, self.transformer.width, self.transformer.layers, "text prompts")
-            slots = check_slots(prompts.slots, rows, count, stop, "text prompts")
-            prompts = prompts._replace(slots=slots)
-            if any(layer is not None and layer.dim() == 3 for layer in prompts.layers):
-                prompt_index = prompts.prompt_index
-        if draws(self.transformer):
-            prompt_index = None  # every sentence drops out on its own
+            vectors = check_prompts(prompts, rows, self.transformer.width, self.transformer.layers, "text prompts")
+            kinds = next((len(layer) for layer in prompts.layers if layer is not None and layer.dim() == 3), 0)
+            slots = prompts.slots
         if labels is not None:
-            count = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
-            inside = torch.full_like(stop, length)
-            labels = labels._replace(slots=check_slots(labels.slots, rows, count, inside, "label tokens"))
-        known = (prompt_index, None if prompts is None else prompts.slots, None if labels is None else labels.slots)
-        of_prompt, at, of_label = (None if x is None else x.cpu() for x in known)
-        if whole.get():
-            layout = whole_layout(ends)
-        else:
-            layout = text_layout(ids.cpu(), ends, of_prompt, at, of_label, GROUP_COST[ids.device.type == "cpu"])
-        if callable(chunks):
-            chunks = chunks(layout)
-        return self._encode_layout(layout, ids, stop, prompts, labels, chunks, tokens)
+            words = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
+            label_slots = labels.slots
+        device = self.token_embedding.weight.device
+        facts = Facts(device, vectors, words, kinds, tokens, draws(self.transformer), bool(whole.get()))
+        given = ids, slots, None if prompts is None else prompts.prompt_index, label_slots
+        plan = self.plans(lambda: make_plan(self._cut, *given, facts), given, facts)
+        prompts = None if prompts is None else prompts._replace(slots=plan.slots)
+        labels = None if labels is None else labels._replace(slots=plan.label_slots)
+        ids = ids.to(device, non_blocking=True)[:, : plan.length]
+        return self._encode_plan(plan, ids, prompts, labels, chunks(plan.layout) if callable(chunks) else chunks)
 
-    def _encode_layout(
-        self,
-        layout: Layout,
-        ids: Tensor,
-        stop: Tensor,
-        prompts: Prompts | None,
-        labels: Prompts | None,
-        chunks: Chunks | None,
-        tokens: bool,
+    def _encode_plan(
+        self, plan: TextPlan, ids: Tensor, prompts: Prompts | None, labels: Prompts | None, chunks: Chunks | None
     ) -> Encoded:
-        """Sentences that end at `stop` (rows,), computed as `layout` says; see :meth:`encode_text`."""
+        """Sentences of token ids (rows, Lcut), computed as `plan` says; see :meth:`encode_text`."""
         kv_cache: list[KeyValue] = []
         shared = []
-        leader = layout.leader.to(ids.device)
-        if layout.prefix:
-            first = layout.leaders.to(ids.device)
-            x = self._embed(ids[first, : layout.prefix], None if prompts is None else prompts.rows(first), None)
-            x = self.transformer(
-                x, causal_mask(0, x), None if prompts is None else prompts.rows(first), new_kv=kv_cache
-            )
+        tokens = plan.places is not None
+        if plan.layout.prefix:
+            first = None if prompts is None else prompts.rows(plan.leaders)
+            x = self._embed(ids[plan.leaders, : plan.layout.prefix], first, None)
+            x = self.transformer(x, causal_mask(0, x), first, new_kv=kv_cache)
             if tokens:
                 shared = [self._project(x).flatten(0, 1)]
 
@@ -338,27 +325,23 @@ class CLIP(nn.Module):
             label = None if labels is None else labels.rows(rows)
             x = ids[rows] if labels is not None else ids[rows, : end + 1]  # label slots may lie behind the end
             x = self._embed(x, own, label)[:, prefix : end + 1]
-            before = [
-                KeyValue(*(side[:, :, :prefix].index_select(0, leader[rows]) for side in block)) for block in kv_cache
-            ]
+            leader = plan.leader[rows]
+            before = [KeyValue(*(side[:, :, :prefix].index_select(0, leader) for side in block)) for block in kv_cache]
             x = self.transformer(x, causal_mask(prefix, x), own, before if prefix else None)
-            pooled = self._project(x[torch.arange(len(x), device=x.device), stop[rows] - prefix])
+            pooled = self._project(x[torch.arange(len(x), device=x.device), plan.stop[rows] - prefix])
             return pooled, self._project(x).flatten(0, 1) if tokens else pooled[:0]
 
-        calls, order = [], []
-        for part in layout.parts:
-            order += part.rows
-            rows = torch.tensor(part.rows, device=ids.device)
-            calls += [(chunk, part.prefix, part.end) for chunk in split_rows(rows, chunks)]
+        calls = [
+            (chunk, part.prefix, part.end)
+            for part, rows in zip(plan.layout.parts, plan.rows)
+            for chunk in split_rows(rows, chunks)
+        ]
         found = in_chunks(encode, calls, chunks)
-        place = torch.empty(len(ids), dtype=torch.int64)
-        place[torch.tensor(order)] = torch.arange(len(order))
-        pooled = torch.cat([one for one, _ in found]).index_select(0, place[layout.duplicate_of].to(ids.device))
-        if not tokens:
+        pooled = torch.cat([one for one, _ in found]).index_select(0, plan.order)
+        if plan.places is None:
             return Encoded(pooled, pooled.new_empty(len(pooled), 0, pooled.shape[-1]))
         flat = torch.cat([*shared, *(x for _, x in found), pooled.new_zeros(1, pooled.shape[-1])])
-        places = layout.places(ids.shape[1]).to(ids.device)
-        return Encoded(pooled, flat.index_select(0, places.flatten()).view(*places.shape, -1))
+        return Encoded(pooled, flat.index_select(0, plan.places.flatten()).view(*plan.places.shape, -1))
 
     def _embed(self, ids: Tensor, prompts: Prompts | None, labels: Prompts | None) -> Tensor:
         """Input (rows, L, d) of the first block."""
@@ -374,12 +357,7 @@ class CLIP(nn.Module):
         return x @ self.text_projection.to(x.dtype)
 
     def _cut(self, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Ids up to the longest end-of-text position, that position per row (rows,), and the same as numbers.
-
-        One wait for the device.
-        """
-        if ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
-            raise ValueError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype}; expected integers (rows, L)")
+        """Ids up to the longest end-of-text position, that position per row (rows,), and the same as numbers."""
         largest, stop = ids.max(dim=-1)
         high, low, *ends = torch.cat([largest.max()[None], ids.min()[None], stop]).tolist()
         length = max(ends) + 1

@@ -127,13 +127,17 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
                 f"{prompts.prompt_index.dtype}; expected int64 ({rows},)"
             )
         rows = next((len(layer) for layer in layers if layer is not None and layer.dim() == 3), 1)
-        low, high = torch.stack(prompts.prompt_index.aminmax()).tolist()
-        if low < 0 or high >= rows:
-            raise ValueError(f"prompt_index of {what} spans {low}..{high}; expected 0 to {rows - 1} for {rows} prompts")
     for i, layer in enumerate(layers):
         if layer is not None:
             _check_shape(f"{what}: layer {i}", layer, rows, count, width)
     return count
+
+
+def check_prompt_index(prompt_index: Tensor, count: int, what: str) -> None:
+    """Raises ValueError unless all of `prompt_index` are numbers of `count` prompts; waits for the device."""
+    low, high = torch.stack(prompt_index.aminmax()).tolist()
+    if low < 0 or high >= count:
+        raise ValueError(f"prompt_index of {what} spans {low}..{high}; expected 0 to {count - 1} for {count} prompts")
 
 
 def check_slots(slots: Tensor | None, rows: int, count: int, stop: Tensor, what: str) -> Tensor:

@@ -182,11 +182,11 @@ class CLIPTrainer(TrainerX):
         with self.precision.autocast():
             terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
-        self.model_backward_and_update(loss, terms=terms, projection=self.gradient_projection())
+        projection, metrics = self.gradient_projection(), self.extra_metrics()
+        shown = self.model_backward_and_update(loss, terms=terms, projection=projection, metrics=metrics)
         if (self.batch_idx + 1) == self.num_batches or getattr(self.sched, "by_batch", False):
             self.update_lr()
-        shown = {"loss": loss, **terms, **self.extra_metrics()}
-        return dict(zip(shown, torch.stack(list(shown.values())).detach().float().tolist()))
+        return shown
 
     @torch.no_grad()
     def before_inference(self) -> None:
@@ -228,7 +228,7 @@ class CLIPTrainer(TrainerX):
         for number in range(2, len(batch)):
             if f"img{number}" in batch:
                 found = [*found, batch[f"img{number}"]]
-        return tuple(view.to(self.device) for view in found)
+        return tuple(view.to(self.device, non_blocking=True) for view in found)
 
     def fingerprint_extra(self) -> dict[str, str]:
         return {"template": self.template, "backbone": self.backbone_hash}
@@ -388,12 +388,12 @@ class PromptTrainer(CLIPTrainer):
         return {"ce": F.cross_entropy(output.logits, label), **self.extra_losses(output, label)}
 
     def parse_batch_train(self, batch) -> tuple[Tensor, Tensor]:
-        return self.views_of(batch)[0], batch["label"].to(self.device)
+        return self.views_of(batch)[0], batch["label"].to(self.device, non_blocking=True)
 
     def parse_batch_test(self, batch) -> tuple[Any, Tensor]:
         """Images, or what they were encoded to, and labels; all views (B, V, 3, H, W) for a method that adapts."""
         if self.adapts:
-            return torch.stack(self.views_of(batch), dim=1), batch["label"].to(self.device)
+            return torch.stack(self.views_of(batch), dim=1), batch["label"].to(self.device, non_blocking=True)
         if isinstance(batch["img"], Encoded):
-            return batch["img"], batch["label"].to(self.device)
+            return batch["img"], batch["label"].to(self.device, non_blocking=True)
         return super().parse_batch_test(batch)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,16 @@ WHOLE = Part()
 """A step of one batch."""
 
 
+class Scaler(torch.amp.GradScaler):
+    """torch's gradient scaler for a step that knows already whether its gradients are `finite`, and need not wait."""
+
+    finite = True
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """Step unless the unscaled gradients are infinite or NaN."""
+        return optimizer.step(*args, **kwargs) if self.finite else None
+
+
 def cpu_has_bfloat16() -> bool:
     """True if this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), as far as torch can tell."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -93,7 +104,7 @@ class Precision:
         half = torch.bfloat16 if name == "bf16" or on_cpu else torch.float16
         self.autocast_dtype = None if name == "fp32" else half
         scaled = self.autocast_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None
+        self.scaler = Scaler(self.device.type) if scaled else None
 
     def __repr__(self) -> str:
         return f"Precision({self.name}, {self.device})"
@@ -113,60 +124,84 @@ class Precision:
         where: str = "",
         projection: GradientProjection | None = None,
         part: Part = WHOLE,
-    ) -> None:
-        """Zero the gradients, check the loss, go backward and let every optimiser step.
+        metrics: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Zero the gradients, go backward, check loss and gradients and let every optimiser step.
+
+        The host waits for a device once, when the backward pass is on its way, and reads everything in one copy.
 
         Args:
             loss: scalar.
             optimizers: those that step; their gradients are set to None first.
             parameters: their gradients are checked too before any step. A run with loss scaling skips a step with
                 non-finite gradients instead, as loss scaling is meant to, and stops only when it never recovers.
-            terms: named scalars the loss is made of, for the message.
+            terms: named scalars the loss is made of, for the message and the result.
             where: such as "epoch 3, batch 5", for the message.
             projection: a second loss, and how its gradients and those of `loss` make the step; both are checked.
             part: the place of this loss in a step that several batches make; gradients are checked with the last.
+            metrics: scalars for the result alone.
+
+        Returns:
+            Values of `loss`, the terms and the metrics by name.
 
         Raises:
-            FloatingPointError: loss or gradients are infinite or NaN. Nothing was changed.
-            ValueError: a gradient projection over several batches.
+            FloatingPointError: loss or gradients are infinite or NaN. No parameter was changed.
+            ValueError: a steered step of several batches.
         """
         if projection is not None and part != WHOLE:
             raise ValueError("gradient projection works on the step of one batch: set OPTIM.ACCUMULATE 1")
         if part.first:
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-        check_finite(loss, terms, where)
         guides: list[tuple[nn.Parameter, Tensor]] = []
         if projection is None:
             self._scaled(loss if part.share == 1 else part.share * loss).backward()
         else:
-            check_finite(projection.loss, where=where)
             guides = self._guided_backward(loss, projection.loss, optimizers)
+        checked: list[Tensor] = []
+        if part.last:
+            if self.scaler is not None:
+                for optimizer in optimizers:
+                    self.scaler.unscale_(optimizer)
+                parameters = [
+                    p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+                ]
+            checked = largest_gradient(parameters or ())
+        terms, metrics = terms or {}, metrics or {}
+        bends = [] if projection is None else [projection.loss]
+        read = [loss, *terms.values(), *metrics.values(), *bends, *checked]
+        numbers = torch.stack([value.detach().float() for value in read]).tolist()
+        found = dict(zip(("loss", *terms, *metrics), numbers))
+        named = {name: found[name] for name in terms}
+        raise_unless_finite(numbers[0], named, where)
+        if bends:
+            raise_unless_finite(numbers[len(found)], {}, where)
         if not part.last:
-            return
-        if self.scaler is None:
-            if parameters is not None:
-                check_gradients(parameters, where)
-        else:
-            for optimizer in optimizers:
-                self.scaler.unscale_(optimizer)
-        if projection is not None:
-            for parameter, guide in guides:
-                assert parameter.grad is not None
-                parameter.grad = projection.combine(parameter.grad, guide)
-        for optimizer in optimizers:
-            if self.scaler is None:
-                optimizer.step()
-            else:
-                self.scaler.step(optimizer)
-        if self.scaler is None:
-            return
-        self.scaler.update()
-        if self.scaler.get_scale() < SMALLEST_SCALE:
+            return found
+        finite = not checked or math.isfinite(numbers[-1])
+        if not finite and self.scaler is None:
             raise FloatingPointError(
-                f"{_at(where)}gradients are infinite or NaN in every step (PREC {self.name}, loss scale "
-                f"{self.scaler.get_scale():.1e}); use PREC bf16 or fp32, or a smaller OPTIM.LR"
+                f"{_at(where)}the loss is finite but its gradient is infinite or NaN; "
+                "use a smaller OPTIM.LR, or PREC fp32, or look at the data"
             )
+        for parameter, guide in guides:
+            assert projection is not None
+            assert parameter.grad is not None
+            parameter.grad = projection.combine(parameter.grad, guide)
+        if self.scaler is None:
+            for optimizer in optimizers:
+                optimizer.step()
+            return found
+        self.scaler.finite = finite
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if not finite and (scale := self.scaler.get_scale()) < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"{_at(where)}gradients are infinite or NaN in every step (PREC {self.name}, loss scale {scale:.1e}); "
+                "use PREC bf16 or fp32, or a smaller OPTIM.LR"
+            )
+        return found
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
@@ -183,7 +218,7 @@ class Precision:
         parameters = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.requires_grad]
         second = torch.autograd.grad(self._scaled(guide), parameters, retain_graph=True, allow_unused=True)
         first = torch.autograd.grad(self._scaled(loss), parameters, allow_unused=True)
-        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        scale = self._scaled(loss.new_ones(()))
         guides = []
         for parameter, gradient, guide in zip(parameters, first, second):
             if gradient is None and guide is None:
@@ -201,24 +236,24 @@ def _at(where: str) -> str:
 
 def check_finite(loss: Tensor, terms: Mapping[str, Tensor] | None = None, where: str = "") -> None:
     """Raise FloatingPointError that names place and terms when a loss is infinite or NaN."""
-    if torch.isfinite(loss).all():
+    values = torch.stack([value.detach().float() for value in (loss, *(terms or {}).values())]).tolist()
+    raise_unless_finite(values[0], dict(zip(terms or {}, values[1:])), where)
+
+
+def raise_unless_finite(loss: float, terms: Mapping[str, float], where: str) -> None:
+    """`check_finite` for values that were read."""
+    if math.isfinite(loss):
         return
-    named = {name: float(term.detach()) for name, term in (terms or {}).items()}
-    broken = {name: value for name, value in named.items() if not torch.isfinite(torch.tensor(value))}
-    shown = ", ".join(f"{name} = {value}" for name, value in (broken or {"loss": float(loss.detach())}).items())
+    broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
+    shown = ", ".join(f"{name} = {value}" for name, value in (broken or {"loss": loss}).items())
     raise FloatingPointError(
         f"{_at(where)}Loss is infinite or NaN! ({shown}); use a smaller OPTIM.LR, or PREC fp32, or look at the data"
     )
 
 
-def check_gradients(parameters: Iterable[nn.Parameter], where: str = "") -> None:
-    """Raise FloatingPointError when a gradient is infinite or NaN; one synchronisation for all parameters."""
+def largest_gradient(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """[Largest absolute value of all gradients], infinite or NaN where one is; empty without any."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return
-    largest = torch.stack([gradient.detach().abs().amax().float() for gradient in gradients])
-    if not torch.isfinite(largest).all():
-        raise FloatingPointError(
-            f"{_at(where)}the loss is finite but its gradient is infinite or NaN; "
-            "use a smaller OPTIM.LR, or PREC fp32, or look at the data"
-        )
+        return []
+    return [torch.stack([gradient.detach().abs().amax().float() for gradient in gradients]).amax()]

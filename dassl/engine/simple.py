@@ -7,6 +7,7 @@ import datetime
 import logging
 import math
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,16 +167,23 @@ class SimpleTrainer(TrainerBase):
         return self.cfg.dump()
 
     def model_backward_and_update(
-        self, loss: Tensor, names: Any = None, terms: Any = None, projection: GradientProjection | None = None
-    ) -> None:
+        self,
+        loss: Tensor,
+        names: Any = None,
+        terms: Any = None,
+        projection: GradientProjection | None = None,
+        metrics: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """One optimisation step of the named models; returns loss, terms and metrics, which are read together."""
         chosen = self.get_model_names(names)
         optims = [self._optims[name] for name in chosen if self._optims[name] is not None]
         parameters = [p for optim in optims for group in optim.param_groups for p in group["params"]]
         part = self.part_of_step()
-        self.precision.step(loss, optims, parameters, terms, self.place(), projection, part)
+        found = self.precision.step(loss, optims, parameters, terms, self.place(), projection, part, metrics)
         if part.last:
             with torch.no_grad():
                 self.after_step()
+        return found
 
     def after_step(self) -> None:
         """Hook after an optimisation step, without gradients: caches, moving averages."""
@@ -352,7 +360,7 @@ class SimpleTrainer(TrainerBase):
         return unwrap(self.model)(input)  # a wrapper would wait for processes that have fewer test batches
 
     def parse_batch_test(self, batch: Any) -> tuple[Tensor, Tensor]:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return tuple(batch[name].to(self.device, non_blocking=True) for name in ("img", "label"))
 
     def _choose_device(self) -> torch.device:
         if not (self.cfg.USE_CUDA and torch.cuda.is_available()):

@@ -50,7 +50,7 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch: Any) -> Any:
         """Image, label and domain of a batch, on the device."""
-        return tuple(batch[name].to(self.device) for name in ("img", "label", "domain"))
+        return tuple(batch[name].to(self.device, non_blocking=True) for name in ("img", "label", "domain"))
 
 
 class TrainerXU(SimpleTrainer):
@@ -74,7 +74,7 @@ class TrainerXU(SimpleTrainer):
 
     def parse_batch_train(self, batch_x: Any, batch_u: Any) -> Any:
         """Labelled image and label, and unlabelled image, on the device."""
-        return tuple(t.to(self.device) for t in (batch_x["img"], batch_x["label"], batch_u["img"]))
+        return tuple(t.to(self.device, non_blocking=True) for t in (batch_x["img"], batch_x["label"], batch_u["img"]))
 
 
 def _repeat(loader: Any) -> Iterator[Any]:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_BINS = 15
 PREDICTIONS = "predictions.csv"  # of TEST.PREDICTIONS, in the folder of the run
+GROUP = 32
+"""Batches of a device other than the CPU whose outputs are read together, so that the host does not wait for each."""
 
 
 class EvaluatorBase:
@@ -78,6 +80,7 @@ class Classification(EvaluatorBase):
         """Forget everything."""
         self._parts: list[Predictions] = []
         self._paths: list[str] = []
+        self._waiting: list[tuple[Tensor, ...]] = []  # which images have a NaN, and Predictions
         self._summary: dict[str, Any] | None = None
 
     def process(self, mo: Tensor, gt: Tensor, paths: Sequence[str] = ()) -> None:
@@ -89,20 +92,30 @@ class Classification(EvaluatorBase):
             paths: of the B images, with TEST.PREDICTIONS.
 
         Raises:
-            ValueError: the shapes do not match, or a logit is NaN.
+            ValueError: the shapes do not match, or a logit is NaN, which may be noticed some batches later.
         """
         if mo.dim() != 2 or gt.shape != mo.shape[:1]:
             raise ValueError(f"expected logits (B, C) and labels (B,), got {tuple(mo.shape)} and {tuple(gt.shape)}")
         logits = mo.detach().float()
-        if logits.isnan().any():
-            raise ValueError(f"the logits of {int(logits.isnan().any(1).sum())} of {len(logits)} images are NaN")
         labels = gt.to(logits.device)
         predicted = logits.argmax(dim=1)
         confidence = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         in_top5 = (best == labels[:, None]).any(dim=1)
-        self._parts.append(Predictions(labels.cpu(), predicted.cpu(), confidence.cpu(), in_top5.cpu()))
         self._paths += paths
+        self._waiting.append((logits.isnan().any(1), labels, predicted, confidence, in_top5))
+        if logits.device.type == "cpu" or len(self._waiting) == GROUP:
+            self._read()
+
+    def _read(self) -> None:
+        """Bring what waits to the host."""
+        if not self._waiting:
+            return
+        broken, *part = (torch.cat(column).cpu() for column in zip(*self._waiting))
+        self._waiting = []
+        if broken.any():
+            raise ValueError(f"the logits of {int(broken.sum())} of {len(broken)} images are NaN")
+        self._parts.append(Predictions(*part))
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print the results and return accuracy, error_rate and macro_f1, all in percent, in this order.
@@ -147,6 +160,7 @@ class Classification(EvaluatorBase):
         return self._summary
 
     def _gathered(self) -> Predictions:
+        self._read()
         empty = Predictions(*(torch.empty(0, dtype=kind) for kind in (torch.long, torch.long, torch.float, torch.bool)))
         own = Predictions(*(torch.cat(column) for column in zip(empty, *self._parts)))
         arrays = distributed.all_gather_object(tuple(column.numpy() for column in own))

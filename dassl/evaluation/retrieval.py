@@ -12,7 +12,7 @@ from torch import Tensor
 from dassl.utils import distributed
 
 from .build import EVALUATOR_REGISTRY
-from .evaluator import EvaluatorBase
+from .evaluator import GROUP, EvaluatorBase
 
 __all__ = ["Retrieval", "image_ranks", "pairing", "text_ranks"]
 
@@ -45,19 +45,30 @@ class Retrieval(EvaluatorBase):
         """Forget everything."""
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         """Take the similarities (B, C) of a batch of images with all captions, and the labels (B,) of the images.
 
         Raises:
-            ValueError: the shapes do not match, or a similarity is NaN.
+            ValueError: the shapes do not match, or a similarity is NaN, which may be noticed some batches later.
         """
         if mo.dim() != 2 or gt.shape != mo.shape[:1]:
             raise ValueError(f"expected logits (B, C) and labels (B,), got {tuple(mo.shape)} and {tuple(gt.shape)}")
-        if mo.isnan().any():
-            raise ValueError(f"the similarities of {int(mo.isnan().any(1).sum())} of {len(mo)} images are NaN")
-        self._logits.append(mo.detach().float().cpu())
-        self._labels.append(gt.cpu())
+        self._waiting.append((mo.detach().float(), gt))
+        if mo.device.type == "cpu" or len(self._waiting) == GROUP:
+            self._read()
+
+    def _read(self) -> None:
+        """Bring what waits to the host."""
+        if not self._waiting:
+            return
+        logits, labels = (torch.cat(column).cpu() for column in zip(*self._waiting))
+        self._waiting = []
+        if broken := int(logits.isnan().any(1).sum()):
+            raise ValueError(f"the similarities of {broken} of {len(logits)} images are NaN")
+        self._logits.append(logits)
+        self._labels.append(labels)
 
     def evaluate(self) -> OrderedDict[str, float]:
         """mean_recall, then image_to_text_r1, _r5, _r10 and text_to_image_r1, _r5, _r10, logged.
@@ -67,6 +78,7 @@ class Retrieval(EvaluatorBase):
         Raises:
             ValueError: nothing was processed, or the labels are not those of a retrieval data set.
         """
+        self._read()
         labels = torch.cat([torch.empty(0, dtype=torch.long), *self._labels])
         gathered = distributed.all_gather_object(labels.tolist())
         captions = max(distributed.all_gather_object(self._logits[0].shape[1] if self._logits else 0))

@@ -229,7 +229,7 @@ def test_groups_of_equal_length_change_nothing(tiny, rng, monkeypatch, own_rows)
     shape = (len(ids), 3) if own_rows else (3,)
     found = {}
     for cost in (0, 10**9):
-        monkeypatch.setattr("clip.model.GROUP_COST", {True: cost, False: cost})
+        monkeypatch.setattr("clip.text_plan.GROUP_COST", {True: cost, False: cost})
         layers = tuple(v.requires_grad_() for v in vectors(torch.Generator().manual_seed(5), 2, *shape))
         text = tiny.encode_text(ids, Prompts(layers, slots.expand(len(ids), 3) if own_rows else slots))
         inside = (torch.arange(ids.shape[1]) <= ids.argmax(-1)[:, None])[:, : text.tokens.shape[1]]

@@ -40,7 +40,7 @@ def costs(monkeypatch):
     """Sets what a group costs: at 0 everything that can be shared is."""
 
     def set_cost(cost):
-        monkeypatch.setattr("clip.model.GROUP_COST", {True: cost, False: cost})
+        monkeypatch.setattr("clip.text_plan.GROUP_COST", {True: cost, False: cost})
 
     return set_cost
 
@@ -195,3 +195,21 @@ def test_the_last_rows_are_kept():
     assert runs(Chunks(3)) == runs(Chunks(3, 5)) == [2, 2, 1, 1]
     assert runs(Chunks(3, 6)) == [2, 1, 1, 1]
     assert runs(Chunks(3, 0)) == [2, 2, 2, 2]
+
+
+def test_ids_are_read_once_until_they_change(tiny, ids, monkeypatch):
+    """The plan of the same tensors is kept; a tensor that was written to, or another one, is read again."""
+    calls, real = [], clip.text_plan.text_layout
+    monkeypatch.setattr("clip.text_plan.text_layout", lambda *args: calls.append(1) or real(*args))
+    slots, context = torch.tensor([1, 2]), torch.randn(2, 64)
+    first = tiny.encode_text(ids, Prompts((context,), slots)).pooled
+    again = tiny.encode_text(ids, Prompts((2 * context,), slots)).pooled
+    assert len(calls) == 1
+    assert not torch.allclose(first, again, atol=1e-3)
+    ids[0, 3] = 5
+    changed = tiny.encode_text(ids, Prompts((context,), slots)).pooled
+    torch.testing.assert_close(changed, tiny.encode_text(ids.clone(), Prompts((context,), slots)).pooled)
+    assert len(calls) == 3
+    assert not torch.allclose(changed[0], first[0], atol=1e-3)
+    with pytest.raises(ValueError, match="end-of-text"):
+        tiny.encode_text(ids, Prompts((context,), slots + 500))

@@ -14,7 +14,7 @@ from plain_towers import (
 )
 
 import clip
-from dassl.engine.precision import Precision
+from dassl.engine.precision import WHOLE, Precision
 from trainers.parts.prompts import word_tokens
 from trainers.parts.templates import template_for
 from trainers.prograd import TEACHER_TEMPLATES, ProGrad, project
@@ -85,10 +85,13 @@ def test_steps(tiny_clip, names, images, weight):
 def test_the_training_step_projects_the_gradient(tiny_clip, names, images, monkeypatch):
     trainer, seen = build(tiny_clip, names), {}
     trainer.precision, trainer.batch_idx, trainer.num_batches = Precision("fp32", "cpu"), 0, 2
-    trainer.sched = None
-    monkeypatch.setattr(
-        ProGrad, "model_backward_and_update", lambda self, loss, **given: seen.update(loss=loss, **given)
-    )
+    trainer.sched, trainer.part_of_step = None, lambda: WHOLE
+
+    def keep(self, loss, terms, metrics, **given):
+        seen.update(loss=loss, **given)
+        return {name: float(value.detach()) for name, value in {"loss": loss, **terms, **metrics}.items()}
+
+    monkeypatch.setattr(ProGrad, "model_backward_and_update", keep)
     shown = trainer.forward_backward({"img": images, "label": LABELS})
     assert seen["loss"] is not seen["projection"].loss
     assert seen["projection"].loss is trainer.kl

@@ -136,4 +136,4 @@ def mask_tokens(tokens: Tensor, keep: Tensor, mask: Tensor, positions: Tensor) -
 def left_out(keep: Tensor, patches: int) -> Tensor:
     """Numbers of the patches that are not kept: (B, K) -> (B, P - K), increasing in every row."""
     free = torch.ones(len(keep), patches, dtype=torch.bool, device=keep.device).scatter_(1, keep, False)
-    return free.nonzero()[:, 1].view(len(keep), patches - keep.shape[1])
+    return free.int().argsort(dim=1, descending=True, stable=True)[:, : patches - keep.shape[1]]  # no wait for a device

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clip import CLIP, Encoded, Prompts
 from clip.chunks import Chunks, in_chunks, split_rows
+from clip.text_plan import Remembered
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.memory import MemoryPlan
 from trainers.parts.prompts import Learner, TemplateText, round_to_fp16
@@ -41,6 +42,7 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         self.learner, self.clip, self.score = learner, model, score  # what learns is named first, wherever it is
         self.memory = MemoryPlan()
+        self.pairs: Remembered[tuple[Tensor, Tensor | None, Tensor]] = Remembered()  # of images and classes
 
     def encode_text(self, image: Encoded | None = None) -> Encoded:
         """All classes: pooled (C * N, E), tokens (C * N, L, E), class-major; (C * N, 0, E) in an evaluation by cosine.
@@ -68,15 +70,20 @@ class PromptedCLIP(nn.Module):
     def _encode_conditional_text(self, image: Tensor) -> Encoded:
         """Text of every pair of an image (B, E) and a class, `learner.chunk_rows` pairs at a time without a budget."""
         ids, prompts = self.learner.conditional_prompts(image)
-        classes = len(ids)
-        prompt_index = torch.arange(len(image), device=ids.device).repeat_interleave(classes)  # of row b * C + c
-        slots = prompts.slots
-        if slots is not None and slots.dim() == 2:
-            slots = slots.repeat(len(image), 1)
+        given = ids, prompts.slots
+        ids, slots, prompt_index = self.pairs(lambda: self._pairs(len(image), *given), given, len(image))
         prompts = Prompts(prompts.layers, slots, prompt_index)
         chosen = self.memory.text_rows or (self.memory.budget and torch.is_grad_enabled())
         chunks = self.memory.text(self, self.clip, False) if chosen else Chunks(self.learner.chunk_rows)
-        return self.clip.encode_text(ids.repeat(len(image), 1), prompts, chunks=chunks, tokens=False)
+        return self.clip.encode_text(ids, prompts, chunks=chunks, tokens=False)
+
+    @staticmethod
+    def _pairs(images: int, ids: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Token ids (B * C, L), slots and image (B * C,) of row b * C + c, from those of the classes."""
+        prompt_index = torch.arange(images, device=ids.device).repeat_interleave(len(ids))
+        if slots is not None and slots.dim() == 2:
+            slots = slots.repeat(images, 1)
+        return ids.repeat(images, 1), slots, prompt_index
 
     def encode_image(self, image: Tensor, tokens: Tensor | None = None) -> Encoded:
         """Images under all M visual modes: pooled (B * M, E), tokens (B * M, 1 + P + m, E), image-major."""

@@ -107,7 +107,7 @@ class TargetCache:
         """Targets of images whose numbers in the data set are `index` (B,)."""
         new = ~self.known[index]
         if bool(new.any()):
-            found = self.compute(image[new.to(image.device)])
+            found = self.compute(image[new.nonzero()[:, 0].to(image.device, non_blocking=True)])
             if self.features is None:
                 count = len(self.known)
                 self.features = Targets(*(torch.empty(count, *part.shape[1:], dtype=part.dtype) for part in found))
@@ -115,4 +115,4 @@ class TargetCache:
                 store[index[new]] = part.cpu()
             self.known[index[new]] = True
         assert self.features is not None
-        return Targets(*(store[index].to(image.device) for store in self.features))
+        return Targets(*(store[index].to(image.device, non_blocking=True) for store in self.features))

@@ -76,7 +76,8 @@ class TwoTowers(nn.Module):
         if share < 1:
             tokens = visual.embed(image)
             patches = tokens.shape[1] - 1
-            keep = keep_patches("random", len(tokens), (1, patches), max(1, round(share * patches))).to(image.device)
+            keep = keep_patches("random", len(tokens), (1, patches), max(1, round(share * patches)))
+            keep = keep.to(image.device, non_blocking=True)
             encoded = visual.encode(gather_tokens(tokens, keep), keep=keep)
         else:
             encoded = visual(image)
@@ -212,8 +213,8 @@ class ContrastiveCLIP(PretrainingTrainer):
             batch["text"], context_length=self.context_length, truncate=True, vocab_size=self.vocab_size
         )
         positive = batch.get("positive")
-        positive = None if positive is None else positive.to(self.device)
-        return batch["img"].to(self.device), ids.to(self.device), positive
+        positive = None if positive is None else positive.to(self.device, non_blocking=True)
+        return batch["img"].to(self.device, non_blocking=True), ids, positive  # the text tower reads ids on the host
 
     def losses(self, batch) -> dict[str, Tensor]:
         image, ids, positive = self.parse_batch_train(batch)

@@ -219,9 +219,9 @@ class UTA(PretrainingTrainer):
         return keep_patches(self.options.MASK, rows, self.grid, self.kept)
 
     def losses(self, batch) -> dict[str, Tensor]:
-        image = batch["img"].to(self.device)
+        image = batch["img"].to(self.device, non_blocking=True)
         targets = self.targets(image, batch.get("index"))
-        aligned = self.towers(image, self.masks(len(image)).to(self.device))
+        aligned = self.towers(image, self.masks(len(image)).to(self.device, non_blocking=True))
         weights = {"class": (1.0, 0.0), "tokens": (0.0, 1.0), "both": (1.0, 1.0)}[self.options.ALIGN]
         return alignment_losses(
             aligned, targets, weights[0] * self.options.CLASS_WEIGHT, weights[1] * self.options.TOKEN_WEIGHT

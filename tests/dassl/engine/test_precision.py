@@ -129,7 +129,7 @@ def test_scale_that_never_recovers_stops_the_run():
     precision = Precision("fp32", "cpu")
     precision.scaler = CountingScaler(2.0**-20)
     with pytest.raises(FloatingPointError, match="in every step"):
-        precision.step(weight * 1, [torch.optim.SGD([weight], lr=0.1)], [weight])
+        precision.step((weight - 1).sqrt(), [torch.optim.SGD([weight], lr=0.1)], [weight])
 
 
 @pytest.mark.parametrize("prec", PRECISIONS)

@@ -25,7 +25,7 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def everything_shared(monkeypatch):
-    monkeypatch.setattr("clip.model.GROUP_COST", {True: 0, False: 0})
+    monkeypatch.setattr("clip.text_plan.GROUP_COST", {True: 0, False: 0})
 
 
 def built(method, model, names):
@@ -52,7 +52,7 @@ def test_chunks_change_neither_logits_nor_gradients(tiny_clip, names, images, me
 def test_chunks_are_really_taken(tiny_clip, names, images, monkeypatch):
     """The towers see no more rows than the plan says."""
     trainer, seen = built("ALIGN", tiny_clip, names), []
-    monkeypatch.setattr("clip.model.GROUP_COST", {True: 1000, False: 1000})  # one group
+    monkeypatch.setattr("clip.text_plan.GROUP_COST", {True: 1000, False: 1000})  # one group
     trainer.model.memory = MemoryPlan(text_rows=3, image_rows=2)
     forward = type(tiny_clip.transformer).forward
     monkeypatch.setattr(
