@@ -3,12 +3,13 @@
 import argparse
 import logging
 
-from . import align_step, checkpoint, feature_cache, loader, methods, plot, positions, quickstart, shots, sinkhorn
+from . import align_step, checkpoint, feature_cache, gpu, loader, methods, plot, positions, quickstart, shots, sinkhorn
 
 BENCHMARKS = {
     "align_step": align_step,
     "checkpoint": checkpoint,
     "feature_cache": feature_cache,
+    "gpu": gpu,
     "loader": loader,
     "methods": methods,
     "plot": plot,

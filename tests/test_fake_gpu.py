@@ -1,0 +1,131 @@
+"""Every method on the pretended device of `fake_cuda`, in every precision: devices never mix, and the host never waits.
+
+Evaluations are of the whole trainer, through `test()`; numbers are compared with those of the CPU.
+"""
+
+import warnings
+
+import pytest
+import torch
+from fake_cuda import FakeCuda
+from test_trainers import SHORT, backbone, root  # noqa: F401
+
+from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, build_trainer, command
+from dassl.engine.precision import Scaler
+
+METHODS = sorted(
+    name
+    for name in TRAINER_REGISTRY.registered_names()
+    if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
+)
+SHORTER = {
+    "ContrastiveCLIP": ["DATASET.NAME", "EmojiCaptions", "TRAINER.CONTRASTIVE.EVAL_FREQ", 0, "TEST.NO_TEST", True],
+    "CoCoOp": ["TRAINER.COCOOP.CHUNK_ROWS", 100, "DATASET.SUBSAMPLE_CLASSES", "all"],
+}
+pytestmark = pytest.mark.slow
+
+
+class RealCuda:
+    """The device itself; torch says where the host waited."""
+
+    def __enter__(self):
+        torch.cuda.set_sync_debug_mode("warn")
+        self.caught = warnings.catch_warnings(record=True)
+        self.waits = self.caught.__enter__()
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message=".*synchroniz")
+        return self
+
+    def __exit__(self, *exc):
+        self.caught.__exit__(*exc)
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture(params=[FakeCuda, pytest.param(RealCuda, marks=pytest.mark.gpu)], ids=["pretended", "cuda"])
+def gpu(request):
+    with request.param() as device:
+        yield device
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Loaders that trainers share, by data set."""
+    return {}
+
+
+@pytest.fixture
+def make(root, backbone, data, tmp_path, monkeypatch):  # noqa: F811
+    """Builds a trainer of few images."""
+    build_data = SimpleTrainer.build_data_loader
+
+    def load(self):
+        known = data.setdefault((type(self).build_data_loader, self.cfg.DATASET.NAME), {})
+        if not known:
+            before = set(vars(self))
+            build_data(self)
+            known.update({name: value for name, value in vars(self).items() if name not in before})
+        vars(self).update(known)
+
+    monkeypatch.setattr(SimpleTrainer, "build_data_loader", load)
+
+    def build(method, precision, *options):
+        settings = {
+            "DATASET.NAME": "EmojiClocks",
+            "DATASET.NUM_SHOTS": 1,
+            "DATASET.SOURCE_DOMAINS": "('openmoji',)",
+            "DATASET.TARGET_DOMAINS": "('openmoji',)",
+            "DATALOADER.NUM_WORKERS": 0,
+            "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
+            "DATALOADER.TEST.BATCH_SIZE": 8,
+            "INPUT.SIZE": "(64, 64)",
+            "INPUT.TRANSFORMS": "('normalize',)",
+            "MODEL.BACKBONE.NAME": backbone,
+            "OPTIM.NAME": "sgd",
+            f"TRAINER.{TRAINER_REGISTRY.get(method).node}.PREC": precision,
+        }
+        flags = ["--root", root, "--trainer", method, "--output-dir", str(tmp_path), "--seed", "1"]
+        flags += [str(item) for pair in settings.items() for item in pair]
+        flags += map(str, [*SHORT.get(method, []), *SHORTER.get(method, []), *options])
+        return build_trainer(command.build_config(command.build_parser().parse_args(flags)))
+
+    return build
+
+
+TRANSPORT = {"ALIGN", "ALIGNLAMM", "PLOT", "PLOTPP"}  # still wait in the solver
+
+
+def take_steps(trainer, batch, count):
+    """What the steps report."""
+    trainer.set_model_mode("train")
+    trainer.num_batches = 10**9  # no epoch ends here
+    found = []
+    for trainer.batch_idx in range(count):
+        found.append(trainer.forward_backward(batch))
+    return found
+
+
+CASES = [(method, precision) for method in METHODS for precision in ("fp32", "amp", "fp16", "bf16")]
+CASES = [case for case in CASES if case not in {("UTA", "fp16"), ("ContrastiveCLIP", "fp16")}]  # weights learn in fp32
+
+
+@pytest.mark.parametrize(("method", "precision"), CASES)
+def test_a_step_and_an_evaluation(method, precision, make, gpu):
+    trainer = make(method, precision)
+    assert trainer.device.type == "cuda"
+    if trainer.precision.scaler is not None:
+        trainer.precision.scaler = Scaler("cuda", init_scale=1.0)  # small enough for the first step
+    if trainer.max_epoch > 0 and getattr(trainer, "by_steps", True):
+        batch = next(iter(trainer.train_loader_x))
+        take_steps(trainer, batch, 1)  # reads once what stays the same
+        gpu.waits.clear()
+        take_steps(trainer, batch, 1)
+        assert len(gpu.waits) <= (16 if method in TRANSPORT else 1), "\n".join(map(str, gpu.waits))
+    if trainer.cfg.TEST.NO_TEST:
+        return
+    read = trainer.evaluator._read
+    found = []
+    trainer.evaluator._read = lambda: found.append(list(gpu.waits)) or read()
+    trainer.before_inference()  # encodes the classes, and reads once how their sentences are laid out
+    gpu.waits.clear()
+    trainer.test("test")
+    assert found[0] == [] or method in TRANSPORT, "\n".join(map(str, found[0]))
