@@ -133,7 +133,8 @@ class Remembered(Generic[Result]):
 
     def __call__(self, make: Callable[[], Result], tensors: tuple[Tensor | None, ...], *facts: Hashable) -> Result:
         """`make()`, or what it gave when it was last called with these tensors and facts."""
-        if any(x is not None and x.is_inference() for x in tensors):  # their changes are not counted
+        # changes of inference tensors are not counted, and tensors of a traced graph are none
+        if torch.compiler.is_compiling() or any(x is not None and x.is_inference() for x in tensors):
             return make()
         key = (*(None if x is None else (id(x), x._version, x.device) for x in tensors), *facts)
         found = self.known.pop(key, None)

@@ -13,11 +13,12 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
+from clip.text_plan import Remembered
 from dassl.config import accept_lists
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner, mode_similarity
 from trainers.parts.prompts import SCALE_RULE, Learner
-from transport.scores import align_scores
+from transport.scores import align_scores, set_sizes
 from transport.sinkhorn import GRADIENTS, entropies, full_precision, normalized, sinkhorn, transport_cost, uniform_mass
 
 from .base import PromptTrainer, Score
@@ -93,6 +94,7 @@ class TwoLevelTransport:
 
     def __init__(self, learner: MultiModeLearner, options: CfgNode):
         self.learner, self.options = learner, options
+        self.known_sets: Remembered[tuple[Tensor, list[int] | None]] = Remembered()
         self.metrics: dict[str, Tensor] = {}
 
     def text_mask(self, length: int) -> Tensor:
@@ -105,12 +107,20 @@ class TwoLevelTransport:
         position = torch.arange(length, device=end.device)
         return (position < end - 1).expand(-1, learner.text_modes, -1)
 
+    def text_sets(self, length: int) -> tuple[Tensor, list[int] | None]:
+        """`text_mask` and the sizes of its sets, read once; without them in a traced graph."""
+        mask = self.text_mask(length)
+        stop = "marginal" if self.options.SCORE == "paper" else "scaling_change"
+        return mask, None if torch.compiler.is_exporting() else set_sizes(mask, stop)
+
     def __call__(self, image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
         options = self.options
         images, classes = (-1, self.learner.vision_modes), (-1, self.learner.text_modes)
         x, r = image.pooled.unflatten(0, images), image.tokens[:, 1:].unflatten(0, images)  # r without the class token
         y, s = text.pooled.unflatten(0, classes), text.tokens.unflatten(0, classes)
-        features = (x, r, y, s, self.text_mask(s.shape[2]), scale)
+        length, learner = s.shape[2], self.learner
+        mask, sizes = self.known_sets(lambda: self.text_sets(length), (learner.body, learner.end), length)
+        features = (x, r, y, s, mask, scale)
         settings = {
             "mode": options.SCORE,
             "plan": options.PLAN,
@@ -121,7 +131,7 @@ class TwoLevelTransport:
             "gradient": options.GRADIENT,
         }
         if options.FAST:
-            found = align_scores(*features, **settings)
+            found = align_scores(*features, **settings, sizes=sizes)
             logits, entropy = found.scores, (found.token_entropy, found.prompt_entropy)
         else:
             with torch.autocast(x.device.type, enabled=False):

@@ -37,6 +37,7 @@ __all__ = ["AlignScore", "PlotScore", "align_scores", "plot_scores"]
 
 MODES = ("paper", "released")
 PLANS = ("learned", "uniform")
+COSINES = 2.0  # largest difference of two costs 1 - cosine
 
 
 class AlignScore(NamedTuple):
@@ -72,6 +73,7 @@ def align_scores(
     stop: str | None = None,
     gradient: str = "constant",
     budget_bytes: int | None = None,
+    sizes: list[int] | None = None,
 ) -> AlignScore:
     """Logits of ALIGN, as `align_logits` in trainers/align.py says, in float32 whatever the inputs (float64 stays).
 
@@ -92,6 +94,7 @@ def align_scores(
         gradient: of both levels in `paper` mode with learned plans, see `transport_cost`.
         budget_bytes: work space of the token level, which takes some images and classes at a time, in the backward pass
             too; None = by device. It changes speed and memory, not the result.
+        sizes: of `set_sizes` for this mask, None = read from the mask, for which the host waits.
 
     Raises:
         ValueError: unknown mode, plan or gradient, an option out of range, shapes that do not fit, or an empty token
@@ -130,7 +133,9 @@ def align_scores(
             distance = unrolled_distance(tokens, words, mass, reg, max_iter, gradient)
         else:
             budget = workspace(budget_bytes, similarity.device)
-            distance, token_entropy, token_iterations = _token_level(tokens, text_tokens, mass, rule, budget, gradient)
+            sizes = set_sizes(text_mask, rule.stop) if sizes is None else sizes
+            level = _token_level(tokens, text_tokens, mass, sizes, rule, budget, gradient)
+            distance, token_entropy, token_iterations = level
         cost = 1 - similarity + beta * (distance if mode == "paper" else 1 - distance)  # (B, C, M, N)
         rows, cols = (cost.new_full((count,), 1 / count) for count in cost.shape[2:])
         if plan == "uniform":
@@ -139,7 +144,8 @@ def align_scores(
             weights, prompt_iterations = unrolled_plan(cost, cols, reg, max_iter), token_iterations
         else:
             group = 1 if stop == "marginal" else None
-            weights, steps, _ = sinkhorn(cost, rows, cols, reg, max_iter, rule.threshold, stop, group)
+            span = COSINES * (1 + beta)  # token-level costs lie in [0, 2] too
+            weights, steps, _ = sinkhorn(cost, rows, cols, reg, max_iter, rule.threshold, stop, group, span)
             prompt_iterations = steps.to(cost.dtype).mean()
         prompt_entropy = normalized(*entropies(weights)).mean() if plan == "learned" else token_entropy
         if mode == "paper":
@@ -200,8 +206,14 @@ def plot_scores(
         return PlotScore(scale * (1 - distance.flatten(1)), entropy, iterations)
 
 
+def set_sizes(mask: Tensor, stop: str) -> list[int]:
+    """Sizes, ascending, of the token sets of a mask (C, N, L) that are solved together; waits for the device."""
+    joint = mask.shape[1] if stop == "scaling_change" else 1
+    return mask.sum(-1).view(-1, joint).amax(1).sort().values.tolist()
+
+
 def _token_level(
-    images: Tensor, texts: Tensor, mass: Tensor, rule: Rule, budget: int, gradient: str
+    images: Tensor, texts: Tensor, mass: Tensor, sizes: list[int], rule: Rule, budget: int, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d (B, C, M, N), its plans' mean normalised entropy and mean iterations.
 
@@ -211,12 +223,12 @@ def _token_level(
         images: (B, M, J, E), normalised.
         texts: (C, N, L, E).
         mass: (C, N, L), zero outside the sets.
+        sizes: of `set_sizes`.
     """
     classes, modes, _, width = texts.shape
     joint = modes if rule.stop == "scaling_change" else 1  # sentences that are solved together
     inside = mass > 0
     longest = inside.sum(-1).view(-1, joint).amax(1)  # (U,), U = C N / joint
-    sizes = longest.sort().values.tolist()  # waits for the device
     order = longest.argsort()
     front = inside.int().argsort(stable=True, dim=-1, descending=True)[..., : sizes[-1]]  # tokens of the set first
     mass = mass.gather(2, front)
@@ -265,7 +277,7 @@ class _TokenDistance(torch.autograd.Function):
             cost = _similarity(images[some], texts[many, :, :length]).neg_().add_(1)
             cost = cost.permute(0, 3, 1, 4, 2, 5)  # (u, b, N, M, L, J)
             shape = cost.shape[:4]
-            found = solve(cost, rows, cols, rule, shape.numel() if together else n * m)
+            found = solve(cost, rows, cols, rule, shape.numel() if together else n * m, COSINES)
             plan, log_rows, log_cols = (x.view(*shape, *x.shape[1:]) for x in found[:3])
             row_sums = plan.sum(-2)
             value = plan.mul_(cost).sum((-2, -1))  # (u, b, N, M)

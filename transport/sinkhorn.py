@@ -24,7 +24,7 @@ WORKSPACES = 3
 CPU_BUDGET, GPU_BUDGET = 12 << 20, 1 << 30  # bytes; on a CPU what stays in the cache
 CHECK_EVERY = 10  # iterations between two looks at a device other than the CPU
 
-_reported: set[Rule] = set()  # settings whose lack of convergence was logged
+_reported: set[Rule] = set()  # settings whose lack of convergence was logged, or looked for once on a device
 
 
 class Transport(NamedTuple):
@@ -68,6 +68,7 @@ def sinkhorn(
     threshold: float | None = None,
     stop: str = "marginal",
     group: int | None = 1,
+    span: float = math.inf,
 ) -> Transport:
     """Plans T that minimise <T, cost> - reg * entropy(T) for given row and column sums, a batch of problems at once.
 
@@ -90,6 +91,9 @@ def sinkhorn(
             code; it depends on the scale of r, that is on reg and on the level of the cost.
         group: for `scaling_change`, the number of successive problems (in the order of the flattened leading axes) over
             which the mean runs and which stop together; None = all problems of the call.
+        span: largest difference of two costs of a problem, if it is known, such as 2 for cosines. Where it is small
+            enough for scalings, nothing is read from a device, so that the host does not wait; costs that are not
+            finite then give a plan of NaN.
 
     Returns:
         Transport(plan, iterations, error).
@@ -121,7 +125,7 @@ def sinkhorn(
     plan, iterations, error = torch.empty_like(cost), [], []
     for start in range(0, count, size):
         part = slice(start, start + size)
-        found = solve(cost[part].transpose(1, 2), rows[part], cols[part], rule, group)
+        found = solve(cost[part].transpose(1, 2), rows[part], cols[part], rule, group, span)
         plan[part] = found.plan.transpose(1, 2)
         iterations.append(found.iterations)
         error.append(found.error)
@@ -196,13 +200,13 @@ def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         (..., K).
 
     Raises:
-        ValueError: a row without any true entry, or a mask that is not bool.
+        ValueError: a row without any true entry (on a CPU), or a mask that is not bool.
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"mask is {mask.dtype}, expected torch.bool")
     count = mask.sum(-1, keepdim=True)
-    empty = 0 if torch.compiler.is_exporting() else int((count == 0).sum())
-    if empty:
+    read = mask.device.type == "cpu" and not torch.compiler.is_exporting()  # elsewhere NaN, without a wait
+    if read and (empty := int((count == 0).sum())):
         raise ValueError(f"{empty} of {count.numel()} sets have no true entry in a mask of shape {tuple(mask.shape)}")
     return mask / count.to(dtype)
 
@@ -233,7 +237,7 @@ def workspace(budget_bytes: int | None, device: torch.device) -> int:
     return CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
 
 
-def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int) -> Solution:
+def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int, largest_span: float = math.inf) -> Solution:
     """`sinkhorn` for P problems at once, without checks of shapes and masses.
 
     Args:
@@ -241,6 +245,7 @@ def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int) -> S
         rows, cols: masses, broadcastable to (..., Y) and (..., X).
         rule: the stop rule.
         group: successive problems that stop together under `scaling_change`.
+        largest_span: see `span` of `sinkhorn`.
 
     Raises:
         FloatingPointError: a cost that is not finite.
@@ -250,6 +255,8 @@ def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int) -> S
     low, high = (x.flatten() for x in (cost.amin((-2, -1)), cost.amax((-2, -1))))  # (P,)
     span, shift = (high.double() - low.double()) / rule.reg, low / rule.reg
     limit = 0.455 * math.log(torch.finfo(cost.dtype).max)  # the logarithm of a scaling stays below twice the span
+    if cost.device.type != "cpu" and largest_span / rule.reg < limit:
+        return _iterate(_exponent(cost, low, rule.reg), rows, cols, shift, rule, group, False)
     hard = span > limit
     finite = torch.isfinite(low) & torch.isfinite(high)
     wide = finite & ~((span <= WIDEST) & torch.isfinite(shift))
@@ -265,9 +272,7 @@ def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int) -> S
             f"reg (level {float(shift.abs().max()):.3g} * reg): expected a span of at most {WIDEST:g} * reg. Raise "
             f"reg or scale the cost down"
         )
-    exponent = torch.empty(cost.shape, dtype=cost.dtype, device=cost.device)  # contiguous, whatever the cost is
-    torch.sub(low.view(*cost.shape[:-2], 1, 1), cost, out=exponent).mul_(1 / rule.reg)
-    exponent = exponent.view(-1, *cost.shape[-2:])
+    exponent = _exponent(cost, low, rule.reg)
     if many in (0, len(low)) or rule.stop != "marginal":  # problems that stop together are solved together
         return _iterate(exponent, rows, cols, shift, rule, group, many > 0)
     whole = _iterate(exponent.masked_fill(hard[:, None, None], 0), rows, cols, shift, rule, group, False)
@@ -275,6 +280,35 @@ def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int) -> S
     for target, value in zip(whole, part):
         target[hard] = value
     return whole
+
+
+def _exponent(cost: Tensor, low: Tensor, reg: float) -> Tensor:
+    """(low - cost) / reg as (P, X, Y), contiguous whatever the cost is."""
+    exponent = torch.empty(cost.shape, dtype=cost.dtype, device=cost.device)
+    torch.sub(low.view(*cost.shape[:-2], 1, 1), cost, out=exponent).mul_(1 / reg)
+    return exponent.view(-1, *cost.shape[-2:])
+
+
+class _Signal:
+    """True once a flag has become false, as far as the host knows without waiting for the device."""
+
+    def __init__(self) -> None:
+        self.sent: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, flag: Tensor) -> bool:
+        if flag.device.type != "cuda":
+            return not bool(flag)
+        if self.sent is not None and self.sent[1].query():
+            if not bool(self.sent[0]):
+                return True
+            self.sent = None
+        if self.sent is None:
+            known = torch.empty((), dtype=torch.bool, pin_memory=True)
+            known.copy_(flag, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self.sent = known, event
+        return False
 
 
 def _iterate(
@@ -311,7 +345,7 @@ def _iterate(
     active = torch.ones(shift.shape, dtype=torch.bool, device=shift.device)
     iterations = torch.zeros(shift.shape, dtype=torch.int64, device=shift.device)
     previous = (masses > 0).to(masses.dtype)  # r = 1 at the start
-    sums = total(c, 1)
+    sums, all_stopped = total(c, 1), _Signal()
     r = divide(rows, sums)
     for step in range(1, rule.max_iter + 1):
         going = active.unsqueeze(-1)
@@ -326,7 +360,7 @@ def _iterate(
             value = times(r, offset)  # with the kernel exp(-cost / reg)
             active = active & ~(_mean_change(value - previous, masses, group) < rule.threshold)
             previous = value
-        if step % every == 0 and not bool(active.any()):
+        if step % every == 0 and all_stopped(active.any()):
             break
     _report(active, error, rule)
     if logarithms:
@@ -346,7 +380,11 @@ def _mean_change(change: Tensor, rows: Tensor, group: int) -> Tensor:
 
 def _report(active: Tensor, error: Tensor, rule: Rule) -> None:
     """Logs once per setting that problems did not meet their stop rule."""
-    if rule in _reported or not bool(active.any()):
+    if rule in _reported:
+        return
+    if active.device.type != "cpu":
+        _reported.add(rule)  # looked for in the first call alone, so that the host does not wait in every step
+    if not bool(active.any()):
         return
     _reported.add(rule)
     logger.warning(
@@ -367,7 +405,9 @@ def _mass(mass: Tensor, cost: Tensor, shape: tuple[int, ...], name: str) -> Tens
 
 
 def _check_masses(rows: Tensor, cols: Tensor) -> bool:
-    """True if some mass is zero; also checks that the masses are possible (one wait for the device)."""
+    """True if some mass may be zero; also checks that the masses are possible, on a CPU: elsewhere it would wait."""
+    if rows.device.type != "cpu":
+        return True
     total, other = rows.sum(-1), cols.sum(-1)
     possible = (rows >= 0).all() & (cols >= 0).all() & (total > 0).all() & torch.isfinite(total + other).all()
     gap = ((total - other).abs() / total).max()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clip import CLIP, Prompts
+from clip.text_plan import Remembered
 from trainers.parts.prompts import (
     Learner,
     Sentences,
@@ -25,10 +26,12 @@ from trainers.parts.prompts import (
     word_tokens,
 )
 
+_modes: Remembered[Tensor] = Remembered()
+
 
 def modes_of_rows(ids: Tensor, modes: int) -> Tensor:
     """(C * N,) mode of every sentence of class-major `ids` (C * N, L)."""
-    return torch.arange(len(ids), device=ids.device) % modes
+    return _modes(lambda: torch.arange(len(ids), device=ids.device) % modes, (ids,), modes)
 
 
 def mode_similarity(features: Tensor) -> Tensor:
