@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 import clip
 import trainers  # noqa: F401 - registers the methods
-from align_prompt.bundle import BUNDLE, FORGOTTEN, is_bundle, read_bundle
+from align_prompt.bundle import BUNDLE, FORGOTTEN, is_bundle, leaves, read_bundle
 from clip import CLIP, Encoded
 from dassl.config import ConfigError, check_values
 from dassl.data.datasets import DATASET_REGISTRY
@@ -219,5 +219,6 @@ def config_of(text: str, origin: str, imports: Sequence[str]) -> CfgNode:
 def cleaned(cfg: CfgNode) -> CfgNode:
     """The config with defaults in the place of what belongs to a machine."""
     cfg = cfg.clone()
-    cfg.merge_from_list([item for pair in FORGOTTEN.items() for item in pair])
+    course = {key: 0 for key, _ in leaves(cfg.TRAINER, "TRAINER.") if key.endswith(".EVAL_FREQ")}
+    cfg.merge_from_list([item for pair in {**FORGOTTEN, **course}.items() for item in pair])
     return cfg

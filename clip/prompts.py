@@ -178,7 +178,8 @@ def check_slots(slots: Tensor | None, rows: int, count: int, stop: Tensor, what:
 
 
 def _check_shape(what: str, values: Tensor, rows: int, count: int, width: int) -> None:
-    if tuple(values.shape) not in ((count, width), (rows, count, width)):
+    expected = (count, width) if values.dim() == 2 else (rows, count, width)
+    if tuple(values.shape) != expected:  # one comparison of equal lengths: rows may be a symbol of torch.export
         raise ValueError(
             f"{what} of shape {tuple(values.shape)} does not fit; "
             f"expected ({count}, {width}) or ({rows}, {count}, {width})"

@@ -51,7 +51,7 @@ def test_methods_without_a_classifier_matrix_say_why(method, options, reason, tr
 
 
 GRAPHS = {
-    "CoOp": (),
+    "MaPLe": ("TRAINER.MAPLE.PROMPT_DEPTH", 2),
     "ALIGN": ("TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2)
     + ("TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2, "TRAINER.ALIGN.MAX_ITER", 5, "TRAINER.ALIGN.THRESHOLD", 1e-9),
 }

@@ -38,7 +38,7 @@ class PretrainingTrainer(CLIPTrainer):
     def check_eval_freq(self) -> None:
         """ValueError if EVAL_FREQ asks for evaluations of data without test images."""
         freq, data = self.options.EVAL_FREQ, self.cfg.DATASET.NAME
-        if freq > 0 and self.test_loader is None and self.dm.dataset.train_x:
+        if freq > 0 and self.test_loader is None:
             raise ValueError(f"TRAINER.{self.node}.EVAL_FREQ is {freq}, but {data} has no test images: set it 0")
 
     def with_classes(self, model: CLIP) -> PromptedCLIP:
