@@ -57,6 +57,7 @@ SHARED = {
     "trainers.parts.modes": {"trainers.parts.prompts"},
     "trainers.parts.set_transport": {"trainers.parts.modes"},
     "trainers.parts.token_alignment": {"trainers.parts.losses", "trainers.parts.masking"},
+    "trainers.parts.wrapper": {"trainers.base", "trainers.parts.prompted_clip", "trainers.parts.prompts"},
     "trainers.parts.descriptions": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.teacher": {"trainers.parts.losses", "trainers.parts.prompted_clip"},
     "trainers.parts.prompted_clip": {f"trainers.parts.{name}" for name in ("prompts", "losses", "memory")},

@@ -3,8 +3,8 @@
 Gao et al., "LAMM: Label Alignment for Multi-Modal Prompt Learning", AAAI 2024.
 
 `LAMM` trains the tokens in fixed sentences, `CoOpLAMM`, `MaPLeLAMM` and `ALIGNLAMM` train them together with what CoOp,
-MaPLe and ALIGN learn. All four are made by `aligned` from the registered method: its learner, inside `LabelTokens`, its
-score, and the hierarchical loss on top.
+MaPLe and ALIGN learn. All four are the registered method with a `LabelAlignment` around it: its learner, inside
+`LabelTokens`, its score, and the hierarchical loss on top.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import check_classnames
 from trainers.parts.label_tokens import PLACES, TOKENS, LabelTokens, feature_term, logit_term
 from trainers.parts.prompts import Learner
-
-from .base import Output, PromptTrainer
+from trainers.parts.wrapper import Wrapper, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -53,128 +52,103 @@ DEFAULTS = {
 }
 
 
-def aligned(method: type[PromptTrainer], trainer_name: str) -> type[PromptTrainer]:
-    """The trainer of a registered method with label tokens and the hierarchical loss, registered as `trainer_name`."""
+class LabelAlignment(Wrapper):
+    """Label tokens in the learner of another method, and the hierarchical loss on top of its own."""
 
-    class LabelAligned(method):  # type: ignore[misc, valid-type]
-        by_steps = True
-        reference: Encoded | None = None  # text features with plain words, of the learner as it starts
-        kept: dict[str, Tensor] | None = None  # label tokens of classes trained before these, by name
+    node = "LAMM"
+    reference: Encoded | None = None  # text features with plain words, of the learner as it starts
+    kept: dict[str, Tensor] | None = None  # label tokens of classes trained before these, by name
 
-        @staticmethod
-        def defaults() -> CfgNode:
-            return CfgNode({**method.defaults(), "LAMM": DEFAULTS})  # type: ignore[attr-defined]
+    @staticmethod
+    def defaults() -> CfgNode:
+        return CfgNode({"LAMM": DEFAULTS})
 
-        @property
-        def label_options(self) -> CfgNode:
-            return self.cfg.TRAINER.LAMM
+    def check_cfg(self, cfg) -> None:
+        options = cfg.TRAINER.LAMM
+        choices = {"TOKENS": TOKENS, "PLACE": PLACES, "LOGIT_TARGET": TARGETS, "REFERENCE": REFERENCES}
+        choices["UNSEEN"] = UNSEEN
+        weight = (lambda value: value is None or value >= 0, "0 or more")
+        rules: dict = {key: (known.__contains__, f"one of {', '.join(known)}") for key, known in choices.items()}
+        rules |= dict.fromkeys(("W_PARAM", "W_FEATURE", "W_LOGIT"), weight)
+        rules["TEMPERATURE"] = (lambda value: value > 0, "a number above 0")
+        self.trainer.check_options(cfg, rules, "LAMM")
+        if options.HIERARCHICAL and options.W_PARAM is None and cfg.DATASET.NUM_SHOTS < 1:
+            raise ValueError("TRAINER.LAMM.W_PARAM None is 1 / shots: set DATASET.NUM_SHOTS, or W_PARAM to a number")
 
-        def check_cfg(self, cfg) -> None:
-            super().check_cfg(cfg)
-            options = cfg.TRAINER.LAMM
-            choices = {"TOKENS": TOKENS, "PLACE": PLACES, "LOGIT_TARGET": TARGETS}
-            choices |= {"REFERENCE": REFERENCES, "UNSEEN": UNSEEN}
-            weight = (lambda value: value is None or value >= 0, "0 or more")
-            rules: dict = {key: (known.__contains__, f"one of {', '.join(known)}") for key, known in choices.items()}
-            rules |= dict.fromkeys(("W_PARAM", "W_FEATURE", "W_LOGIT"), weight)
-            rules["TEMPERATURE"] = (lambda value: value > 0, "a number above 0")
-            self.check_options(cfg, rules, "LAMM")
-            if options.HIERARCHICAL and options.W_PARAM is None and cfg.DATASET.NUM_SHOTS < 1:
-                raise ValueError(
-                    "TRAINER.LAMM.W_PARAM None is 1 / shots: set DATASET.NUM_SHOTS, or W_PARAM to a number"
-                )
+    def learner(self, inner, model, classnames) -> Learner:
+        options = self.options
+        return LabelTokens(model, inner, classnames, options.TOKENS, options.PLACE, options.RANDOM_INIT)
 
-        def build_learner(self, model, classnames) -> Learner:
-            options = self.label_options
-            inner = super().build_learner(model, classnames)
-            return LabelTokens(model, inner, classnames, options.TOKENS, options.PLACE, options.RANDOM_INIT)
+    def inner(self, learner) -> Learner:
+        return learner.inner
 
-        def build_score(self, learner):
-            return super().build_score(learner.inner)
+    def built(self) -> None:
+        if self.options.HIERARCHICAL and self.options.REFERENCE == "start":
+            with torch.no_grad(), self.trainer.precision.autocast():
+                self.reference = self.encode_words()
 
-        def build_model(self) -> None:
-            super().build_model()
-            self.metrics_of_step: dict[str, Tensor] = {}
-            if self.label_options.HIERARCHICAL and self.label_options.REFERENCE == "start":
-                with torch.no_grad(), self.precision.autocast():
-                    self.reference = self.encode_words()
+    def encode_words(self) -> Encoded:
+        """Text features of the learner with the plain words of all class names."""
+        return self.trainer.model.clip.encode_text(*self.trainer.model.learner.text_prompts())
 
-        def encode_words(self) -> Encoded:
-            """Text features of the learner with the plain words of all class names."""
-            return self.model.clip.encode_text(*self.model.learner.text_prompts())
+    def losses(self, terms, output, label) -> dict[str, Tensor]:
+        options, model = self.options, self.trainer.model
+        if not options.HIERARCHICAL:
+            return terms
+        reference = self.encode_words() if self.reference is None else self.reference
+        logits = model.score(output.image, reference, model.clip.logit_scale.exp())
+        weight = 1 / self.trainer.cfg.DATASET.NUM_SHOTS if options.W_PARAM is None else options.W_PARAM
+        modes, skip = model.learner.text_modes, options.SKIP_SINGLE_CLASS
+        feature = feature_term(output.text.pooled, reference.pooled, label, modes, skip)
+        logit = logit_term(output.logits, logits, options.TEMPERATURE, options.LOGIT_TARGET)
+        return {
+            **terms,
+            "param": weight * model.learner.parameter_distance(),
+            "feature": options.W_FEATURE * feature,
+            "logit": options.W_LOGIT * logit,
+        }
 
-        def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-            self.metrics_of_step = super().extra_metrics()  # before the reference is scored
-            terms, options = super().extra_losses(output, label), self.label_options
-            if not options.HIERARCHICAL:
-                return terms
-            learner = self.model.learner
-            reference = self.encode_words() if self.reference is None else self.reference
-            logits = self.model.score(output.image, reference, self.model.clip.logit_scale.exp())
-            weight = 1 / self.cfg.DATASET.NUM_SHOTS if options.W_PARAM is None else options.W_PARAM
-            feature = feature_term(
-                output.text.pooled, reference.pooled, label, learner.text_modes, options.SKIP_SINGLE_CLASS
-            )
-            logit = logit_term(output.logits, logits, options.TEMPERATURE, options.LOGIT_TARGET)
-            return {
-                **terms,
-                "param": weight * learner.parameter_distance(),
-                "feature": options.W_FEATURE * feature,
-                "logit": options.W_LOGIT * logit,
-            }
+    def weights(self, path, checkpoint, own) -> dict[str, Tensor]:
+        """Label tokens by class name: those of the file where it has them, else plain words, if UNSEEN allows.
 
-        def extra_metrics(self) -> dict[str, Tensor]:
-            return self.metrics_of_step
+        Raises:
+            ValueError: other classes and UNSEEN is `refuse`, or the learner around the tokens is class-bound.
+        """
+        learner, stored = self.trainer.model.learner, list(checkpoint.get("classnames") or ())
+        weights, names = dict(checkpoint["state_dict"]), self.trainer.classnames()
+        if learner.inner.class_bound or not stored:
+            check_classnames(path, checkpoint, names)
+        elif self.options.UNSEEN == "refuse":
+            try:
+                check_classnames(path, checkpoint, names)
+            except ValueError as err:
+                raise ValueError(f"{err}; TRAINER.LAMM.UNSEEN words matches classes by name") from err
+        if not self.options.LOAD_TOKENS:
+            weights["vectors"] = learner.start
+        elif stored and {"vectors", "lengths"} <= weights.keys():
+            kept = (checkpoint.get("extra") or {}).get("label_tokens", {})
+            trained = weights["vectors"].split(weights["lengths"].tolist())
+            self.match_tokens(names, {**kept, **dict(zip(stored, trained))})
+            weights["vectors"], weights["lengths"] = learner.vectors.detach(), learner.lengths
+        return weights
 
-        def for_classes(self, path, checkpoint) -> dict[str, Tensor]:
-            """Label tokens by class name: those of the file where it has them, else plain words, if UNSEEN allows.
+    def match_tokens(self, names: list[str], known: dict[str, Tensor]) -> None:
+        """Gives the classes the `known` vectors of their names; vectors of classes not among these are kept."""
+        self.trainer.model.learner.match(names, known)
+        self.kept = {name: value for name, value in known.items() if name not in names}
+        missing = [name for name in names if name not in known]
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            logger.warning("%d classes were not trained and use their plain words: %s", len(missing), shown)
 
-            Raises:
-                ValueError: other classes and UNSEEN is `refuse`, or the learner around the tokens is class-bound.
-            """
-            learner, stored = self.model.learner, list(checkpoint.get("classnames") or ())
-            weights = dict(checkpoint["state_dict"])
-            if learner.inner.class_bound or not stored:
-                check_classnames(path, checkpoint, self.classnames())
-            elif self.label_options.UNSEEN == "refuse":
-                try:
-                    check_classnames(path, checkpoint, self.classnames())
-                except ValueError as err:
-                    raise ValueError(f"{err}; TRAINER.LAMM.UNSEEN words matches classes by name") from err
-            if not self.label_options.LOAD_TOKENS:
-                weights["vectors"] = learner.start
-            elif stored and {"vectors", "lengths"} <= weights.keys():
-                kept = (checkpoint.get("extra") or {}).get("label_tokens", {})
-                trained = weights["vectors"].split(weights["lengths"].tolist())
-                self.match_tokens({**kept, **dict(zip(stored, trained))})
-                weights["vectors"], weights["lengths"] = learner.vectors.detach(), learner.lengths
-            return weights
+    def state(self) -> dict:
+        return {"label_tokens": self.kept} if self.kept else {}
 
-        def match_tokens(self, known: dict[str, Tensor]) -> None:
-            """Gives the classes the `known` vectors of their names; vectors of classes not among these are kept."""
-            names = self.classnames()
-            self.model.learner.match(names, known)
-            self.kept = {name: value for name, value in known.items() if name not in names}
-            missing = [name for name in names if name not in known]
-            if missing:
-                shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-                logger.warning("%d classes were not trained and use their plain words: %s", len(missing), shown)
-
-        def extra_state(self) -> dict:
-            state = super().extra_state()
-            return {**state, "label_tokens": self.kept} if self.kept else state
-
-        def load_extra_state(self, state: dict) -> None:
-            self.kept = state.get("label_tokens")
-            super().load_extra_state({key: value for key, value in state.items() if key != "label_tokens"})
-
-    LabelAligned.__name__ = LabelAligned.__qualname__ = trainer_name
-    LabelAligned.__doc__ = f"{method.__name__} with trainable label tokens and LAMM's hierarchical loss."
-    TRAINER_REGISTRY.register()(LabelAligned)
-    return LabelAligned
+    def load_state(self, state) -> None:
+        self.kept = state.pop("label_tokens", None)
 
 
-LAMM = aligned(TRAINER_REGISTRY.get("ZeroshotCLIP"), "LAMM")
-CoOpLAMM = aligned(TRAINER_REGISTRY.get("CoOp"), "CoOpLAMM")
-MaPLeLAMM = aligned(TRAINER_REGISTRY.get("MaPLe"), "MaPLeLAMM")
-ALIGNLAMM = aligned(TRAINER_REGISTRY.get("ALIGN"), "ALIGNLAMM")
+LAMM = wrap(TRAINER_REGISTRY.get("ZeroshotCLIP"), LabelAlignment, "LAMM")
+CoOpLAMM = wrap(TRAINER_REGISTRY.get("CoOp"), LabelAlignment, "CoOpLAMM")
+MaPLeLAMM = wrap(TRAINER_REGISTRY.get("MaPLe"), LabelAlignment, "MaPLeLAMM")
+ALIGNLAMM = wrap(TRAINER_REGISTRY.get("ALIGN"), LabelAlignment, "ALIGNLAMM")

@@ -16,8 +16,9 @@ from plain_towers import (
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from trainers.lamm import ALIGNLAMM, DEFAULTS, LAMM, CoOpLAMM, MaPLeLAMM
+from trainers.lamm import ALIGNLAMM, DEFAULTS, LAMM, CoOpLAMM, LabelAlignment, MaPLeLAMM
 from trainers.parts.prompts import init_context, word_tokens
+from trainers.parts.wrapper import wrap
 
 LABELS = torch.tensor([0, 3, 1])
 SHOTS = 4  # of trainer_of
@@ -26,9 +27,7 @@ SHOTS = 4  # of trainer_of
 def build(method, model, names, label_options=(), **options):
     """A bare trainer whose label tokens and prompts have moved away from where they started."""
     torch.manual_seed(1)
-    trainer = trainer_of(method, model, names, others={"LAMM": dict(label_options)}, **options)
-    trainer.metrics_of_step = {}
-    return trainer
+    return trainer_of(method, model, names, others={"LAMM": dict(label_options)}, **options)
 
 
 def words_of(model, name):
@@ -133,11 +132,11 @@ def test_the_reference_at_the_start_is_fixed(tiny_clip, names, images):
     torch.manual_seed(1)
     trainer = build(CoOpLAMM, tiny_clip, names, N_CTX=3)
     with torch.no_grad():
-        trainer.reference = trainer.encode_words()
-        first = trainer.reference.pooled.clone()
+        trainer.wrapper.reference = trainer.wrapper.encode_words()
+        first = trainer.wrapper.reference.pooled.clone()
         trainer.model.learner.inner.ctx.add_(1.0)
     found = trainer.losses({"img": images, "label": LABELS})
-    torch.testing.assert_close(trainer.reference.pooled, first)
+    torch.testing.assert_close(trainer.wrapper.reference.pooled, first)
     text = trainer.model.encode_text().pooled
     cosines = [unit(text[c]) @ unit(first[c]) for c in LABELS.tolist()]
     torch.testing.assert_close(found["feature"], 1 - sum(cosines) / 3, rtol=1e-4, atol=1e-6)
@@ -198,7 +197,7 @@ def test_over_the_left_over_word_the_text_moves_at_the_start(tiny_clip, names):
     trainer = build(MaPLeLAMM, tiny_clip, names, {"TOKENS": "one", "PLACE": "prefix"}, PROMPT_DEPTH=2)
     with torch.no_grad():
         trainer.model.learner.vectors.copy_(trainer.model.learner.start)
-        assert not torch.allclose(trainer.model.encode_text().pooled, trainer.encode_words().pooled, atol=1e-3)
+        assert not torch.allclose(trainer.model.encode_text().pooled, trainer.wrapper.encode_words().pooled, atol=1e-3)
         assert trainer.model.learner.slots.tolist() == [[3]] * len(names)
 
 
@@ -263,7 +262,7 @@ def test_tokens_of_earlier_classes_are_kept(tiny_clip, names):
     joint.model.learner.load_state_dict(joint.for_classes("file", later))
     for found, expected in zip(joint.model.learner.tokens_by_class(), [*old, *second.model.learner.tokens_by_class()]):
         torch.testing.assert_close(found[: len(expected)], expected)
-    assert joint.kept == {}
+    assert joint.wrapper.kept == {}
 
 
 def test_evaluation_from_the_words(tiny_clip, names):
@@ -290,3 +289,8 @@ def test_bad_options(change, message):
     trainer = object.__new__(CoOpLAMM)
     with pytest.raises(ValueError, match=message):
         trainer.check_cfg(CfgNode({"TRAINER": node, "DATASET": {"NUM_SHOTS": shots}}))
+
+
+def test_a_wrapped_method_is_not_wrapped_again():
+    with pytest.raises(ValueError, match="CoOpLAMM is wrapped already; Twice needs a method without a wrapper"):
+        wrap(CoOpLAMM, LabelAlignment, "Twice")
