@@ -39,9 +39,7 @@ bench: setup      ## every benchmark, which takes hours; lines and a plot in out
 	for name in methods sinkhorn feature_cache; do \
 	  $(PYTHON) -m benchmarks $$name --threads $(THREADS) | tee output/benchmarks/$$name.txt || exit 1; \
 	done
-	for name in positions loader checkpoint quickstart; do \
-	  $(PYTHON) -m benchmarks $$name | tee output/benchmarks/$$name.txt || exit 1; \
-	done
+	$(PYTHON) -m benchmarks loader | tee output/benchmarks/loader.txt
 
 pages:            ## docs/results: Markdown and one HTML page per recipe of the embedded benchmark, from the runs in output/
 	for recipe in recipes/embedded_*.yaml; do \

@@ -3,18 +3,15 @@
 import argparse
 import logging
 
-from . import align_step, checkpoint, feature_cache, gpu, loader, methods, plot, positions, quickstart, shots, sinkhorn
+from . import align_step, feature_cache, gpu, loader, methods, plot, shots, sinkhorn
 
 BENCHMARKS = {
     "align_step": align_step,
-    "checkpoint": checkpoint,
     "feature_cache": feature_cache,
     "gpu": gpu,
     "loader": loader,
     "methods": methods,
     "plot": plot,
-    "positions": positions,
-    "quickstart": quickstart,
     "shots": shots,
     "sinkhorn": sinkhorn,
 }

@@ -394,3 +394,16 @@ def test_setup_tells_what_a_failed_installation_needs_and_tries_again(tmp_path):
     assert re.search(r"PIP SAYS\nerror: pip could not install .*expected .*7 GB.*found [0-9.]+ GB free", failed.stderr)
     assert [setup(0).returncode, setup(0).returncode] == [0, 0]
     assert len((tmp_path / "calls").read_text().splitlines()) == 2  # the third call finds everything installed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="the script would install its environment first")
+def test_quickstart_from_an_empty_folder(tmp_path):
+    """The README's first command, with the method that does not train."""
+    places = {"DATA": str(tmp_path / "data"), "OUTPUT": str(tmp_path), "METHODS": "ZeroshotCLIP"}
+    script = str(ROOT / "scripts" / "quickstart.sh")
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env={**os.environ, **places})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "quickstart" / "ZeroshotCLIP" / "result.json").is_file()
+    assert "ZeroshotCLIP" in (tmp_path / "quickstart" / "table.md").read_text()
+    assert (tmp_path / "quickstart" / "chart.png").is_file()

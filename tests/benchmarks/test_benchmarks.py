@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import checkpoint, loader, methods, plot, positions, quickstart, shots, sinkhorn
+from benchmarks import loader, methods, plot, shots, sinkhorn
 from benchmarks.align_step import extend
 from benchmarks.report import show
 
@@ -87,21 +87,6 @@ def test_loader_benchmark_on_few_pictures(capsys, monkeypatch):
     assert lines[0]["settings"]["images"] == 30
 
 
-def test_positions_of_a_class_list(capsys, tmp_path, monkeypatch):
-    """Counted by hand: CoOp's 17 first positions are the same for all of EuroSAT's classes."""
-    parser = argparse.ArgumentParser()
-    positions.add_arguments(parser)
-    small = {**positions.VIT_B16, "transformer_width": 64, "transformer_heads": 1, "vision_width": 64}
-    monkeypatch.setattr(positions, "VIT_B16", small)
-    monkeypatch.setitem(positions.GROUP_COST, True, 0)
-    positions.run(parser.parse_args(["--lists", "EuroSAT", "--plot", str(tmp_path / "counts.png")]))
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    found = {line["figure"]: line["value"] for line in lines if line["settings"]["sentence"].startswith("CoOp")}
-    assert found["all"] == 770
-    assert found["shared"] == found["grouped"] - 10 * 17 + 17
-    assert (tmp_path / "counts.png").stat().st_size > 1000
-
-
 def arguments_of(module, *given):
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
@@ -116,18 +101,6 @@ def figures_of(capsys):
             record = json.loads(line)
             found.setdefault(tuple(record["settings"].values()), {})[record["figure"]] = record["value"]
     return found
-
-
-def test_checkpoints_of_a_small_model(capsys, monkeypatch):
-    small = {**positions.VIT_B16, "vision_width": 64, "transformer_width": 64, "transformer_heads": 1}
-    monkeypatch.setattr(checkpoint, "VIT_B16", small)
-    checkpoint.run(arguments_of(checkpoint, "--rounds", 1))
-    found = figures_of(capsys)
-    assert list(found) == [("CoOp",), ("ALIGN",), ("backbone",)]
-    for figures in found.values():
-        assert figures["save / plain"] == pytest.approx(figures["save_s"] / figures["plain_save_s"], rel=1e-2)
-        assert figures["load / plain"] == pytest.approx(figures["load_s"] / figures["plain_load_s"], rel=1e-2)
-    assert found["CoOp",]["mib"] < found["ALIGN",]["mib"] < found["backbone",]["mib"]
 
 
 @pytest.mark.slow
@@ -174,12 +147,3 @@ def test_plot_without_figures(tmp_path):
             plot.run(arguments_of(plot, tmp_path / "out.txt", "--output", tmp_path / "plot.png"))
     with pytest.raises(SystemExit, match="nothing"):
         plot.run(arguments_of(plot, tmp_path / "nothing.txt", "--output", tmp_path / "plot.png"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (quickstart.ROOT / ".venv").is_dir(), reason="the script would install its environment first")
-def test_quickstart_from_an_empty_folder(capsys):
-    quickstart.run(arguments_of(quickstart, "--methods", "ZeroshotCLIP"))
-    (figures,) = figures_of(capsys).values()
-    assert figures["whole_s"] == pytest.approx(figures["ZeroshotCLIP_s"] + figures["other_s"], abs=0.02)
-    assert figures["other_s"] > 0
