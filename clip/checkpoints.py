@@ -251,7 +251,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path.name} is no JSON ({error})") from error
+        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} holds a {type(content).__name__}, not an object")
     return content

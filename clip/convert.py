@@ -78,7 +78,7 @@ def layout(weights: StateDict) -> str:
     if "text_model.embeddings.token_embedding.weight" in weights:
         return "huggingface"
     raise CheckpointError(
-        "these are no CLIP weights: none of token_embedding.weight (OpenAI, open_clip), text.token_embedding.weight "
+        "these are not CLIP weights: none of token_embedding.weight (OpenAI, open_clip), text.token_embedding.weight "
         "(open_clip) and text_model.embeddings.token_embedding.weight (Hugging Face) is among the "
         f"{len(weights)} entries {_some(list(weights))}"
     )

@@ -28,8 +28,8 @@ FACTS = ("quick_gelu", "vision_heads", "transformer_heads", "rope_grid")
 """Entries that :func:`plain_copy` stores beside the weights: what their shapes do not tell."""
 
 
-class LegacyBlock(Block):
-    """A block that, called with a sequence alone, takes and returns (L, rows, d) and brings its own mask."""
+class _SequenceFirst(nn.Module):
+    """Called with a sequence alone, takes and returns (L, rows, d) and brings its own mask."""
 
     causal = False
 
@@ -37,21 +37,16 @@ class LegacyBlock(Block):
         """x: (L, rows, d), or with further arguments (rows, L, d). Returns the same shape."""
         if args or options:
             return super().forward(x, *args, **options)
-        own = causal_mask(len(x), x.device) if self.causal else None
-        return super().forward(x.transpose(0, 1), own).transpose(0, 1)
+        mask = causal_mask(len(x), x.device) if self.causal else None
+        return super().forward(x.transpose(0, 1), mask).transpose(0, 1)
 
 
-class LegacyTransformer(Transformer):
-    """A transformer that, called with a sequence alone, takes and returns (L, rows, d) and brings its own mask."""
+class LegacyBlock(_SequenceFirst, Block):
+    """A block for code that calls it with a sequence alone."""
 
-    causal = False
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """x: (L, rows, d), or with further arguments (rows, L, d). Returns the same shape."""
-        if args or options:
-            return super().forward(x, *args, **options)
-        own = causal_mask(len(x), x.device) if self.causal else None
-        return super().forward(x.transpose(0, 1), own).transpose(0, 1)
+class LegacyTransformer(_SequenceFirst, Transformer):
+    """A transformer for code that calls it with a sequence alone."""
 
 
 class LegacyVisionTransformer(VisionTransformer):
@@ -147,7 +142,7 @@ def plain_copy(path: Path, folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CLIP.
+        ValueError: it is not a CLIP.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")

@@ -89,7 +89,7 @@ class SimpleTokenizer:
         return [i for word in WORDS.findall(clean(text)) for i in self._word_ids(word)]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids; a space follows each word, bytes that are no UTF-8 become the replacement character."""
+        """Text of token ids; a space follows each word, bytes that are not UTF-8 become the replacement character."""
         text = "".join(self.decoder[int(i)] for i in ids)
         raw = bytearray(self.byte_decoder[character] for character in text)
         return raw.decode("utf-8", errors="replace").replace(WORD_END, " ")

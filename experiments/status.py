@@ -169,7 +169,7 @@ def finished_result(run: Run) -> dict[str, Any]:
 
     Raises:
         OSError: it is not there.
-        ValueError: it is no JSON, lacks a figure, or is of another run.
+        ValueError: it is not JSON, lacks a figure, or is of another run.
     """
     result = read_result(run.output_dir)
     err = _error_of(result, run)

@@ -136,7 +136,7 @@ def export(checkpoint: str, folder: str | Path, head: bool = True) -> dict[str, 
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it is no CLIP with a vision transformer.
+        ValueError: it is not a CLIP with a vision transformer.
     """
     model, info = load_checkpoint(find_checkpoint(checkpoint))
     weights, config = timm_weights(model, head), timm_config(model, info, head)

@@ -158,7 +158,7 @@ def draw_similarity(models: Sequence[tuple[str, str]], images: Sequence[tuple[Pa
 def _pair(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     if not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a NAME=VALUE")
     return name, value
 
 

@@ -56,7 +56,7 @@ def write_json(obj: Any, fpath: PathLike) -> None:
     """Write `obj` as JSON with an indent of 4, atomically (see atomic_write). The object comes first, as in Dassl.
 
     Raises:
-        ValueError: a value is not finite; TypeError: a value is no JSON type. Nothing is written then.
+        ValueError: a value is not finite; TypeError: a value is not a JSON type. Nothing is written then.
     """
     write_text(json.dumps(obj, indent=4, separators=(",", ": "), ensure_ascii=False, allow_nan=False) + "\n", fpath)
 

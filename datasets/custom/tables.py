@@ -163,7 +163,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 record = json.loads(line)
             except ValueError as err:
-                raise ValueError(f"{where} is no JSON: {err}") from err
+                raise ValueError(f"{where} is not JSON: {err}") from err
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is {record!r}, expected an object")
             yield where, record

@@ -119,7 +119,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Lines of a text file without line ends and empty lines.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is no UTF-8 text, or empty.
+        FileNotFoundError: there is no such file. ValueError: it is not UTF-8 text, or empty.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'there is no annotation file "{path}"')

@@ -266,7 +266,7 @@ def test_files_of_other_kinds_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"mixed\.pt: a state dict holds tensors only.*epoch"):
         clip.load(tmp_path / "mixed.pt")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
-    with pytest.raises(ValueError, match=r"resnet\.pt: these are no CLIP weights.*fc\.weight"):
+    with pytest.raises(ValueError, match=r"resnet\.pt: these are not CLIP weights.*fc\.weight"):
         clip.load(tmp_path / "resnet.pt")
     with pytest.raises(FileNotFoundError, match="missing"):
         clip.load(tmp_path / "missing.pt")
@@ -366,7 +366,7 @@ def test_open_clip_variants_are_refused(tiny, tmp_path, part, setting):
 def test_broken_configuration_is_named(tiny, tmp_path):
     path = open_clip_folder(tmp_path, tiny, None)
     (tmp_path / "open_clip_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"open_clip_config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"open_clip_config\.json is not JSON"):
         clip.load(path)
     (tmp_path / "open_clip_config.json").write_text("[]")
     with pytest.raises(ValueError, match="holds a list"):

@@ -38,7 +38,7 @@ def read_descriptions(paths: Sequence[str], classnames: Sequence[str], subset: b
         try:
             content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as err:
-            raise ValueError(f"{path} is no JSON file: {err}") from err
+            raise ValueError(f"{path} is not a JSON file: {err}") from err
         if not isinstance(content, dict) or not all(map(_is_sentences, content.values())):
             raise ValueError(f"{path} holds no descriptions: expected {{class name: [sentence, ...], ...}}")
         by_key = {_key(name): sentences for name, sentences in content.items()}

@@ -22,7 +22,7 @@ def input_options(found: clip.Input) -> dict[str, Any]:
 
 
 def backbone_input(name: str) -> dict[str, Any] | None:
-    """Keys of INPUT by MODEL.BACKBONE.NAME; None if it is no CLIP."""
+    """Keys of INPUT by MODEL.BACKBONE.NAME; None if it is not a CLIP."""
     found = clip.input_of(name) if name else None
     return None if found is None else input_options(found)
 

@@ -48,7 +48,7 @@ def test_several_sources_in_the_order_of_the_classes(write):
         ({**FIRST, "Cat": "x"}, "holds no descriptions: expected {class name"),
         ({**FIRST, "Cat": [" "]}, "holds no descriptions"),
         ([1], "holds no descriptions"),
-        ("{", "is no JSON file"),
+        ("{", "is not a JSON file"),
     ],
 )
 def test_files_that_do_not_fit(write, content, message):
