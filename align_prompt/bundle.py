@@ -113,7 +113,7 @@ def write_bundle(model: Model, path: Path, backbone: bool = False, features: boo
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file of safetensors says that it is a bundle."""
+    """True if a safetensors file says that it is a bundle."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format") == FORMAT
@@ -235,7 +235,7 @@ def _small(value: Tensor) -> Tensor:
 
 
 def _facts(model: CLIP) -> dict[str, Any]:
-    """What the weights of a CLIP do not tell: arguments of `clip.build_model`."""
+    """Metadata that the weights of a CLIP do not contain: arguments of `clip.build_model`."""
     facts: dict[str, Any] = {
         "quick_gelu": model.quick_gelu,
         "vision_heads": model.visual.heads,

@@ -1,4 +1,4 @@
-"""What towers compute on the way, on request: layers, attention maps, and features before the projection."""
+"""Intermediate results of the towers, on request: layers, attention maps, and features before the projection."""
 
 from __future__ import annotations
 

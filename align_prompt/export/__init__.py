@@ -1,1 +1,1 @@
-"""What a trained model is written to for use elsewhere."""
+"""Export formats of a trained model."""

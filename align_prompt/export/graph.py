@@ -62,7 +62,7 @@ def exported(model: Model) -> tuple[torch.export.ExportedProgram, Graph, Tensor]
 
 
 def facts(model: Model) -> dict[str, Any]:
-    """What a user of a graph must know, for its metadata."""
+    """Metadata of a graph for its users."""
     options = model.source.cfg.INPUT
     return {
         "align_prompt": align_prompt.__version__,

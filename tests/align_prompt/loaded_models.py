@@ -1,4 +1,4 @@
-"""What the tests of align_prompt share."""
+"""Shared fixtures of the tests of align_prompt."""
 
 import torch
 
