@@ -70,7 +70,7 @@ def methods() -> list[str]:
 
 
 class Examination:
-    """What is found out about one method, part by part; a part that fails leaves its message in `errors`."""
+    """Findings about one method, part by part; a part that fails leaves its message in `errors`."""
 
     def __init__(self, method: str, arguments: argparse.Namespace, folder: str):
         self.method, self.arguments, self.folder = method, arguments, folder
@@ -206,7 +206,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def waits(step: Callable[[], Any], device: str) -> int | None:
-    """How often the host waits for the GPU in a step, as far as torch reports it."""
+    """Number of times the host waits for the GPU in a step, as far as torch reports it."""
     if device != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")

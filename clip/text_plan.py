@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class TextPlan(NamedTuple):
-    """How a batch of sentences is encoded; tensors on the device of the model.
+    """Plan for encoding a batch of sentences; tensors on the device of the model.
 
     Attributes:
         layout: what is computed.
@@ -42,7 +42,7 @@ class TextPlan(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a plan depends on besides ids, slots and prompt numbers.
+    """Inputs that a plan depends on besides ids, slots and prompt numbers.
 
     Attributes:
         device: of the model.

@@ -92,7 +92,7 @@ def make(root, backbone, data, tmp_path, monkeypatch):  # noqa: F811
 
 
 def take_steps(trainer, batch, count):
-    """What the steps report."""
+    """Report of the steps."""
     trainer.set_model_mode("train")
     trainer.num_batches = 10**9  # no epoch ends here
     found = []

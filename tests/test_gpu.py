@@ -1,4 +1,4 @@
-"""What can differ on a CUDA device, besides single steps: whole runs, workers, caches, transport, NCCL."""
+"""Behavior that can differ on a CUDA device, besides single steps: whole runs, workers, caches, transport, NCCL."""
 
 import pytest
 import torch
