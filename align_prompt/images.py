@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dassl.utils import read_image
+from dassl.utils.tools import to_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ADDRESSES = ("http://", "https://", "ftp://", "s3://", "gs://", "data:")
@@ -74,7 +75,7 @@ def to_tensor(picture: Picture, transform: Callable[[Image.Image], Tensor], size
         picture = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture)
     if not isinstance(picture, Image.Image):
         raise TypeError(f"a picture is a path, a PIL image, an array or a tensor, got {type(picture).__name__}")
-    return transform(picture.convert("RGB"))
+    return transform(to_rgb(picture))
 
 
 def name_of(picture: Picture, place: int) -> str:

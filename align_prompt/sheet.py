@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from align_prompt.prediction import Prediction
 from dassl.utils import read_image
+from dassl.utils.tools import to_rgb
 
 SIDE, GAP, LINE, COLUMNS, MOST = 160, 12, 18, 6, 120
 INK, GRAY, BAR = "#1d1f24", "#6b7280", "#2f6fb2"
@@ -41,7 +42,7 @@ def _draw(sheet: Image.Image, draw: Any, font: Any, row: Prediction, picture: An
         draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=GRAY)
         draw.text((left + SIDE / 2, top + SIDE / 2), "not read", fill=GRAY, font=font, anchor="mm")
     else:
-        image = read_image(row.source) if picture is None else picture.convert("RGB")
+        image = read_image(row.source) if picture is None else to_rgb(picture)
         image.thumbnail((SIDE, SIDE))
         if max(image.size) < SIDE:  # small pictures are enlarged
             scale = SIDE / max(image.size)

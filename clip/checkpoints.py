@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,12 +163,27 @@ def save_model(
             stored = stored.to(dtype if stored.dim() > 1 else torch.float32)
         weights[key] = stored.clone(memory_format=torch.contiguous_format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         save_file(weights, temporary, {key: _text(value) for key, value in info.items()})
+        _sort_metadata(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata of a file of safetensors, whose writer has them in another order in every process, so that
+    equal models become equal files."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            return  # texts that the writer spells otherwise: any order is right
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _info(path: Path, raw: RawFile, weights: StateDict) -> CheckpointInfo:

@@ -10,20 +10,22 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dassl.engine.machine import machine_differences
 from dassl.engine.status import read_result, run_state
 from experiments.reports.logs import END_SIGNALS, TEST_SIGNALS, last_figure
 
 
 class Row(NamedTuple):
-    """One run: its folder, the figure in percent, and the hash of its data protocol ("" from a log)."""
+    """One run: folder, the figure in percent, hash of its data protocol ("" from a log), and result.json."""
 
     folder: Path
     value: float
     protocol: str
+    result: Mapping[str, Any]
 
 
 def read_run(folder: Path, keyword: str, signals: Sequence[str]) -> Row:
@@ -41,11 +43,11 @@ def read_run(folder: Path, keyword: str, signals: Sequence[str]) -> Row:
         value = result.get(keyword) if isinstance(result, dict) else None
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"result.json has no number called {keyword}")
-        return Row(folder, float(value), str(result.get("protocol_hash", "")))
+        return Row(folder, float(value), str(result.get("protocol_hash", "")), result)
     log = folder / "log.txt"
     if not log.is_file():
         raise ValueError("there is neither result.json nor log.txt")
-    return Row(folder, last_figure(log, keyword, signals), "")
+    return Row(folder, last_figure(log, keyword, signals), "", {})
 
 
 def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool) -> tuple[float | None, int]:
@@ -74,6 +76,8 @@ def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool)
     values = [row.value for row in rows]
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    for difference in machine_differences({row.folder.name: row.result for row in rows}):
+        print(f"* averaged over different machines: {difference}")
     if ci95:
         spread *= 1.96 / math.sqrt(len(values))
     print(

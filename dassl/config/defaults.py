@@ -208,6 +208,10 @@ TRAIN: dict[str, Any] = {
     "CHECKPOINT_FREQ": Option(0, "epochs between kept checkpoints; 0: only the last", low=0),
     "INIT_FROM": Option("", "+ folder of a trained run whose learned weights are the start"),
     "RESUME_FREQ": Option(1, "+ epochs between rolling states to resume from; 0: none", low=0),
+    "OTHER_MACHINE": Option(
+        False,
+        "+ go on although precision, kind of device, torch or workers of shards are not those the run began with",
+    ),
     "PRINT_FREQ": Option(10, "batches between lines of the log", low=1),
     "PROGRESS": Option(False, "+ progress bars even where stderr is not a terminal"),
     "MEMORY_BUDGET": Option(

@@ -336,6 +336,11 @@ class TrainerBase:
             logger.info("Initialize tensorboard (log_dir=%s)", log_dir)
             self._writer = SummaryWriter(log_dir=log_dir, purge_step=purge_step)
 
+    def flush_writer(self) -> None:
+        """Write out what was added so far."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def close_writer(self) -> None:
         """Flush and close it."""
         if self._writer is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dassl.utils import load_checkpoint
@@ -84,6 +85,8 @@ def check_classnames(path: Path, checkpoint: Mapping[str, Any], classnames: list
         ValueError: other classes.
     """
     stored = checkpoint.get("classnames")
+    if stored is not None and not (isinstance(stored, (list, tuple)) and all(isinstance(name, str) for name in stored)):
+        raise ValueError(f'"{path}" is damaged: its classnames are {stored!r:.50}, expected a list of names')
     if not stored or not classnames or list(stored) == classnames:
         return
     if len(stored) != len(classnames):
@@ -111,9 +114,14 @@ def check_weights(path: Path, model: nn.Module, state_dict: Mapping[str, Tensor]
         for name, value in own.items()
         if name in state_dict and state_dict[name].shape != value.shape
     ]
+    types = [
+        f"{name}: {state_dict[name].dtype} ({_kind(state_dict[name])}) in the file, {value.dtype} in the model"
+        for name, value in own.items()
+        if name in state_dict and _kind(state_dict[name]) != _kind(value)
+    ]
     problems = [
         f"{kind}: {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
-        for kind, names in (("missing", missing), ("unknown", unknown), ("other shape", shapes))
+        for kind, names in (("missing", missing), ("unknown", unknown), ("other shape", shapes), ("other type", types))
         if names
     ]
     if problems:
@@ -121,3 +129,10 @@ def check_weights(path: Path, model: nn.Module, state_dict: Mapping[str, Tensor]
             f'"{path}" does not fit this model ({"; ".join(problems)}); '
             "is it of another method, backbone or prompt length?"
         )
+
+
+def _kind(value: Tensor) -> str:
+    """What may be loaded into each other: numbers of the same kind, stored densely."""
+    if value.layout != torch.strided or value.device.type == "meta":
+        return "no dense values"
+    return "complex" if value.is_complex() else "floating point" if value.is_floating_point() else "integer"

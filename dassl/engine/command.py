@@ -18,6 +18,7 @@ from dassl.config.flags import build_parser
 from dassl.config.imports import import_modules, imports_of
 from dassl.engine.build import TRAINER_REGISTRY, add_trainer_defaults, build_trainer, extend_config
 from dassl.engine.checkpoints import last_epoch
+from dassl.engine.machine import machine_of, settle_precision
 from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder
 from dassl.engine.status import read_result
@@ -174,10 +175,12 @@ def _start(cfg: CfgNode, args: argparse.Namespace, command: list[str]) -> dict[s
     started = distributed.init_distributed(cfg.USE_CUDA)
     try:
         with RunFolder(cfg.OUTPUT_DIR) as folder:
+            cfg = settle_precision(cfg, cfg.OUTPUT_DIR)
             mode = "eval" if args.eval_only else "none" if args.no_train else "train"
             folder.check(cfg, mode)
             if mode == "train" and folder.state == "done":
                 setup_logger(None)
+                folder.drop_resume_state()
                 logger.info("%s is done already; its result is used again", folder.path)
                 return read_result(folder.path)
             seed = folder.start(cfg, mode, command)
@@ -210,7 +213,12 @@ def _work(args: argparse.Namespace, cfg: CfgNode, folder: RunFolder, mode: str, 
     if mode == "eval":
         checkpoint = evaluate(trainer, args)
     else:
-        trainer.train()
+        try:
+            trainer.train()
+        except RuntimeError as err:
+            if lost_worker(err) and machine_of(trainer)["workers"] is not None:  # fewer would change the result
+                raise ValueError(error_line(err)) from err
+            raise
     result = build_result(trainer, mode, seed, checkpoint)
     folder.finish(result)
     return read_result(folder.path)

@@ -13,6 +13,23 @@ from dassl.utils import write_text
 FILE_NAME = "metrics.jsonl"
 
 
+EVENTS = "tensorboard"
+
+
+def event_sizes(directory: str | os.PathLike[str]) -> dict[str, int]:
+    """Bytes of each file of OUTPUT_DIR/tensorboard, by name."""
+    return {path.name: path.stat().st_size for path in (Path(directory) / EVENTS).glob("events.out.tfevents.*")}
+
+
+def rewind_events(directory: str | os.PathLike[str], sizes: dict[str, int]) -> None:
+    """Cut the event files back to the sizes they had, and remove later ones, so that no point is there twice."""
+    for path in (Path(directory) / EVENTS).glob("events.out.tfevents.*"):
+        if path.name not in sizes:
+            path.unlink()
+        elif sizes[path.name] < path.stat().st_size:
+            os.truncate(path, sizes[path.name])
+
+
 class MetricsLog:
     """Appends records to OUTPUT_DIR/metrics.jsonl, each as one whole line.
 

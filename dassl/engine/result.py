@@ -13,6 +13,7 @@ from dassl.data.fingerprint import classnames_hash, split_hash, transform_repr
 from dassl.utils import distributed
 
 from .base import trainable_parameters
+from .machine import decisive
 from .records import read_metrics
 from .simple import SimpleTrainer
 
@@ -30,6 +31,7 @@ def build_result(trainer: SimpleTrainer, mode: str, seed: int, checkpoint: str |
     """
     cfg = trainer.cfg
     marks = fingerprint(trainer, seed)
+    machines = trainer.all_machines()
     learned = bool(trainer._models)
     return {
         "method": cfg.TRAINER.NAME,
@@ -48,10 +50,16 @@ def build_result(trainer: SimpleTrainer, mode: str, seed: int, checkpoint: str |
         **_measured(trainer),
         "last_epoch": _last_epoch(trainer) if mode == "train" else None,
         **_cost(trainer, mode),
+        "audit": None if trainer.audit is None else trainer.audit.plain(),
+        "machine": machines[-1],
+        **({"earlier_machines": machines[:-1]} if len(machines) > 1 else {}),
         "fingerprint": marks,
         "fingerprint_hash": short_hash(marks),
-        # Equal for runs that differ in the seed alone, and so in the picks: those may be averaged.
-        "protocol_hash": short_hash({key: value for key, value in marks.items() if key not in ("seed", "split")}),
+        # Equal for runs that differ in the seed alone, and so in the picks, or in the machine: those may be averaged,
+        # on different machines with a mark.
+        "protocol_hash": short_hash(
+            {key: value for key, value in marks.items() if key not in ("seed", "split", "machine")}
+        ),
     }
 
 
@@ -75,6 +83,7 @@ def fingerprint(trainer: SimpleTrainer, seed: int) -> dict[str, Any]:
         "seed": seed,
         "shots": cfg.DATASET.NUM_SHOTS,
         "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "machine": [decisive(machine) for machine in trainer.all_machines()],
     }
     if getattr(dataset, "split_origin", ""):
         marks["split_origin"] = dataset.split_origin  # only of a split that is not the official one

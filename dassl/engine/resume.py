@@ -18,13 +18,15 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.utils import atomic_write, distributed, load_checkpoint
+from dassl.utils import distributed, load_checkpoint
+from dassl.utils.checksums import recorded_write
 from dassl.utils.torchtools import BEST_MODEL, check_plain
 
 from .checkpoints import check_classnames, check_weights, read_checkpoint
+from .machine import check_same_machine, machine_of
 from .precision import Precision
 from .random_state import loader_state, random_state, set_loader_state, set_random_state
-from .records import MetricsLog
+from .records import MetricsLog, event_sizes
 from .status import check_same_config, config_hash, resume_file
 
 logger = logging.getLogger(__name__)
@@ -53,13 +55,16 @@ class Resumable(Protocol):
     elapsed_before: float
     train_seconds: float
     train_images: int
+    machines: list[dict[str, Any]]
     _models: OrderedDict[str, nn.Module]
     _optims: OrderedDict[str, Any]
     _scheds: OrderedDict[str, Any]
 
     def classnames(self) -> list[str]: ...
     def config_text(self) -> str: ...
+    def all_machines(self) -> list[dict[str, Any]]: ...
     def elapsed(self) -> float: ...
+    def flush_writer(self) -> None: ...
     def extra_state(self) -> dict[str, Any]: ...
     def load_extra_state(self, state: dict[str, Any]) -> None: ...
 
@@ -71,6 +76,7 @@ def save_resume_state(trainer: Resumable) -> None:
         ValueError: a model, scheduler or extra_state() holds something that is neither a tensor nor a plain value.
         OSError: no space left, or the folder cannot be written; the old file stays.
     """
+    trainer.flush_writer()
     randoms = distributed.all_gather_object({"random": random_state(), "loaders": _loaders(trainer)})
     if distributed.is_main_process():
         state = {
@@ -81,18 +87,20 @@ def save_resume_state(trainer: Resumable) -> None:
             "scheds": {name: None if s is None else s.state_dict() for name, s in trainer._scheds.items()},
             "scaler": None if trainer.precision.scaler is None else trainer.precision.scaler.state_dict(),
             "processes": randoms,
+            "machines": trainer.all_machines(),
             "best_result": float(trainer.best_result),
             "extra": trainer.extra_state(),
             "elapsed": trainer.elapsed(),
             "train_seconds": trainer.train_seconds,
             "train_images": trainer.train_images,
             "records": trainer.metrics.size(),
+            "events": event_sizes(trainer.output_dir),
             "classnames": trainer.classnames(),
             "config": trainer.config_text(),
             "config_hash": config_hash(trainer.cfg),
         }
         check_plain(state, "the resume state")
-        atomic_write(resume_file(trainer.output_dir), lambda file: torch.save(state, file))
+        recorded_write(resume_file(trainer.output_dir), lambda file: torch.save(state, file))
     distributed.barrier()
 
 
@@ -126,6 +134,10 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     names = list(trainer._models)
     if names != list(state["models"]):
         raise ValueError(f'"{path}" holds models {", ".join(state["models"])}, this run has {", ".join(names)}')
+    now = machine_of(trainer)
+    trainer.machines = state.get("machines") or []
+    if trainer.machines:
+        check_same_machine(path, trainer.machines[-1], now, trainer.cfg.TRAIN.OTHER_MACHINE)
     check_classnames(path, state, trainer.classnames())
     for name, model in trainer._models.items():
         check_weights(path, model, state["models"][name])
@@ -182,7 +194,7 @@ def copy_best(trainer: Resumable, directory: str) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     content = source.read_bytes()
-    atomic_write(target, lambda file: file.write(content))
+    recorded_write(target, lambda file: file.write(content))
 
 
 def best_result(trainer: Resumable, directory: str) -> float:

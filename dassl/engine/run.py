@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -27,7 +28,8 @@ from typing import Any
 import filelock
 from yacs.config import CfgNode
 
-from dassl.utils import distributed, environment, read_json, write_json, write_text
+from dassl.utils import distributed, environment, read_json, write_text
+from dassl.utils.checksums import MANIFEST, check_sum, recorded_write, remove_recorded
 from dassl.utils.errors import error_line
 from dassl.utils.torchtools import BEST_MODEL, POINTER
 
@@ -49,7 +51,21 @@ from .status import (
 
 MARKER = ".run"  # in every folder that a run has written to
 # Names of the files of a run that are written beside their place first.
-_OWN = (MARKER, CONFIG, ENVIRONMENT, RESULT, METRICS, DONE, FAILED, RESUME, POINTER, "model.pth.tar-", BEST_MODEL)
+_OWN = (
+    MARKER,
+    MANIFEST,
+    "clip.safetensors",
+    CONFIG,
+    ENVIRONMENT,
+    RESULT,
+    METRICS,
+    DONE,
+    FAILED,
+    RESUME,
+    POINTER,
+    "model.pth.tar-",
+    BEST_MODEL,
+)
 # Entries of result.json that only a training can fill.
 _OF_TRAINING = ("mode", "epochs", "selection", "last_epoch", "train_seconds", "train_images_per_second")
 _OF_TRAINING += ("peak_memory_mib",)
@@ -128,6 +144,7 @@ class RunFolder:
                     f'with --resume "{self.path}", or use another OUTPUT_DIR'
                 )
             return
+        check_sum(config)
         check_same_config(config.read_text(encoding="utf-8", errors="replace"), cfg, str(self.path))
         if mode == "eval" and state != "done":
             raise ValueError(
@@ -139,8 +156,11 @@ class RunFolder:
 
     def _check_own(self) -> None:
         """ValueError if the folder has files with a run's names that no run wrote."""
-        if (self.path / MARKER).is_file() or "earlier_starts" in _earlier(self.path / ENVIRONMENT):
+        if (self.path / MARKER).is_file():
             return
+        with contextlib.suppress(ValueError):  # of a run before there were markers
+            if "earlier_starts" in _earlier(self.path / ENVIRONMENT):
+                return
         foreign = [name for name in (CONFIG, ENVIRONMENT, RESULT, METRICS, DONE) if (self.path / name).exists()]
         if foreign:
             raise ValueError(
@@ -150,7 +170,11 @@ class RunFolder:
 
     def _remove_left_over(self) -> None:
         """Remove the temporary files that killed runs left: by their own names, and of no process that lives."""
-        below = [path for path in self.path.glob("*/.*.tmp") if path.name.startswith((".model", f".{POINTER}."))]
+        below = [
+            path
+            for path in self.path.glob("*/.*.tmp")
+            if path.name.startswith((".model", f".{POINTER}.", f".{MANIFEST}."))
+        ]
         for path in (*self.path.glob(".*.tmp"), *below):
             found = re.fullmatch(r"\.(.+)\.(\d+)-[0-9a-f]{8}\.tmp", path.name)
             if found and found[1].startswith(_OWN) and not _lives(int(found[2])):
@@ -177,8 +201,9 @@ class RunFolder:
             if not (self.path / MARKER).exists():
                 write_text("The files here are those of a run, which writes over them.\n", self.path / MARKER)
             (self.path / FAILED).unlink(missing_ok=True)
-            write_text(cfg.dump(), self.path / CONFIG)
-            write_json({**_started(mode, seed, command), "earlier_starts": _starts(earlier)}, self.path / ENVIRONMENT)
+            text = cfg.dump()
+            recorded_write(self.path / CONFIG, lambda file: file.write(text.encode()))
+            _write_json({**_started(mode, seed, command), "earlier_starts": _starts(earlier)}, self.path / ENVIRONMENT)
         return distributed.broadcast_object(seed)
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -190,10 +215,15 @@ class RunFolder:
             before = read_result(self.path) if run_state(self.path) == "done" else {}
             if before.get("mode") == "train" and result["mode"] == "eval":
                 result = {**result, **{name: before.get(name) for name in _OF_TRAINING}}
-            write_json(plain(result), self.path / RESULT)
+            _write_json(plain(result), self.path / RESULT)
             write_text(time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n", self.path / DONE)
-            resume_file(self.path).unlink(missing_ok=True)
+            self.drop_resume_state()
         distributed.barrier()
+
+    def drop_resume_state(self) -> None:
+        """Remove the resume state of a run that is done, also one that was killed when it was about to."""
+        if self._lock is not None and resume_file(self.path).is_file():
+            remove_recorded(resume_file(self.path))
 
     def _fail(self, err: Exception) -> None:
         """Write FAILED with the error, and its traceback to log.txt. A run that is done stays done."""
@@ -233,11 +263,20 @@ def _started(mode: str, seed: int, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False) + "\n"
+    recorded_write(path, lambda file: file.write(text.encode()))
+
+
 def _earlier(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        content = read_json(path)
-        return content if isinstance(content, dict) else {}
-    return {}
+    """env.json of earlier starts, empty without one; ValueError if it is damaged, as it has the seed of the run."""
+    if not path.is_file():
+        return {}
+    check_sum(path)
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("earlier_starts", []), list):
+        raise ValueError(f'"{path}" is damaged; delete it to go on without it (a run without SEED then draws another)')
+    return content
 
 
 def _starts(earlier: dict[str, Any]) -> list[dict[str, Any]]:
@@ -246,8 +285,7 @@ def _starts(earlier: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     names = ("mode", "started", "command", "git", "processes", "versions")
     last = {name: earlier.get(name) for name in names}
-    before = earlier.get("earlier_starts")
-    return [*(before if isinstance(before, list) else []), last]
+    return [*earlier.get("earlier_starts", []), last]
 
 
 def git_state() -> dict[str, Any] | None:

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
+from dassl.data.audit import Audit, audit_data
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed, load_pretrained_weights
 
 from . import resume
 from .base import TrainerBase, unwrap
+from .machine import machine_of
 from .precision import WHOLE, GradientProjection, Part, Precision
 from .progress import progress
 from .random_state import unchanged_random_state
-from .records import MetricsLog, plain
+from .records import EVENTS, MetricsLog, plain, rewind_events
 from .simple_net import SimpleNet
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class SimpleTrainer(TrainerBase):
     val_loader: Any
     test_loader: Any
 
+    audit: Audit | None = None  # of the data, in the main process
+
     def __init__(self, cfg: CfgNode, data: Any = None):
         super().__init__()
         self.check_cfg(cfg)
@@ -81,6 +85,7 @@ class SimpleTrainer(TrainerBase):
         self.train_images = 0
         self.elapsed_before = 0.0  # seconds of earlier starts of a resumed run
         self.time_start = time.time()
+        self.machines: list[dict[str, Any]] = []  # of earlier starts
         self._resumed: dict[str, Any] | None = None
         self._data = data
         self.build_data_loader()
@@ -122,6 +127,8 @@ class SimpleTrainer(TrainerBase):
     def build_data_loader(self) -> None:
         """Read the data set and make its loaders."""
         self.dm = DataManager(self.cfg) if self._data is None else self._data
+        if self._data is None and distributed.is_main_process():
+            self.audit = audit_data(self.dm.dataset, self.cfg.DATASET.NUM_SHOTS)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader
@@ -219,9 +226,12 @@ class SimpleTrainer(TrainerBase):
         if distributed.is_main_process():
             size = None if self._resumed is None else self._resumed["records"]
             self.metrics.rewind(self.start_epoch, size)
+            events = {} if self.start_epoch == 0 else (self._resumed or {}).get("events")
+            if events is not None:  # epoch files do not say
+                rewind_events(self.output_dir, events)
         if self.max_epoch > 0:
             step = self.start_epoch * len(self.train_loader_x)
-            self.init_writer(str(Path(self.output_dir) / "tensorboard"), step if self.start_epoch else None)
+            self.init_writer(str(Path(self.output_dir) / EVENTS), step if self.start_epoch else None)
         # Processes that start alike must not draw alike.
         if distributed.get_world_size() > 1:
             torch.manual_seed((torch.initial_seed() + distributed.get_rank()) % 2**63)
@@ -291,6 +301,11 @@ class SimpleTrainer(TrainerBase):
             self.test()
         logger.info("Elapsed: %s", datetime.timedelta(seconds=round(self.elapsed())))
         self.close_writer()
+
+    def all_machines(self) -> list[dict[str, Any]]:
+        """Properties of the machines this run was trained on, the present one last."""
+        now = machine_of(self)
+        return [*(machine for machine in self.machines if machine != now), now]
 
     def elapsed(self) -> float:
         """Seconds of training and evaluation since the run began, earlier starts included."""

@@ -16,6 +16,7 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl.utils import read_json
+from dassl.utils.checksums import check_sum
 
 from .build import TRAINER_REGISTRY
 
@@ -37,6 +38,7 @@ FREE_KEYS = frozenset(
         "RESUME",
         "TEST.FEATURE_CACHE",
         "TRAIN.CHECKPOINT_FREQ",
+        "TRAIN.OTHER_MACHINE",
         "TRAIN.PRINT_FREQ",
         "TRAIN.PROGRESS",
         "TRAIN.RESUME_FREQ",
@@ -76,6 +78,7 @@ def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(directory) / RESULT
     if not path.is_file():
         raise FileNotFoundError(f'"{path}" does not exist: the run in "{directory}" is {run_state(directory)}')
+    check_sum(path)
     result = read_json(path)
     if not isinstance(result, dict):
         raise ValueError(
@@ -127,21 +130,23 @@ def config_differences(stored: str, cfg: CfgNode) -> list[str]:
     """
     before, now = config_values(stored), config_values(cfg)
     name = cfg.TRAINER.NAME
-    own = _option_nodes(name)
-    others = {node for other in TRAINER_REGISTRY.registered_names() for node in _option_nodes(other)} - own
+    own = option_nodes(name)
+    others = {node for other in TRAINER_REGISTRY.registered_names() for node in option_nodes(other)} - own
     foreign = tuple(f"TRAINER.{node}." for node in others) if own else ()
     mine = tuple(f"TRAINER.{node}." for node in own)
     differences = []
     for key in sorted({*before, *now}):
         both = key in before and key in now
         matters = not key.startswith(foreign) and (both or key.startswith(mine))
+        if key.endswith(".PREC") and "auto" in (before.get(key), now.get(key)):
+            continue  # settled when a run begins, see machine.py
         if matters and before.get(key) != now.get(key):
             values = [str(values.get(key, "not set")) for values in (before, now)]
             differences.append(f"{key}: {values[0]} -> {values[1]}")
     return differences
 
 
-def _option_nodes(name: str) -> set[str]:
+def option_nodes(name: str) -> set[str]:
     """Nodes below TRAINER that a registered trainer declares; none for one that is not known or declares none."""
     trainer: Any = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
     return set(trainer.defaults()) if hasattr(trainer, "defaults") else set()

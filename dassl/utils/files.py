@@ -14,11 +14,14 @@ from typing import Any, BinaryIO
 PathLike = str | os.PathLike[str]
 
 
-def atomic_write(path: PathLike, write: Callable[[BinaryIO], Any]) -> None:
+def atomic_write(
+    path: PathLike, write: Callable[[BinaryIO], Any], before_rename: Callable[[Path], Any] | None = None
+) -> None:
     """Put what `write(file)` writes at `path`, or leave `path` as it was.
 
     The bytes go to a temporary file in the same folder (made if missing), which is flushed, fsynced and renamed over
     `path`; a process killed at any moment leaves the old content or the new one. A failure removes the temporary file.
+    `before_rename` gets the temporary file, whole and on the disk.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the message names `path`, errno is kept.
@@ -32,6 +35,8 @@ def atomic_write(path: PathLike, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename(temporary)
         os.replace(temporary, path)
         temporary = None
         _fsync_folder(path.parent)
@@ -71,7 +76,7 @@ def read_json(fpath: PathLike) -> Any:
     try:
         with open(fpath, encoding="utf-8") as file:
             return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ValueError(f'"{fpath}" is not a JSON file: {err}') from err
 
 

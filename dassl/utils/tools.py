@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 import platform
@@ -32,6 +33,7 @@ __all__ = [
     "read_image",
     "read_json",
     "set_random_seed",
+    "to_rgb",
     "tolist_if_not",
     "user_cache",
     "write_json",
@@ -82,21 +84,57 @@ def set_random_seed(seed: int) -> None:
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Open an image and convert it to RGB.
+    """Open an image and convert it to RGB, see `to_rgb`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be decoded as an image.
+        ValueError: the file cannot be decoded as an image, or its values have no known range.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f'No file exists at "{path}"')
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     # Pillow's decoders raise many kinds of errors for damaged files, so every one becomes the same clear message.
     except Exception as err:
         reason = "it is not an image file" if isinstance(err, PIL.UnidentifiedImageError) else str(err)
         raise ValueError(f'cannot decode the image "{path}": {reason}') from err
+
+
+DEEP_MODES = {
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), "16 bit, 65535 becomes 255"),
+    "I": "16 bit, 65535 becomes 255",
+    "F": "floating point, 1.0 becomes 255",
+}
+"""Modes of Pillow with more than 8 bits per pixel, and their scale."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image with 8 bits per channel; deeper ones are scaled by the range of their type, as Pillow itself clips them.
+
+    Raises:
+        ValueError: floating-point values outside 0 to 1, or 32 bit integers, whose range nothing tells.
+    """
+    if image.mode not in DEEP_MODES:
+        return image.convert("RGB")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # 16 bit in these, 32 bit elsewhere
+        raise ValueError("its pixels are 32 bit integers, whose range is not known; store it with 8 or 16 bits")
+    import numpy as np
+
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            shown = f"{values.min():g} to {values.max():g}"
+            raise ValueError(f"its pixels are floating-point numbers from {shown}, expected 0 to 1; scale them")
+    else:
+        values = values / 65535
+    _say_once(image.mode)
+    return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
+
+
+@functools.cache
+def _say_once(mode: str) -> None:
+    logger.info("Images of mode %s are scaled to 8 bits: %s", mode, DEEP_MODES[mode])
 
 
 def get_most_similar_str_to_a_from_b(a: str, b: Sequence[str]) -> str | None:

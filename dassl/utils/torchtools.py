@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import PathLike, atomic_write, write_text
+from .checksums import check_sum, recorded_write
+from .files import PathLike, write_text
 from .safe_load import RefusedPickle, load_with_stand_ins, refuse_programs
 
 __all__ = [
@@ -68,13 +69,13 @@ def save_checkpoint(
         state = {**state, "state_dict": OrderedDict(names)}
     name = model_name or f"model.pth.tar-{state['epoch']}"
     path = Path(save_dir) / name
-    atomic_write(path, lambda file: torch.save(state, file))
+    recorded_write(path, lambda file: torch.save(state, file))
     logger.info("Checkpoint saved to %s", path)
     pointer = Path(save_dir) / POINTER
     if name != BEST_MODEL or not pointer.exists():
         write_text(name + "\n", pointer)
     if is_best and name != BEST_MODEL:
-        atomic_write(Path(save_dir) / BEST_MODEL, lambda file: torch.save(state, file))
+        recorded_write(Path(save_dir) / BEST_MODEL, lambda file: torch.save(state, file))
         logger.info('Best checkpoint saved to "%s"', Path(save_dir) / BEST_MODEL)
     return str(path)
 
@@ -85,7 +86,8 @@ def load_checkpoint(fpath: PathLike | None) -> dict[str, Any]:
     A file of the original Dassl holds a live scheduler object: its other entries are read and the scheduler is None.
 
     Raises:
-        ValueError: no path, or the file is damaged, no checkpoint, or names code; the message has path and reason.
+        ValueError: no path, or the file is damaged, has another SHA-256 than was noted when it was written, is no
+            checkpoint, or names code; the message has path and reason.
         FileNotFoundError: there is no such file.
     """
     if fpath is None:
@@ -93,6 +95,7 @@ def load_checkpoint(fpath: PathLike | None) -> dict[str, Any]:
     path = Path(fpath)
     if not path.is_file():
         raise FileNotFoundError(f'No file exists at "{path}"')
+    check_sum(path)
     try:
         refuse_programs(path)
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dassl.data.audit import class_findings
 from dassl.data.fingerprint import classnames_hash, split_hash
 from datasets.custom.folder import Folder, check_duplicates, class_names, class_numbers, find_options, read_rows
 from datasets.custom.options import Options
@@ -83,10 +84,8 @@ def _read(
 
 def _check_classes(report: Report, splits: Splits, names: Sequence[str]) -> None:
     """Names that stand for two classes, and classes without images to learn from or to be tested on."""
-    twice = [name for name, number in Counter(names).items() if number > 1]
-    if twice:
-        text = f"{len(twice)} class names stand for more than one class: {', '.join(map(repr, twice[:5]))}"
-        report.add("warning", "class names", text, "other names by `classnames` in dataset.yaml")
+    for finding in class_findings(names):
+        report.add(*finding, "other names by `classnames` in dataset.yaml" if finding.check == "class names" else "")
     train, _val, test = (Counter(item.label for item in items) for items in splits)
     lacking = [names[label] for label in sorted(train) if label not in test]
     if lacking:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from dassl.data.loader import pins_memory
 from dassl.data.seeding import item_seed, kept_generators, loader_seed, seed_generators
 from dassl.utils import distributed
+from dassl.utils.tools import to_rgb
 from datasets.custom.options import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def decode(member: Member, transform: Callable[[Any], Any]) -> dict[str, Any] | 
     try:
         text = member.text.decode("utf-8-sig").strip()
         with Image.open(io.BytesIO(member.image)) as image:
-            picture = image.convert("RGB")
+            picture = to_rgb(image)
     # Pillow's decoders raise many kinds of errors for damaged files, decompression bombs among them.
     except Exception as err:  # noqa: BLE001
         why = "it is not an image file" if isinstance(err, UnidentifiedImageError) else f"it does not decode: {err}"
@@ -250,6 +251,8 @@ class ShardLoader:
         ValueError: `total` is less than a batch in every process; when read, more than MAX_DAMAGED members of an epoch
             are damaged.
     """
+
+    workers_matter = True  # members are dealt to them
 
     def __init__(self, cfg: Any, shards: Sequence[str], transform: Any, total: int) -> None:
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE

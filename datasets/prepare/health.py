@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from dassl.data.audit import picture_findings
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.data.fingerprint import classnames_hash, split_hash
 from dassl.utils import read_image
@@ -251,6 +252,9 @@ def check_decoding(
         except ValueError:
             damaged.append(path)
     report.decoded = len(paths)
+    whole = [path for path in paths if path not in damaged]
+    for finding in picture_findings(whole[:: max(1, len(whole) // samples)])[1]:
+        report.add(*finding)
     if damaged:
         text = f"{len(damaged)} of {len(paths)} images cannot be decoded: {_some(damaged, Path(report.folder))}"
         report.add("error", "images", text, fix(damaged))

@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error_line(err)}", file=sys.stderr)
         return BAD_INPUT
     print(f"{report.recipe.title}: {report.done} of {report.asked} runs done")
+    for line in report.machines:
+        print(f"averaged over different machines: {line}")
     for entry in report.missing[:SHOWN]:
         print(f"missing: {entry.text()}")
         print(f"  {entry.command}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from dassl.engine.machine import machine_differences
 from experiments import Recipe, Run
 from experiments.reports.cells import Block, blocks, shots_text, title_of
 from experiments.reports.compare import Comparison
@@ -69,6 +70,15 @@ class Report:
     @property
     def done(self) -> int:
         return sum(entry.run is not None and entry.result is not None for entry in self.entries)
+
+    @property
+    def machines(self) -> list[str]:
+        """Methods whose averages are over runs of different machines, such as "CoOp: precision: amp in ...; ..."."""
+        found = []
+        for method in dict.fromkeys(reading.method for reading in self.readings):
+            results = {str(r.folder): r.result for r in self.readings if r.method == method and r.result is not None}
+            found += [f"{method}: {difference}" for difference in machine_differences(results)]
+        return found
 
     @property
     def asked(self) -> int:

@@ -14,6 +14,8 @@ from experiments.status import main_figure, result_or_reason
 
 # Fields of a fingerprint in which runs of one cell differ by design: the seed, and the images it picks.
 OF_THE_SEED = ("seed", "split")
+# The field in which they may differ, with a mark: precision, torch and the like.
+OF_THE_MACHINE = "machine"
 # Fields that all methods of a table must share on one data set, whatever they learn.
 OF_THE_DATA = ("test_split", "classnames", "backbone", "transforms.test")
 
@@ -60,7 +62,7 @@ def read_runs(runs: Sequence[Run]) -> list[RunResult]:
 def protocol(result: dict[str, Any]) -> dict[str, Any]:
     """Protocol that the runs of one cell must share, as flat names: the fingerprint without the entries that depend on
     the seed, the selection of the deployed weights, and the epochs."""
-    marks = {key: value for key, value in result["fingerprint"].items() if key not in OF_THE_SEED}
+    marks = {key: value for key, value in result["fingerprint"].items() if key not in (*OF_THE_SEED, OF_THE_MACHINE)}
     flat: dict[str, Any] = {}
     for key, value in marks.items():
         flat.update(

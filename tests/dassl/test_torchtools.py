@@ -29,7 +29,7 @@ def state_of(model, epoch=1, **more):
 def test_save_writes_file_pointer_and_best(tmp_path, model):
     path = utils.save_checkpoint(state_of(model, 3), tmp_path, is_best=True)
     assert path == str(tmp_path / "model.pth.tar-3")
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "model-best.pth.tar", "model.pth.tar-3"]
+    assert sorted(os.listdir(tmp_path)) == [".sha256.json", "checkpoint", "model-best.pth.tar", "model.pth.tar-3"]
     assert (tmp_path / "checkpoint").read_text() == "model.pth.tar-3\n"
     loaded = utils.load_checkpoint(path)
     assert loaded["epoch"] == 3

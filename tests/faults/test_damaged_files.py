@@ -7,6 +7,7 @@ import torch
 
 import train
 from dassl.engine.simple import SimpleTrainer
+from dassl.utils.checksums import MANIFEST
 
 
 @pytest.fixture
@@ -25,6 +26,8 @@ def stopped(tiny, monkeypatch, tmp_path):
 
 
 def edit(path, **changes):
+    """Change entries of a checkpoint as a program would that knows nothing of sums."""
+    (path.parent / MANIFEST).unlink(missing_ok=True)
     state = torch.load(path, weights_only=True)
     torch.save({**state, **changes}, path)
 
@@ -32,19 +35,31 @@ def edit(path, **changes):
 DAMAGE = {
     "config.yaml": ("a: [", "{", "[1]", "x: &a [*a]"),
     "env.json": ("[1]", "{", '{"earlier_starts": 5}', "null"),
+    "result.json": ("[1]", "{", "5", ""),
 }
 
 
+@pytest.fixture(params=[True, False], ids=["with sums", "without"])
+def sums(request):
+    """unnoted(folder) removes the sums, or not."""
+    return lambda folder: None if request.param else (folder / MANIFEST).unlink()
+
+
 @pytest.mark.parametrize("text", DAMAGE["config.yaml"])
-def test_a_damaged_config_is_one_clear_error(tiny, stopped, text):
+def test_a_damaged_config_is_one_clear_error(tiny, stopped, text, sums):
     (stopped / "config.yaml").write_text(text)
+    sums(stopped)
     with pytest.raises(ValueError, match=r"damaged|another config"):
         tiny()
 
 
 @pytest.mark.parametrize("text", DAMAGE["env.json"])
-def test_a_damaged_environment_costs_only_its_history(tiny, stopped, text):
+def test_a_damaged_environment_costs_only_its_history(tiny, stopped, text, sums):
     (stopped / "env.json").write_text(text)
+    sums(stopped)
+    with pytest.raises(ValueError, match=r"env\.json.* (damaged|not a JSON)"):
+        tiny()
+    (stopped / "env.json").unlink()
     assert tiny()["mode"] == "train"
     assert json.loads((stopped / "env.json").read_text())["mode"] == "train"
 
@@ -76,10 +91,11 @@ def test_a_damaged_resume_state_is_one_clear_error(tiny, stopped, change):
     assert tiny()["mode"] == "train"
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", "5", ""])
-def test_a_damaged_result_is_one_clear_error(tiny, tmp_path, text):
+@pytest.mark.parametrize("text", DAMAGE["result.json"])
+def test_a_damaged_result_is_one_clear_error(tiny, tmp_path, text, sums):
     tiny()
     (tmp_path / "run" / "result.json").write_text(text)
+    sums(tmp_path / "run")
     with pytest.raises(ValueError, match=r"result\.json"):
         tiny()
 

@@ -9,6 +9,7 @@ from tiny_runs import tiny_arguments
 import train
 from dassl.engine import command as command_module
 from dassl.engine.checkpoints import check_classnames, last_epoch
+from dassl.utils.checksums import MANIFEST
 
 
 class Payload:
@@ -20,7 +21,9 @@ class Payload:
 
 @pytest.fixture
 def trained(tiny, tmp_path):
+    """A run whose checkpoints have no sums, as if others had made them: tests put theirs in their place."""
     tiny("TRAIN.CHECKPOINT_FREQ", 2, output="trained")
+    (tmp_path / "trained" / "tiny" / MANIFEST).unlink()
     return tmp_path / "trained"
 
 
@@ -112,3 +115,29 @@ def test_wrapper_prefix_and_foreign_names_can_be_adapted(trained, root, tmp_path
     trainer.load_model(str(trained), epoch=4)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, weights[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, "sparse"])
+def test_values_of_another_kind_are_refused(trained, root, tmp_path, dtype):
+    path = trained / "tiny" / "model.pth.tar-4"
+    checkpoint = torch.load(path, weights_only=True)
+    value = checkpoint["state_dict"]["0.bias"]
+    checkpoint["state_dict"]["0.bias"] = value.to_sparse() if dtype == "sparse" else value.to(dtype)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"other type: 0\.bias"):
+        evaluate(trained, root, tmp_path)
+
+
+def test_half_precision_is_the_same_kind(trained, root, tmp_path):
+    path = trained / "tiny" / "model.pth.tar-4"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"] = {name: value.half() for name, value in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, path)
+    assert evaluate(trained, root, tmp_path)["mode"] == "eval"
+
+
+def test_class_names_that_are_no_names_are_damage(trained, root, tmp_path):
+    path = trained / "tiny" / "model.pth.tar-4"
+    torch.save({**torch.load(path, weights_only=True), "classnames": 5}, path)
+    with pytest.raises(ValueError, match="classnames are 5"):
+        evaluate(trained, root, tmp_path)

@@ -1,0 +1,171 @@
+"""A look at the data of a run before it trains: what would make its result mean something else than it seems to.
+
+Cheap enough for every run: file sizes of all images, contents of those of equal size, and the pixels of a few.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from dassl.utils.tools import DEEP_MODES, read_image
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 48  # of which pixels are looked at, spread evenly
+SECONDS = 0.5  # after which it ends with what it has seen
+LONG_NAME = 100  # letters
+
+
+class Finding(NamedTuple):
+    """One thing to know about the data: level warning or note."""
+
+    level: str
+    check: str
+    text: str
+
+
+class Audit(NamedTuple):
+    """Findings, and the number of images whose pixels and whose contents were looked at."""
+
+    findings: list[Finding]
+    pictures: int
+    compared: int
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for result.json."""
+        return {**self._asdict(), "findings": [finding._asdict() for finding in self.findings]}
+
+
+def audit_data(dataset: Any, shots: int = 0) -> Audit:
+    """Look over the items of a data set; log what was found, as a table.
+
+    Args:
+        dataset: with train_x and test, lists of items, and classnames.
+        shots: DATASET.NUM_SHOTS, 0 for all.
+
+    Raises:
+        ValueError: one of the images looked at cannot be used.
+    """
+    until = time.monotonic() + SECONDS
+    train, test = (_items(getattr(dataset, name, None)) for name in ("train_x", "test"))
+    findings = class_findings(list(getattr(dataset, "classnames", None) or ()))
+    if shots > 0:
+        findings += shot_findings(train, shots)
+    paths = list(dict.fromkeys(item.impath for item in (*train, *test)))
+    seen, found = picture_findings(paths[:: max(1, len(paths) // PICTURES)], until)
+    findings += found
+    same, compared = same_pictures(train, test, until)
+    if same:
+        text = f"{len(same)} test images are training images too, byte for byte, such as {same[0]}"
+        findings.append(Finding("warning", "train and test", text))
+    for finding in findings:
+        level = logging.WARNING if finding.level == "warning" else logging.INFO
+        logger.log(level, "Data, %s: %s", finding.check, finding.text)
+    return Audit(findings, seen, compared)
+
+
+def class_findings(names: Sequence[str]) -> list[Finding]:
+    """A single class, names that stand for several classes, and names too long for a prompt."""
+    findings = []
+    if len(names) == 1:
+        text = f"there is one class, {names[0]!r}: accuracy is 100 % for any model"
+        findings.append(Finding("warning", "classes", text))
+    spoken = Counter(" ".join(name.replace("_", " ").lower().split()) for name in names)
+    twice = [repr(name) for name, number in spoken.items() if number > 1]
+    if twice:
+        text = f"{len(twice)} class names stand for more than one class, which no text can tell apart: {_some(twice)}"
+        findings.append(Finding("warning", "class names", text))
+    long = [f"{name[:40]}..." for name in names if len(name) > LONG_NAME]
+    if long:
+        text = f"{len(long)} class names have more than {LONG_NAME} letters, such as {_some(long)}"
+        findings.append(Finding("warning", "class names", text))
+    return findings
+
+
+def shot_findings(train: Sequence[Any], shots: int) -> list[Finding]:
+    """Classes with fewer training images than asked for."""
+    numbers = Counter(item.label for item in train)
+    names = {item.label: item.classname for item in train}
+    few = [f"{names[label]} ({number})" for label, number in sorted(numbers.items()) if number < shots]
+    if not few:
+        return []
+    text = f"{len(few)} of {len(numbers)} classes have fewer training images than the {shots} shots asked for"
+    return [Finding("warning", "shots", f"{text}: {_some(few)}")]
+
+
+def picture_findings(paths: Iterable[str], until: float = float("inf")) -> tuple[int, list[Finding]]:
+    """Decode images and look at their depth and at constant ones.
+
+    Returns:
+        How many were decoded until the moment `until` (of time.monotonic()), and the findings.
+    """
+    modes, constant, seen = Counter[str](), [], 0
+    example: dict[str, str] = {}
+    for path in paths:
+        if time.monotonic() > until:
+            break
+        if not os.path.isfile(path):
+            continue
+        seen += 1
+        extremes = read_image(path).getextrema()
+        if all(low == high for low, high in extremes):
+            constant.append(path)
+        with Image.open(path) as image:
+            modes[image.mode] += 1
+            example.setdefault(image.mode, path)
+    findings = [
+        Finding("note", "depth", f"{number} of {seen} images are {DEEP_MODES[mode]}, such as {example[mode]}")
+        for mode, number in modes.items()
+        if mode in DEEP_MODES
+    ]
+    if constant:
+        text = f"{len(constant)} of {seen} images have a single colour, such as {constant[0]}"
+        findings.append(Finding("warning", "constant images", text))
+    return seen, findings
+
+
+def same_pictures(train: Sequence[Any], test: Sequence[Any], until: float = float("inf")) -> tuple[list[str], int]:
+    """Files of test images whose content a training image has; only files of equal size are read.
+
+    Returns:
+        Their paths, and the number of files whose size or content was looked at until the moment `until`.
+    """
+    sizes: dict[int, list[str]] = defaultdict(list)
+    compared, found = 0, []
+    sums: dict[str, bytes] = {}
+
+    def content(path: str) -> bytes:
+        if path not in sums:
+            with open(path, "rb") as file:
+                sums[path] = hashlib.sha256(file.read()).digest()
+        return sums[path]
+
+    for path in dict.fromkeys(item.impath for item in train):
+        if os.path.isfile(path):
+            sizes[os.path.getsize(path)].append(path)
+    for path in dict.fromkeys(item.impath for item in test):
+        if time.monotonic() > until:
+            break
+        if not os.path.isfile(path):
+            continue
+        compared += 1
+        others = sizes.get(os.path.getsize(path), ())
+        if any(other == path or content(other) == content(path) for other in others):
+            found.append(path)
+    return found, compared
+
+
+def _items(items: Any) -> list[Any]:
+    return [item for item in items if isinstance(getattr(item, "impath", None), str)] if isinstance(items, list) else []
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
