@@ -5,7 +5,7 @@ STEP = $(PYTHON) -m benchmarks align_step --threads $(THREADS)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup format lint types fast test check bench pages clean
+.PHONY: setup format lint types fast test check bench faults pages clean
 
 setup:            ## .venv with everything tests and checks need
 	bash scripts/setup.sh dev
@@ -40,6 +40,9 @@ bench: setup      ## every benchmark, which takes hours; lines and a plot in out
 	  $(PYTHON) -m benchmarks $$name --threads $(THREADS) | tee output/benchmarks/$$name.txt || exit 1; \
 	done
 	$(PYTHON) -m benchmarks loader | tee output/benchmarks/loader.txt
+
+faults: setup     ## a kill, a full and a broken disk at every system call of runs in 11 set-ups; takes hours
+	$(PYTHON) tests/faults/every_fault.py
 
 pages:            ## docs/results: Markdown and one HTML page per recipe of the embedded benchmark, from the runs in output/
 	for recipe in recipes/embedded_*.yaml; do \

@@ -105,6 +105,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+class TextTooLong(ValueError, RuntimeError):
+    """More tokens than the text tower takes; a RuntimeError too, as OpenAI's `tokenize` raises one."""
+
+
 def tokenize(
     texts: str | Sequence[str], context_length: int = 77, truncate: bool = False, vocab_size: int = VOCAB_SIZE
 ) -> Tensor:
@@ -120,7 +124,7 @@ def tokenize(
         (n, context_length) int64.
 
     Raises:
-        RuntimeError: a text is longer than ``context_length`` and ``truncate`` is false.
+        TextTooLong: a text is longer than ``context_length`` and ``truncate`` is false.
         ValueError: ``vocab_size`` or ``context_length`` out of range.
     """
     if context_length < 2:
@@ -132,8 +136,10 @@ def tokenize(
         ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
         if len(ids) > context_length:
             if not truncate:
-                raise RuntimeError(
-                    f"Input {text!r} has {len(ids)} tokens, too long for context length {context_length}"
+                shown = f"{text[:80]!r}{'...' * (len(text) > 80)}"
+                raise TextTooLong(
+                    f"Input {shown} has {len(ids)} tokens, too long for context length {context_length}: shorten the "
+                    "class name (classnames in dataset.yaml), the template (INPUT.TEMPLATE), CTX_INIT or N_CTX"
                 )
             ids = [*ids[: context_length - 1], tokenizer.end]
         out[row, : len(ids)] = torch.tensor(ids)

@@ -135,7 +135,7 @@ def read_split(
         FileNotFoundError: there is no such file.
         ValueError: it is not of this form; the message names the file and the entry.
     """
-    content = read_json(filepath)
+    content = read_json(filepath, unique=True)
     if not isinstance(content, dict) or set(content) != set(_SPLITS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f'"{filepath}" is not a split file: expected the keys train, val, test, found {found}')

@@ -99,6 +99,8 @@ class Recipe:
     sets: int = 0
     """Into how many sets incremental learning divides the classes."""
     imports: tuple[str, ...] = ()
+    untrusted: str = ""
+    """Reason why modules to import were not, and what needs them was not checked; see dassl.config.imports.run_only."""
     published: tuple[Published, ...] = field(default=())
 
 

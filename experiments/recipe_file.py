@@ -12,9 +12,10 @@ import datasets as _datasets  # noqa: F401 - registers the data sets
 import trainers as _trainers  # noqa: F401 - registers the methods
 from dassl.config import ConfigError
 from dassl.config.files import config_exists, config_names
-from dassl.config.imports import import_modules, imports_of
+from dassl.config.imports import UntrustedCode, import_modules, imports_of
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.command import known_config
+from dassl.utils.yaml_files import load_yaml
 from experiments.recipe import (
     RECIPES,
     ROOT,
@@ -53,7 +54,7 @@ def load_recipe(path: str | Path) -> Recipe:
     file = _file(path)
     try:
         text = file.read_text(encoding="utf-8")
-        content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        content, tree = load_yaml(text, unique=False), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise RecipeError(f'recipe "{path}" is not valid YAML: {err}') from err
     reader = _Reader(file)
@@ -80,6 +81,7 @@ class _Reader:
         self.file = file
         self.problems: list[str] = []
         self.imports: tuple[str, ...] = ()
+        self.untrusted = ""
 
     def keys_once(self, node: yaml.Node | None, seen: set[int]) -> None:
         """Note keys that a mapping has twice, of which plain yaml takes the last; `seen` are visited nodes."""
@@ -111,6 +113,8 @@ class _Reader:
         try:
             import_modules(imports)
             self.imports = imports
+        except UntrustedCode as err:
+            self.untrusted = str(err)
         except ImportError as err:
             self.problems.append(str(err))
         domain = self.text(content.get("domain", ""), "domain")
@@ -141,6 +145,7 @@ class _Reader:
             domain=domain,
             sets=sets,
             imports=imports,
+            untrusted=self.untrusted,
             published=self.published(content.get("published", [])),
         )
 
@@ -229,7 +234,7 @@ class _Reader:
         trainer = self.text(entry.get("trainer", name), f"trainer {where}")
         config = entry.get("config", defaults["config"])
         config = "" if config is None else self.text(config, f"config {where}")
-        if trainer not in TRAINER_REGISTRY.registered_names():
+        if trainer not in TRAINER_REGISTRY.registered_names() and not self.untrusted:
             known = ", ".join(sorted(TRAINER_REGISTRY.registered_names()))
             self.problems.append(f"there is no trainer {trainer!r} ({where}), known are {known}")
         elif not config:
@@ -309,8 +314,11 @@ class _Reader:
         try:
             cfg = known_config([*imports_of(config), *self.imports])
             cfg.merge_from_list([item for pair in pairs for item in pair])
+        except UntrustedCode as err:
+            self.untrusted = str(err)
         except (ConfigError, KeyError, ImportError) as err:
-            self.problems.append(f"{where}: {err}")
+            if not self.untrusted:
+                self.problems.append(f"{where}: {err}")
         return pairs
 
     def published(self, value: Any) -> tuple[Published, ...]:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dassl.utils.yaml_files import load_yaml
+
 from .errors import ConfigError
 
 BASE = "_BASE_"
@@ -113,25 +115,12 @@ def _find(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Path]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise ConfigError(f'"{path}"', [f"not readable as yaml: {err}"]) from err
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f'"{path}"', [f"expected keys and values, got {content!r}"])
     return content or {}
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that gives one key twice; plain yaml silently takes the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -15,6 +15,34 @@ from dassl.config.files import config_pairs
 from dassl.utils.errors import error_line
 
 
+class UntrustedCode(ImportError):
+    """A module that is not to be run, see `run_only`."""
+
+
+_folders: tuple[Path, ...] | None = None
+
+
+def run_only(folders: Iterable[Path] | None) -> None:
+    """From now on import only modules below these folders, and installed ones; None: all."""
+    global _folders
+    _folders = (
+        None if folders is None else (*(Path(folder).resolve() for folder in folders), Path(sys.prefix).resolve())
+    )
+
+
+def _check_trust(name: str) -> None:
+    """UntrustedCode for a module from elsewhere. No code runs: of a dotted name only the first part is looked up."""
+    if _folders is None:
+        return
+    path: Path | None = Path(name).expanduser().resolve()
+    if not name.endswith(".py"):
+        spec = importlib.util.find_spec(name.split(".")[0])
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        path = next((Path(place).resolve() for place in places if place and Path(place).exists()), None)
+    if path is None or not any(path.is_relative_to(folder) for folder in _folders):
+        raise UntrustedCode(f"it would run code from elsewhere, {path or name}: look at it, and add --trust to run it")
+
+
 def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
     """Import modules by dotted name (the current folder is searched too) or by the path of a .py file, each once.
 
@@ -22,6 +50,7 @@ def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
         The modules by the names given.
 
     Raises:
+        UntrustedCode: `run_only` excludes one.
         ImportError: there is no such module or file, or it fails while it is imported; the message says where.
     """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -29,7 +58,10 @@ def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
     modules = {}
     for name in names:
         try:
+            _check_trust(name)
             modules[name] = _import(name)
+        except UntrustedCode:
+            raise
         except Exception as err:  # foreign code may raise anything
             raise ImportError(f"cannot import {name!r}: {type(err).__name__}: {error_line(err)}") from err
     return modules

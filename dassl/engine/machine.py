@@ -16,6 +16,7 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl.utils import distributed
+from dassl.utils.yaml_files import load_yaml
 
 from .precision import auto_precision
 from .status import CONFIG, option_nodes, resume_file, run_state
@@ -66,9 +67,9 @@ def _begun(directory: str | Path) -> dict[str, str]:
     if not (resume_file(path).is_file() or run_state(path) == "done" or any(path.glob("*/model*.pth.tar*"))):
         return {}
     try:
-        content = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8", errors="replace"))
+        content = load_yaml((path / CONFIG).read_text(encoding="utf-8", errors="replace"))
         return {node: str(options["PREC"]) for node, options in content["TRAINER"].items() if "PREC" in options}
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError):
         return {}
 
 

@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.utils import read_json
 from dassl.utils.checksums import check_sum
+from dassl.utils.yaml_files import load_yaml
 
 from .build import TRAINER_REGISTRY
 
@@ -99,8 +100,8 @@ def config_values(config: str | CfgNode) -> dict[str, Any]:
         ValueError: a text that is not a config.
     """
     try:
-        content = yaml.safe_load(config if isinstance(config, str) else config.dump()) or {}
-    except (yaml.YAMLError, RecursionError) as err:
+        content = load_yaml(config if isinstance(config, str) else config.dump()) or {}
+    except yaml.YAMLError as err:
         raise ValueError(f"its config is not valid YAML: {' '.join(str(err).split())[:200]}") from err
     if not isinstance(content, dict):
         raise ValueError(f"its config is {content!r:.50}, expected keys and values")

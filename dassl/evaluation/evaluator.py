@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dassl.utils import distributed
 from dassl.utils.files import atomic_write, write_text
+from dassl.utils.spreadsheet import safe_cell
 
 from .build import EVALUATOR_REGISTRY
 
@@ -228,7 +229,7 @@ class Classification(EvaluatorBase):
         for path, *labels, confidence in zip(
             paths, seen.label.tolist(), seen.predicted.tolist(), seen.confidence.tolist()
         ):
-            table.writerow((path, *(names.get(label, label) for label in labels), confidence))
+            table.writerow((safe_cell(path), *(safe_cell(names.get(label, label)) for label in labels), confidence))
         write_text(text.getvalue(), Path(self.cfg.OUTPUT_DIR) / PREDICTIONS)
         logger.info("Predictions are saved to %s", Path(self.cfg.OUTPUT_DIR) / PREDICTIONS)
 

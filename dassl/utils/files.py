@@ -66,8 +66,8 @@ def write_json(obj: Any, fpath: PathLike) -> None:
     write_text(json.dumps(obj, indent=4, separators=(",", ": "), ensure_ascii=False, allow_nan=False) + "\n", fpath)
 
 
-def read_json(fpath: PathLike) -> Any:
-    """Read a JSON file.
+def read_json(fpath: PathLike, unique: bool = False) -> Any:
+    """Read a JSON file; `unique`: a key that is there twice, of which JSON takes the last, is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,9 +75,18 @@ def read_json(fpath: PathLike) -> Any:
     """
     try:
         with open(fpath, encoding="utf-8") as file:
-            return json.load(file)
+            return json.load(file, object_pairs_hook=_unique if unique else None)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ValueError(f'"{fpath}" is not a JSON file: {err}') from err
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise json.JSONDecodeError(f"the key {twice!r} stands twice", "", 0)
+    return found
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dassl.utils.yaml_files import load_yaml
 from datasets.custom.tables import SPLIT_NAMES, Row
 from datasets.prepare.splits import SHARES
 
@@ -52,7 +53,7 @@ def read_options(path: Path) -> Options:
         ValueError: it is not valid YAML, or holds an unknown key or a value that is not usable; the message says which.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise ValueError(f'"{path}" is not a YAML file: {err}') from err
     content = {} if content is None else content

@@ -30,6 +30,7 @@ from datasets.custom.options import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 MEMBER_LIMIT = 256 * 2**20  # bytes of the largest member that is read
+MOST_SHARDS = 1_000_000  # that a pattern may name
 SHOWN = 3  # damaged members that a message names
 
 
@@ -57,18 +58,26 @@ def find_shards(source: str) -> list[str]:
 
     Raises:
         FileNotFoundError: nothing is there, or some of the numbered shards are missing.
-        ValueError: numbers in braces that fall.
+        ValueError: numbers in braces that fall, or that are too many.
     """
     numbers = re.search(r"\{(\d+)\.\.(\d+)\}", source)
     if numbers:
         first, last = numbers.groups()
         if int(first) > int(last):
             raise ValueError(f'the shards "{source}" count from {first} down to {last}, expected {{{last}..{first}}}')
-        names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-        found = [source[: numbers.start()] + name + source[numbers.end() :] for name in names]
-        missing = [path for path in found if not os.path.isfile(path)]
+        count = int(last) - int(first) + 1
+        if count > MOST_SHARDS:
+            raise ValueError(f'"{source}" names {count} shards, expected at most {MOST_SHARDS}')
+        found, missing = [], []
+        for number in range(int(first), int(last) + 1):
+            found.append(f"{source[: numbers.start()]}{number:0{len(first)}d}{source[numbers.end() :]}")
+            if not os.path.isfile(found[-1]):
+                missing.append(found[-1])
+                if len(missing) > 1000:
+                    break
         if missing:
-            raise FileNotFoundError(f'{len(missing)} of {len(found)} shards of "{source}" are missing: {missing[:3]}')
+            some = f"{len(missing)} of {count}" if len(missing) <= 1000 else f"More than 1000 of {count}"
+            raise FileNotFoundError(f'{some} shards of "{source}" are missing: {missing[:3]}')
         return found
     place = Path(source)
     if place.is_dir():

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from dassl.config.imports import run_only
 from dassl.utils.errors import error_line
 from experiments import expand, load_recipe
-from experiments.recipe import WORK
+from experiments.recipe import ROOT, WORK
 from experiments.reports.compare import compare
 from experiments.reports.document import Report, build_report
 from experiments.reports.flags import PICTURES, build_parser
@@ -33,7 +34,10 @@ def gather(args: argparse.Namespace) -> Report:
         OSError: no such recipe, table or folder.
         ValueError: a faulty recipe or table, methods that are not there, or results that were not measured alike.
     """
+    run_only(None if args.trust else (ROOT,))
     recipe = load_recipe(args.recipe)
+    if recipe.untrusted:
+        print(f"note: {recipe.name} is shown without its imports: {recipe.untrusted}", file=sys.stderr)
     runs = expand(recipe, output=None if args.runs is None else Path(args.runs).absolute())
     entries = read_runs(runs)
     if args.logs is not None:

@@ -75,8 +75,8 @@ class Report:
     def machines(self) -> list[str]:
         """Methods whose averages are over runs of different machines, such as "CoOp: precision: amp in ...; ..."."""
         found = []
-        for method in dict.fromkeys(reading.method for reading in self.readings):
-            results = {str(r.folder): r.result for r in self.readings if r.method == method and r.result is not None}
+        for method in dict.fromkeys(entry.method for entry in self.entries):
+            results = {str(r.folder): r.result for r in self.entries if r.method == method and r.result is not None}
             found += [f"{method}: {difference}" for difference in machine_differences(results)]
         return found
 

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--test", choices=TESTS, default=TESTS[0], help="of --compare (default %(default)s)")
     parser.add_argument("--baseline", metavar="METHOD", help="of the heat maps of differences (default: the first)")
+    parser.add_argument("--trust", action="store_true", help="run modules from elsewhere that the recipe imports")
     parser.add_argument("--no-links", action="store_true", help="no links to the files of the runs, to pass a page on")
     return parser
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dassl.utils.spreadsheet import safe_cell
 from experiments.reports.cells import Block, Cell, cell_frame, title_of
 from experiments.reports.document import Report
 from experiments.reports.plots import Plot, marker_svg, panel_svg
@@ -67,7 +68,7 @@ def to_markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str
 
 def to_csv(report: Report) -> str:
     """Every cell, unrounded; `values` are seed:percent pairs. Cells without any number are there too, empty."""
-    return cell_frame(report.recipe.task, report.blocks).to_csv(index=False, lineterminator="\n")
+    return cell_frame(report.recipe.task, report.blocks).map(safe_cell).to_csv(index=False, lineterminator="\n")
 
 
 def to_latex(report: Report) -> str:

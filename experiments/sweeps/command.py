@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dassl.config.imports import run_only
 from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
 from experiments import Run, expand, load_recipe, with_needs
@@ -42,7 +43,12 @@ def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
     output = Path(args.output or os.environ.get("OUTPUT") or WORK / "output").absolute()
     found: dict[str, Run] = {}
     for name in args.recipes:
-        for run in expand(load_recipe(name), args.root and Path(args.root).absolute(), output):
+        recipe = load_recipe(name)
+        if recipe.untrusted and not args.dry_run:
+            raise ValueError(f'recipe "{name}" imports modules: {recipe.untrusted}')
+        if recipe.untrusted:
+            print(f'note: recipe "{name}" is shown without its imports: {recipe.untrusted}', file=sys.stderr)
+        for run in expand(recipe, args.root and Path(args.root).absolute(), output):
             if args.feature_cache:
                 run = replace(run, argv=(*run.argv, "TEST.FEATURE_CACHE", "True"))
             earlier = found.setdefault(run.key, run)
@@ -235,6 +241,7 @@ def show_end(summary: Summary) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     args = parse(argv)
+    run_only(None if args.trust else (ROOT,))
     try:
         runs, everything, output = gather(args)
         if args.status:

@@ -37,8 +37,9 @@ def build_parser(status: bool = False) -> argparse.ArgumentParser:
         help=f"runs with these values, and what they need; keys: {', '.join(FILTERS)}; "
         "several values: method=CoOp,ALIGN*; may be repeated",
     )
+    parser.add_argument("--trust", action="store_true", help="run modules from elsewhere that recipes import")
     if status:
-        parser.set_defaults(feature_cache=False)
+        parser.set_defaults(feature_cache=False, dry_run=True)
         return parser
     parser.add_argument("--dry-run", action="store_true", help="show the runs, their state and their commands")
     parser.add_argument("--shuffle", metavar="SEED", type=_number(0), help="random order")

@@ -224,6 +224,9 @@ class LocalSweep:
             self._put_off(run)
             self.waiting.append(run)
             return
+        if outcome.kind == "elsewhere":
+            self._finish(run, "by another sweep")
+            return
         attempt = self.attempts.get(run.key, 0) + 1
         self.event_log.write(outcome.kind, run.key, attempt, seconds, outcome.error)
         if outcome.kind == "stopped" and self.stops.get(run.key, 0) < STOPS:
@@ -292,6 +295,9 @@ class LocalSweep:
 
     def _settle_stopped(self, active: Active, outcome: Outcome) -> None:
         run = active.run
+        if outcome.kind == "elsewhere":
+            self.done.add(run.key)
+            return
         if outcome.kind == "done":
             self.done.add(run.key)
         else:

@@ -154,7 +154,7 @@ def is_full_zero_shot(run: Run) -> bool:
     """True if a run of ZeroshotCLIP uses all classes, test images and the template of its data set."""
     try:
         cfg = build_config(build_parser().parse_args(list(run.argv)))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, ImportError):
         return False  # the run itself will say what is wrong
     plain = _values(str(ROOT / "configs" / "datasets" / f"{run.dataset}.yaml"))
     domains = all(

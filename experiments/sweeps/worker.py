@@ -33,7 +33,8 @@ ORPHAN_SECONDS = 30  # an orphan may finish its epoch's files for so long
 
 
 class Outcome(NamedTuple):
-    """`kind`: done, failed, busy (another process has the folder) or stopped (by a signal); seconds of the attempt."""
+    """`kind`: done, elsewhere (done by another sweep meanwhile), failed, busy (another process has the folder) or
+    stopped (by a signal); seconds of the attempt."""
 
     kind: str
     error: str = ""
@@ -87,7 +88,7 @@ def attempt(argv: Sequence[str], output_dir: Path) -> Outcome:
         claim = filelock.FileLock(output_dir / CLAIM)
         with claim.acquire(timeout=0):
             if run_state(output_dir) == "done":
-                return Outcome("done")
+                return Outcome("elsewhere")
             _quiet(output_dir / STDERR)
             command.run(argv)
             return Outcome("done")

@@ -139,3 +139,18 @@ def test_auto_is_never_slower(monkeypatch, has, cost, found):
 def test_the_cost_of_half_precision_is_a_ratio():
     assert 0.02 < precision.half_cost() < 200
     assert precision.half_cost() == precision.half_cost()  # measured once
+
+
+def test_a_report_names_methods_averaged_over_different_machines():
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from experiments.reports.document import Report
+
+    entries = [
+        SimpleNamespace(
+            method=method, folder=Path(f"{method}{seed}"), result={"machine": {**BEFORE, "precision": name}}
+        )
+        for method, seed, name in (("A", 1, "amp"), ("A", 2, "fp32"), ("B", 1, "amp"), ("B", 2, "amp"))
+    ]
+    assert Report(None, "", tuple(entries), (), (), ()).machines == ["A: precision: amp in A1; fp32 in A2"]

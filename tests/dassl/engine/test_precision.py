@@ -53,6 +53,7 @@ def test_what_each_name_means_on_a_gpu(name, dtype, product, scaled):
 @pytest.mark.parametrize(("supported", "used"), [(True, "amp"), (False, "fp32")])
 def test_auto_asks_the_processor(monkeypatch, supported, used):
     monkeypatch.setattr("dassl.engine.precision.cpu_has_bfloat16", lambda: supported)
+    monkeypatch.setattr("dassl.engine.precision.half_cost", lambda: 0.5)
     assert Precision("auto", "cpu").name == used
 
 
