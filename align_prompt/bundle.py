@@ -195,7 +195,7 @@ def stored_config(cfg: CfgNode) -> dict[str, Any]:
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything in a config that is no section."""
+    """(dotted key, value) of everything in a config that is not a section."""
     pairs: list[tuple[str, Any]] = []
     for key, value in node.items():
         pairs += leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
@@ -203,7 +203,7 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def card(model: Model) -> dict[str, Any]:
-    """Facts for people about a model: what it was trained on, its figures and fingerprint, licenses."""
+    """Model card data: what it was trained on, its figures and fingerprint, licenses."""
     result = model.result
     known = {name: result[name] for name in (*CARD, *FIGURES) if result.get(name) is not None}
     return {"method": model.method, "backbone": model.backbone_title, **known, "licenses": licenses(model)}

@@ -20,7 +20,7 @@ from clip.layers import Block, KeyValue, LayerNorm, Transformer, append_prompts,
 from clip.prompts import Encoded, Prompts, check_prompts, overwrite
 from clip.resnet import ModifiedResNet
 from clip.text_layout import Layout
-from clip.text_plan import Facts, Remembered, TextPlan, make_plan
+from clip.text_plan import PlanInputs, Remembered, TextPlan, make_plan
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; pass `heads` for other models."""
@@ -298,9 +298,9 @@ class CLIP(nn.Module):
             words = check_prompts(labels, rows, self.transformer.width, 1, "label tokens")
             label_slots = labels.slots
         device = self.token_embedding.weight.device
-        facts = Facts(device, vectors, words, kinds, tokens, draws(self.transformer), bool(whole.get()))
+        inputs = PlanInputs(device, vectors, words, kinds, tokens, draws(self.transformer), bool(whole.get()))
         given = ids, slots, None if prompts is None else prompts.prompt_index, label_slots
-        plan = self.plans(lambda: make_plan(self._cut, *given, facts), given, facts)
+        plan = self.plans(lambda: make_plan(self._cut, *given, inputs), given, inputs)
         prompts = None if prompts is None else prompts._replace(slots=plan.slots)
         labels = None if labels is None else labels._replace(slots=plan.label_slots)
         ids = ids.to(device, non_blocking=True)[:, : plan.length]
@@ -332,8 +332,8 @@ class CLIP(nn.Module):
             return pooled, self._project(x).flatten(0, 1) if tokens else pooled[:0]
 
         calls = [
-            (chunk, part.prefix, part.end)
-            for part, rows in zip(plan.layout.parts, plan.rows)
+            (chunk, bucket.prefix, bucket.end)
+            for bucket, rows in zip(plan.layout.buckets, plan.rows)
             for chunk in split_rows(rows, chunks)
         ]
         found = in_chunks(encode, calls, chunks)

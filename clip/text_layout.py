@@ -23,7 +23,7 @@ from torch import Tensor
 GROUP_COST = {True: 256, False: 8192}  # on the CPU, on other devices
 
 
-class Part(NamedTuple):
+class Bucket(NamedTuple):
     """Sentences that are computed together.
 
     Attributes:
@@ -41,14 +41,14 @@ class Layout(NamedTuple):
     """Computation plan of a batch.
 
     Attributes:
-        parts: every different sentence is in one of them.
+        buckets: every different sentence is in one of them.
         leaders: (K,) one sentence of every prompt that is shared, of which the first `prefix` positions are computed.
         prefix: 0 = nothing is shared.
-        leader: (rows,) index into `leaders` of every sentence; without meaning where its part has no prefix.
+        leader: (rows,) index into `leaders` of every sentence; without meaning where its bucket has no prefix.
         duplicate_of: (rows,) first sentence that equals it; itself when it is the first.
     """
 
-    parts: list[Part]
+    buckets: list[Bucket]
     leaders: Tensor
     prefix: int
     leader: Tensor
@@ -57,21 +57,21 @@ class Layout(NamedTuple):
     @property
     def positions(self) -> int:
         """Token positions that are computed."""
-        return self.prefix * len(self.leaders) + sum(len(p.rows) * (p.end + 1 - p.prefix) for p in self.parts)
+        return self.prefix * len(self.leaders) + sum(len(p.rows) * (p.end + 1 - p.prefix) for p in self.buckets)
 
     def places(self, length: int) -> Tensor:
         """(rows, length): where each position's result stands.
 
-        Results are the positions of the prefix, leader after leader, then those of the parts, row after row, then one
+        Results are the positions of the prefix, leader after leader, then those of the buckets, row after row, then one
         that stands for positions without meaning.
         """
         places = torch.full((len(self.duplicate_of), length), self.positions)
         start = self.prefix * len(self.leaders)
-        for part in self.parts:
-            rows, width = torch.tensor(part.rows), part.end + 1 - part.prefix
+        for bucket in self.buckets:
+            rows, width = torch.tensor(bucket.rows), bucket.end + 1 - bucket.prefix
             own = start + torch.arange(len(rows) * width).view(-1, width)
-            places[rows, part.prefix : part.end + 1] = own
-            places[rows, : part.prefix] = self.leader[rows, None] * self.prefix + torch.arange(part.prefix)
+            places[rows, bucket.prefix : bucket.end + 1] = own
+            places[rows, : bucket.prefix] = self.leader[rows, None] * self.prefix + torch.arange(bucket.prefix)
             start += own.numel()
         return places[self.duplicate_of]
 
@@ -136,7 +136,7 @@ def text_layout(
     duplicate_of = torch.arange(rows)
     if prompt_index is None:
         return Layout(
-            _parts(range(rows), ends, [0] * rows, group_cost)[0],
+            _buckets(range(rows), ends, [0] * rows, group_cost)[0],
             duplicate_of[:0],
             0,
             torch.zeros_like(duplicate_of),
@@ -156,32 +156,34 @@ def text_layout(
         shortest = int(length[shared].min())
         if least <= shortest:
             prefixes.append(length.clamp(max=shortest))  # fewer groups
-    options: list[tuple[int, list[Part], int]] = []
+    options: list[tuple[int, list[Bucket], int]] = []
     for prefix in prefixes:
         own = prefix[leader].tolist()
-        parts, cost = _parts(chosen, ends, own, group_cost)
+        buckets, cost = _buckets(chosen, ends, own, group_cost)
         longest = int(prefix.max())
-        options.append((cost + (longest * int(shared.sum()) + group_cost if longest else 0), parts, longest))
-    _, parts, longest = min(options, key=lambda option: option[0])
-    return Layout(parts, leaders[shared], longest, (shared.cumsum(0) - 1).clamp(min=0)[leader], duplicate_of)
+        options.append((cost + (longest * int(shared.sum()) + group_cost if longest else 0), buckets, longest))
+    _, buckets, longest = min(options, key=lambda option: option[0])
+    return Layout(buckets, leaders[shared], longest, (shared.cumsum(0) - 1).clamp(min=0)[leader], duplicate_of)
 
 
 def whole_layout(ends: Sequence[int]) -> Layout:
     """The plan that computes sentences that end at `ends` one by one: row by row, sharing nothing."""
     rows = torch.arange(len(ends))
-    return Layout([Part(rows.tolist(), 0, max(ends))], rows[:0], 0, torch.zeros_like(rows), rows)
+    return Layout([Bucket(rows.tolist(), 0, max(ends))], rows[:0], 0, torch.zeros_like(rows), rows)
 
 
-def _parts(rows: Sequence[int], ends: Sequence[int], prefix: Sequence[int], group_cost: int) -> tuple[list[Part], int]:
+def _buckets(
+    rows: Sequence[int], ends: Sequence[int], prefix: Sequence[int], group_cost: int
+) -> tuple[list[Bucket], int]:
     """Groups of the sentences `rows` of equal prefix and similar length, and what they cost."""
     members: dict[int, list[int]] = {}
     for row in rows:
         members.setdefault(prefix[row], []).append(row)
-    parts = []
+    buckets = []
     for size, some in sorted(members.items()):
         for group, end in length_groups([ends[row] for row in some], group_cost):
-            parts.append(Part([some[k] for k in group], size, end))
-    return parts, sum(len(p.rows) * (p.end + 1 - p.prefix) + group_cost for p in parts)
+            buckets.append(Bucket([some[k] for k in group], size, end))
+    return buckets, sum(len(p.rows) * (p.end + 1 - p.prefix) + group_cost for p in buckets)
 
 
 def _same_slots(slots: Tensor | None, leader: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class TextPlan(NamedTuple):
         slots, label_slots: checked positions of prompts and label tokens, or None.
         leaders: (K,) rows whose first positions are shared.
         leader: (rows,) index into `leaders`.
-        rows: (k,) rows of every part of the layout.
-        order: (rows,) where each row stands in what the parts give, one after the other.
+        rows: (k,) rows of every bucket of the layout.
+        order: (rows,) where each row stands in the output of the buckets, one after the other.
         places: (rows, length) of `Layout.places`, None where features of positions are not wanted.
     """
 
@@ -41,7 +41,7 @@ class TextPlan(NamedTuple):
     places: Tensor | None
 
 
-class Facts(NamedTuple):
+class PlanInputs(NamedTuple):
     """Inputs that a plan depends on besides ids, slots and prompt numbers.
 
     Attributes:
@@ -68,7 +68,7 @@ def make_plan(
     slots: Tensor | None,
     prompt_index: Tensor | None,
     label_slots: Tensor | None,
-    facts: Facts,
+    inputs: PlanInputs,
 ) -> TextPlan:
     """Checks of values and the layout: the only part of a text forward that waits for the device.
 
@@ -83,26 +83,26 @@ def make_plan(
     slots, prompt_index, label_slots = (None if x is None else x.cpu() for x in (slots, prompt_index, label_slots))
     rows, length = ids.shape
     if prompt_index is not None:
-        check_prompt_index(prompt_index, max(1, facts.kinds), "text prompts")
-    if facts.vectors is not None:
-        slots = check_slots(slots, rows, facts.vectors, stop, "text prompts")
-    if facts.words is not None:
+        check_prompt_index(prompt_index, max(1, inputs.kinds), "text prompts")
+    if inputs.vectors is not None:
+        slots = check_slots(slots, rows, inputs.vectors, stop, "text prompts")
+    if inputs.words is not None:
         inside = torch.full_like(stop, length)
-        label_slots = check_slots(label_slots, rows, facts.words, inside, "label tokens")
+        label_slots = check_slots(label_slots, rows, inputs.words, inside, "label tokens")
     same = (
-        prompt_index if facts.kinds else stop.new_zeros(rows)
+        prompt_index if inputs.kinds else stop.new_zeros(rows)
     )  # without vectors by row, all rows have the same prompt
-    cost = GROUP_COST[facts.device.type == "cpu"]
-    if facts.whole:
+    cost = GROUP_COST[inputs.device.type == "cpu"]
+    if inputs.whole:
         layout = whole_layout(ends)
     else:
-        layout = text_layout(ids, ends, None if facts.apart else same, slots, label_slots, cost)
-    parts = [torch.tensor(part.rows, dtype=torch.int64) for part in layout.parts]
+        layout = text_layout(ids, ends, None if inputs.apart else same, slots, label_slots, cost)
+    parts = [torch.tensor(bucket.rows, dtype=torch.int64) for bucket in layout.buckets]
     order = torch.empty(rows, dtype=torch.int64)
     order[torch.cat(parts)] = torch.arange(sum(map(len, parts)))
 
     def there(value: Tensor) -> Tensor:
-        return value.to(facts.device, non_blocking=True)
+        return value.to(inputs.device, non_blocking=True)
 
     return TextPlan(
         layout,
@@ -114,7 +114,7 @@ def make_plan(
         there(layout.leader),
         [there(part) for part in parts],
         there(order[layout.duplicate_of]),
-        there(layout.places(length)) if facts.tokens else None,
+        there(layout.places(length)) if inputs.tokens else None,
     )
 
 
@@ -131,12 +131,12 @@ class Remembered(Generic[Result]):
         self.size = size
         self.known: dict[Hashable, tuple[tuple[Tensor | None, ...], Result]] = {}
 
-    def __call__(self, make: Callable[[], Result], tensors: tuple[Tensor | None, ...], *facts: Hashable) -> Result:
-        """`make()`, or what it gave when it was last called with these tensors and facts."""
+    def __call__(self, make: Callable[[], Result], tensors: tuple[Tensor | None, ...], *others: Hashable) -> Result:
+        """`make()`, or what it gave when it was last called with these tensors and values."""
         # changes of inference tensors are not counted, and tensors of a traced graph are none
         if torch.compiler.is_compiling() or any(x is not None and x.is_inference() for x in tensors):
             return make()
-        key = (*(None if x is None else (id(x), x._version, x.device) for x in tensors), *facts)
+        key = (*(None if x is None else (id(x), x._version, x.device) for x in tensors), *others)
         found = self.known.pop(key, None)
         result = make() if found is None else found[1]
         self.known[key] = tensors, result  # the tensors live as long as the entry, so no other can get their id

@@ -47,7 +47,7 @@ def classifier_of(model: Model) -> Classifier:
     if not reason and learner.conditional:
         reason = "its text depends on the picture"
     if not reason and prompted.score is not cosine_score and not probe:
-        reason = "its score is no matrix product with the feature of a picture"
+        reason = "its score is not a matrix product with the feature of a picture"
     if reason:
         raise ValueError(f"{model.method} has no classifier matrix: {reason}")
     model.encode_classes()

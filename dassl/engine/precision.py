@@ -45,7 +45,7 @@ class GradientProjection(NamedTuple):
     combine: Callable[[Tensor, Tensor], Tensor]
 
 
-class Part(NamedTuple):
+class AccumulationStep(NamedTuple):
     """Place of a batch among those whose gradients make one step.
 
     Attributes:
@@ -59,7 +59,7 @@ class Part(NamedTuple):
     share: float = 1.0
 
 
-WHOLE = Part()
+WHOLE = AccumulationStep()
 """A step of one batch."""
 
 
@@ -161,7 +161,7 @@ class Precision:
         terms: Mapping[str, Tensor] | None = None,
         where: str = "",
         projection: GradientProjection | None = None,
-        part: Part = WHOLE,
+        part: AccumulationStep = WHOLE,
         metrics: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """Zero the gradients, go backward, check loss and gradients and let every optimiser step.

@@ -25,7 +25,7 @@ from dassl.utils import count_num_param, distributed, load_pretrained_weights
 from . import resume
 from .base import TrainerBase, unwrap
 from .machine import machine_of
-from .precision import WHOLE, GradientProjection, Part, Precision
+from .precision import WHOLE, AccumulationStep, GradientProjection, Precision
 from .progress import progress
 from .random_state import unchanged_random_state
 from .records import EVENTS, MetricsLog, plain, rewind_events
@@ -195,14 +195,14 @@ class SimpleTrainer(TrainerBase):
     def after_step(self) -> None:
         """Hook after an optimisation step, without gradients: caches, moving averages."""
 
-    def part_of_step(self) -> Part:
+    def part_of_step(self) -> AccumulationStep:
         """Place of this batch among the OPTIM.ACCUMULATE of a step; the last step of an epoch may have fewer."""
         size = self.cfg.OPTIM.ACCUMULATE
         if size == 1:
             return WHOLE
         place = self.batch_idx % size
         count = min(size, self.num_batches - (self.batch_idx - place))
-        return Part(place == 0, place == count - 1, 1 / count)
+        return AccumulationStep(place == 0, place == count - 1, 1 / count)
 
     # training
 

@@ -41,8 +41,8 @@ def test_a_classifier_matrix_gives_the_logits(method, trained, backbone, picture
     [
         ("MaPLe", ("TRAINER.MAPLE.PROMPT_DEPTH", 2), "prompts the image tower"),
         ("CoCoOp", (), "depends on the picture"),
-        ("CLIPAdapter", (), "no matrix product"),
-        ("PLOT", (), "no matrix product"),
+        ("CLIPAdapter", (), "not a matrix product"),
+        ("PLOT", (), "not a matrix product"),
     ],
 )
 def test_methods_without_a_classifier_matrix_say_why(method, options, reason, trained, tmp_path):

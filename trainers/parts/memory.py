@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clip import CLIP, Encoded, Prompts
 from clip.chunks import Chunks
 from clip.model import causal_mask
-from clip.text_layout import Layout, Part
+from clip.text_layout import Bucket, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class MemoryPlan:
 
     def _text(self, model: nn.Module, clip: CLIP, layout: Layout, tokens: bool) -> Chunks | None:
         width, blocks = clip.transformer.width, clip.transformer.layers
-        longest = max(part.end for part in layout.parts) + 1
+        longest = max(bucket.end for bucket in layout.buckets) + 1
         features = len(layout.duplicate_of) * longest * clip.text_projection.shape[1] * 4 * (8 if tokens else 3)
         free = self._free(model) - self.images - SPARE * features
 
@@ -108,16 +108,18 @@ class MemoryPlan:
 
         position = SPARE * self._bytes(clip, one, ("text", longest, clip.dtype)) / longest
 
-        def held(part: Part, rows: int) -> float:
+        def held(bucket: Bucket, rows: int) -> float:
             """Positions whose activations are held; keys and values of prefix and row are put together."""
-            computed = part.end + 1 - part.prefix
-            joined = 2 * width * blocks * 4 * SPARE / position * (part.end + 1) if part.prefix else 0
+            computed = bucket.end + 1 - bucket.prefix
+            joined = 2 * width * blocks * 4 * SPARE / position * (bucket.end + 1) if bucket.prefix else 0
             return rows * (computed + joined)
 
-        most = max(held(part, 1) for part in layout.parts)
+        most = max(held(bucket, 1) for bucket in layout.buckets)
         size = max(1, int(min(CHUNK_POSITIONS, free / 4 / position) / most))
         pieces = [
-            (part, min(size, len(part.rows) - k)) for part in layout.parts for k in range(0, len(part.rows), size)
+            (bucket, min(size, len(bucket.rows) - k))
+            for bucket in layout.buckets
+            for k in range(0, len(bucket.rows), size)
         ]
         return self._fit([held(*piece) for piece in pieces], [count for _, count in pieces], position, free)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine.precision import PRECISIONS, Part, Precision
+from dassl.engine.precision import PRECISIONS, AccumulationStep, Precision
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_several_batches_make_one_step():
     optimizer, precision = torch.optim.SGD(layer.parameters(), lr=1.0), Precision("fp32", "cpu")
     layer.weight.grad = torch.ones_like(layer.weight)
     for i, batch in enumerate(batches):
-        part = Part(first=i == 0, last=i == 2, share=1 / 3)
+        part = AccumulationStep(first=i == 0, last=i == 2, share=1 / 3)
         precision.step(layer(batch).pow(2).mean(), [optimizer], layer.parameters(), part=part)
     torch.testing.assert_close(layer.weight.detach(), expected)
