@@ -14,16 +14,16 @@ from yacs.config import CfgNode
 
 from clip import Encoded
 from clip.text_plan import Remembered
-from dassl.config import accept_lists
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner, mode_similarity
-from trainers.parts.prompts import SCALE_RULE, Learner
+from trainers.parts.options import VISION_SCALE, count, precision, weight
+from trainers.parts.prompts import Learner
 from transport.scores import align_scores, set_sizes
 from transport.sinkhorn import GRADIENTS, entropies, full_precision, normalized, sinkhorn, transport_cost, uniform_mass
 
 from .base import PromptTrainer, Score
 
-accept_lists("TRAINER.ALIGN.CTX_INIT")
 SCORES = ("paper", "released")
 PLANS = ("learned", "uniform")
 
@@ -151,57 +151,52 @@ class ALIGN(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "ALIGN",
             {
-                "ALIGN": {
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                    "N_CTX": 2,  # prompt length b, the same in both towers
-                    # words that start textual mode 0, the others are random; or a list, one text for each mode; empty =
-                    # random
-                    "CTX_INIT": "a photo of a",
-                    "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentences of that mode
-                    "VISION_PROMPT_NUMBER": 4,  # M
-                    "TEXT_PROMPT_NUMBER": 4,  # N
-                    "PROMPT_DEPTH": 9,  # J, layers with their own prompts; 1 = input only
-                    "COUPLED": True,  # visual prompts are linear maps of the textual ones (needs M = N)
-                    "SHARED_START": False,  # the deep maps start as copies of one, as in the released code
-                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
-                    "MODE_BIAS": False,  # coupled visual modes have a bias each in the place of one that all share
-                    "SCORE": "paper",  # paper or released
-                    "PLAN": "learned",  # learned or uniform (the ablation)
-                    "BETA": 1.0,  # weight of the token level in the prompt-level cost
-                    "LAMBDA": 0.1,  # entropic weight of both levels
-                    "MAX_ITER": 100,  # Sinkhorn iterations at most
-                    "THRESHOLD": None,  # Sinkhorn stops below this error; None = default of the score
-                    # constant: plans are constants (released); regularized: distances are the values that the plans
-                    # minimize, for which that is exact; implicit: exact gradient of the distances
-                    "GRADIENT": "constant",
-                    "FAST": True,  # False: both levels as `align_logits` defines them, in more memory and time
-                }
-            }
+                "VISION_PROMPT_NUMBER": count(4, "M"),
+                "TEXT_PROMPT_NUMBER": count(4, "N"),
+                "N_CTX": count(2, "b, prompt length, the same in both towers"),
+                "CTX_INIT": Option(
+                    "a photo of a",
+                    "words that start textual mode 0, the other modes are random; or a list, a text for each mode "
+                    '("" = random), of any lengths; empty = all random',
+                    texts=True,
+                ),
+                "KEEP_REST": Option(True, "words of CTX_INIT beyond b stay, frozen, in the sentences of their mode"),
+                "PROMPT_DEPTH": count(9, "J, layers with their own prompts; 1 = input only"),
+                "COUPLED": Option(True, "visual prompts are maps of the textual ones (M = N); False: free ones"),
+                "SHARED_START": Option(False, "the deep maps start as copies of one, as released"),
+                "VISION_SCALE": VISION_SCALE,
+                "MODE_BIAS": Option(False, "coupled visual modes have a bias each in the place of one that all share"),
+                "SCORE": Option("paper", "released: see below", choices=SCORES),
+                "PLAN": Option("learned", "uniform: the ablation without transport", choices=PLANS),
+                "BETA": weight(1.0, "β, weight of the token level in the prompt-level cost"),
+                "LAMBDA": Option(0.1, "λ, entropic weight of both levels", above=0),
+                "MAX_ITER": count(100, "Sinkhorn iterations at most"),
+                "THRESHOLD": Option(
+                    None, "error at which Sinkhorn stops; None = 1e-3, released 1e-2", above=0, kind=float
+                ),
+                "GRADIENT": Option(
+                    "constant",
+                    "constant: plans are constants (released); regularized: distances are the values that the plans "
+                    "minimize, for which that is exact; implicit: exact gradient of the distances",
+                    choices=GRADIENTS,
+                ),
+                "FAST": Option(True, "False: both levels as `align_logits` defines them, in more memory and time"),
+                "PREC": precision(),
+            },
         )
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.ALIGN
-        released = options.SCORE == "released"
-        self.check_options(
-            cfg,
-            {
-                "SCORE": (SCORES.__contains__, f"one of {', '.join(SCORES)}"),
-                "PLAN": (PLANS.__contains__, f"one of {', '.join(PLANS)}"),
-                "BETA": (lambda value: value >= 0, "0 or more"),
-                "LAMBDA": (lambda value: value > 0, "a number above 0"),
-                "MAX_ITER": (lambda value: value >= 1, "at least 1"),
-                "THRESHOLD": (lambda value: value is None or value > 0, "a number above 0, or None"),
-                "GRADIENT": (
-                    lambda value: value == "constant" if released else value in GRADIENTS,
-                    "constant, the only one of SCORE released" if released else f"one of {', '.join(GRADIENTS)}",
-                ),
-                "MODE_BIAS": (lambda value: options.COUPLED or not value, "False without COUPLED"),
-                **SCALE_RULE,
-            },
-        )
+        if options.SCORE == "released" and options.GRADIENT != "constant":
+            raise ValueError(
+                f"TRAINER.ALIGN.GRADIENT is {options.GRADIENT!r}, expected constant, the only one of SCORE released"
+            )
+        if options.MODE_BIAS and not options.COUPLED:
+            raise ValueError("TRAINER.ALIGN.MODE_BIAS is True, expected False without COUPLED")
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

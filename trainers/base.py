@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 import clip
 from clip import CLIP, Encoded
+from dassl.config import CfgNode, ConfigError
+from dassl.config.checks import problems_of
 from dassl.engine import TrainerX
 from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
-from dassl.engine.precision import PRECISIONS, GradientProjection
+from dassl.engine.precision import GradientProjection
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
 from trainers.parts.descriptions import read_descriptions
@@ -86,10 +88,20 @@ class CLIPTrainer(TrainerX):
         """The method's config node."""
         return self.cfg.TRAINER[self.node]
 
+    @staticmethod
+    def defaults() -> CfgNode:
+        """The method's sections below TRAINER, made by `dassl.config.method_options`."""
+        return CfgNode()
+
     def check_cfg(self, cfg) -> None:
-        prec = cfg.TRAINER[self.node].PREC
-        if prec not in PRECISIONS:
-            raise ValueError(f"TRAINER.{self.node}.PREC is {prec!r}, expected one of {', '.join(PRECISIONS)}")
+        """Check the method's options; methods add what their options have to do with each other.
+
+        Raises:
+            ConfigError: names every option that is out of range.
+        """
+        prefixes = tuple(f"TRAINER.{section}." for section in self.defaults())
+        if problems := problems_of(cfg, prefixes):
+            raise ConfigError("the config", problems)
 
     def build_data_loader(self) -> None:
         if (views := self.cfg.TEST.VIEWS) and not self.adapts:

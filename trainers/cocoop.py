@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import Encoded, Prompts
+from dassl.config import method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import normalise
+from trainers.parts.options import context, context_init, count, precision
 from trainers.parts.prompts import Learner, TextContext, meta_net
 
 from .base import PromptTrainer, Score
@@ -51,20 +53,15 @@ class CoCoOp(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "COCOOP",
             {
-                "COCOOP": {
-                    "N_CTX": 16,  # number of context vectors; with CTX_INIT its number of tokens
-                    "CTX_INIT": "",  # words that start the context, empty = random
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                    "CHUNK_ROWS": 512,  # (image, class) pairs whose text is encoded at once; bounds the memory
-                }
-            }
+                "N_CTX": context(16),
+                "CTX_INIT": context_init(),
+                "CHUNK_ROWS": count(512, "(image, class) pairs whose text is encoded at once; fewer need less memory"),
+                "PREC": precision(),
+            },
         )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        self.check_options(cfg, {"CHUNK_ROWS": (lambda rows: rows >= 1, "at least 1")})
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.options import CLASS_TOKEN_POSITION, context_init, count, precision
 from trainers.parts.prompts import Learner, TextContext
 
 from .base import PromptTrainer
@@ -22,16 +24,15 @@ class CoOp(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "COOP",
             {
-                "COOP": {
-                    "N_CTX": 16,  # number of context vectors
-                    "CSC": False,  # class-specific context
-                    "CTX_INIT": "",  # words that start the context, empty = random
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                    "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-                }
-            }
+                "N_CTX": count(16, "n, number of context vectors; not used when CTX_INIT is given"),
+                "CTX_INIT": context_init(of="words that start the context, one vector for each of their tokens"),
+                "CSC": Option(False, "class-specific context"),
+                "CLASS_TOKEN_POSITION": CLASS_TOKEN_POSITION,
+                "PREC": precision(),
+            },
         )
 
     def build_learner(self, model, classnames) -> Learner:

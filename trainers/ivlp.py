@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner
-from trainers.parts.prompts import SCALE_RULE, Learner
+from trainers.parts.options import VISION_SCALE, context_init, count, precision
+from trainers.parts.prompts import Learner
 
 from .base import PromptTrainer
 
@@ -23,33 +25,18 @@ class IVLP(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "IVLP",
             {
-                "IVLP": {
-                    "N_CTX_TEXT": 2,  # number n of context vectors per layer
-                    "N_CTX_VISION": 2,  # number m of visual prompt vectors per layer
-                    "CTX_INIT": "a photo of a",  # words that start the context of the input layer; empty = random
-                    "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX_TEXT stay, frozen, in the sentence
-                    "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with their own context; 1 = input only
-                    "PROMPT_DEPTH_VISION": 9,  # J_v, layers with visual prompts; 1 = input only, 0 = none
-                    "HALF_PROMPTS": False,  # deep and visual prompts rounded through fp16, as in the released code
-                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                }
-            }
-        )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        positive = (lambda value: value >= 1, "at least 1")
-        self.check_options(
-            cfg,
-            {
-                "N_CTX_TEXT": positive,
-                "N_CTX_VISION": positive,
-                "PROMPT_DEPTH_TEXT": positive,
-                "PROMPT_DEPTH_VISION": (lambda value: value >= 0, "0 (no visual prompts) or more"),
-                **SCALE_RULE,
+                "N_CTX_TEXT": count(2, "n, context vectors per layer"),
+                "N_CTX_VISION": count(2, "m, visual prompt vectors per layer"),
+                "CTX_INIT": context_init("a photo of a", "words that start the context of the input layer"),
+                "KEEP_REST": Option(True, "words of CTX_INIT beyond n stay, frozen, before the name"),
+                "PROMPT_DEPTH_TEXT": count(9, "J_t, layers with their own context; 1 = input only"),
+                "PROMPT_DEPTH_VISION": count(9, "J_v, layers with visual prompts; 1 = input only, 0 = none", low=0),
+                "HALF_PROMPTS": Option(False, "deep and visual prompts are rounded through fp16, as released"),
+                "VISION_SCALE": VISION_SCALE,
+                "PREC": precision(),
             },
         )
 

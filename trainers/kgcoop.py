@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl.config import method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_distance
+from trainers.parts.options import context, context_init, precision, weight
 from trainers.parts.prompts import Learner, TextContext
 from trainers.parts.teacher import Teacher
 
@@ -27,20 +29,15 @@ class KgCoOp(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "KGCOOP",
             {
-                "KGCOOP": {
-                    "N_CTX": 4,  # number of context vectors; with CTX_INIT its number of tokens
-                    "CTX_INIT": "a photo of a",  # words that start the context, empty = random
-                    "W": 8.0,  # weight of the distance to the hand-made sentences
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                }
-            }
+                "N_CTX": context(4),
+                "CTX_INIT": context_init("a photo of a"),
+                "W": weight(8.0, "weight of the distance to the hand-made sentences; 0 is CoOp"),
+                "PREC": precision(),
+            },
         )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        self.check_options(cfg, {"W": (lambda weight: weight >= 0, "0 or more")})
 
     def build_learner(self, model, classnames) -> Learner:
         learner = TextContext(model, classnames, self.options.N_CTX, self.options.CTX_INIT)

@@ -16,9 +16,11 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import check_classnames
 from trainers.parts.label_tokens import PLACES, TOKENS, LabelTokens, feature_term, logit_term
+from trainers.parts.options import weight
 from trainers.parts.prompts import Learner
 from trainers.parts.wrapper import Wrapper, wrap
 
@@ -28,27 +30,42 @@ TARGETS = ("reference", "trained")
 REFERENCES = ("start", "moving")
 UNSEEN = ("refuse", "words")
 
-DEFAULTS = {
-    # which tokens of a class name are trained: all; of every name as many as the shortest has (released); one
-    "TOKENS": "all",
-    # name: the tokens stand in the place of the name's; prefix: right behind the context, where MaPLe's left-over words
-    # begin, and the whole name stays (what the released MaPLe+LAMM does with q = 1)
-    "PLACE": "name",
-    "RANDOM_INIT": False,  # start from N(0, 0.02^2) instead of the words
-    "HIERARCHICAL": True,  # the three loss terms below
-    "W_PARAM": None,  # weight of the parameter term; None = 1 / shots (paper), the released few-shot scripts ran with 1
-    "W_FEATURE": 1.0,  # weight of the feature term
-    "W_LOGIT": 0.05,  # weight of the logit term
-    "TEMPERATURE": 2.0,  # of the logit term
-    # which side of the logit term is the soft target: the reference, without gradient (paper), or the trained logits,
-    # both sides with gradient (released)
-    "LOGIT_TARGET": "reference",
-    # text the terms compare with, plain words in each: of the learner as it starts, or as it is now (released)
-    "REFERENCE": "start",
-    "SKIP_SINGLE_CLASS": False,  # no feature term in batches of one class only (released)
-    # classes that were not trained: an error, or their plain words; classes are matched by name
-    "UNSEEN": "refuse",
-    "LOAD_TOKENS": True,  # False: evaluation starts from the words again (released MaPLe+LAMM)
+OPTIONS = {
+    "TOKENS": Option(
+        "all",
+        "tokens of a class name that are trained; shortest: of every name as many as the shortest has (released)",
+        choices=TOKENS,
+    ),
+    "PLACE": Option(
+        "name",
+        "name: in the place of the name's tokens; prefix: right behind the context, and the whole name stays (what the "
+        "released MaPLe+LAMM does with q = 1)",
+        choices=PLACES,
+    ),
+    "RANDOM_INIT": Option(False, "start from N(0, 0.02²) instead of the words"),
+    "HIERARCHICAL": Option(True, "the three loss terms below"),
+    "W_PARAM": weight(None, "of the parameter term; None = 1 / shots (paper), the released scripts ran with 1"),
+    "W_FEATURE": weight(1.0, "of the feature term"),
+    "W_LOGIT": weight(0.05, "of the logit term"),
+    "TEMPERATURE": Option(2.0, "of the logit term", above=0),
+    "LOGIT_TARGET": Option(
+        "reference",
+        "soft target of the logit term: the reference, without gradient (paper), or the trained logits, both sides "
+        "with gradient (released)",
+        choices=TARGETS,
+    ),
+    "REFERENCE": Option(
+        "start",
+        "text the terms compare with, plain words in each: of the learner as it starts, or as it is now (released)",
+        choices=REFERENCES,
+    ),
+    "SKIP_SINGLE_CLASS": Option(False, "no feature term in batches of one class only (released)"),
+    "UNSEEN": Option(
+        "refuse",
+        "classes that were not trained: an error, or their plain words; classes are matched by name",
+        choices=UNSEEN,
+    ),
+    "LOAD_TOKENS": Option(True, "False: evaluation starts from the words again (released MaPLe+LAMM)"),
 }
 
 
@@ -61,17 +78,10 @@ class LabelAlignment(Wrapper):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode({"LAMM": DEFAULTS})
+        return method_options("LAMM", OPTIONS)
 
     def check_cfg(self, cfg) -> None:
         options = cfg.TRAINER.LAMM
-        choices = {"TOKENS": TOKENS, "PLACE": PLACES, "LOGIT_TARGET": TARGETS, "REFERENCE": REFERENCES}
-        choices["UNSEEN"] = UNSEEN
-        weight = (lambda value: value is None or value >= 0, "0 or more")
-        rules: dict = {key: (known.__contains__, f"one of {', '.join(known)}") for key, known in choices.items()}
-        rules |= dict.fromkeys(("W_PARAM", "W_FEATURE", "W_LOGIT"), weight)
-        rules["TEMPERATURE"] = (lambda value: value > 0, "a number above 0")
-        self.trainer.check_options(cfg, rules, "LAMM")
         if options.HIERARCHICAL and options.W_PARAM is None and cfg.DATASET.NUM_SHOTS < 1:
             raise ValueError("TRAINER.LAMM.W_PARAM None is 1 / shots: set DATASET.NUM_SHOTS, or W_PARAM to a number")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner
-from trainers.parts.prompts import SCALE_RULE, Learner
+from trainers.parts.options import VISION_SCALE, context_init, count, precision
+from trainers.parts.prompts import Learner
 
 from .base import PromptTrainer
 
@@ -20,24 +22,18 @@ class MaPLe(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "MAPLE",
             {
-                "MAPLE": {
-                    "N_CTX": 2,  # prompt length b, the same in both towers
-                    "CTX_INIT": "a photo of a",  # words that start the context of the input layer; empty = random
-                    "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX stay, frozen, in the sentence
-                    "PROMPT_DEPTH": 9,  # J, layers with their own prompts; 1 = input only
-                    "SHARED_START": False,  # the deep maps start as copies of one, as in the released code
-                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                }
-            }
+                "N_CTX": count(2, "b, prompt length, the same in both towers"),
+                "CTX_INIT": context_init("a photo of a", "words that start the context of the input layer"),
+                "KEEP_REST": Option(True, "words of CTX_INIT beyond b stay, frozen, before the name"),
+                "PROMPT_DEPTH": count(9, "J, layers with their own prompts; 1 = input only"),
+                "SHARED_START": Option(False, "the maps of layers 1 to J - 1 start as copies of one, as released"),
+                "VISION_SCALE": VISION_SCALE,
+                "PREC": precision(),
+            },
         )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        positive = (lambda value: value >= 1, "at least 1")
-        self.check_options(cfg, {"N_CTX": positive, "PROMPT_DEPTH": positive, **SCALE_RULE})
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

@@ -11,17 +11,17 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import accept_lists
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import ModeContext, mode_phrases, mode_sentences, start_with_phrases
-from trainers.parts.prompts import CLASS_POSITIONS, Learner, random_prompt
-from trainers.parts.set_transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
+from trainers.parts.options import CLASS_TOKEN_POSITION, PLOT_OPTIONS, count, precision
+from trainers.parts.prompts import Learner, random_prompt
+from trainers.parts.set_transport import SetTransport
 from transport.sinkhorn import full_precision, sinkhorn
 
 from .base import PromptTrainer, Score
 
-accept_lists("TRAINER.PLOT.CTX_INIT")
 POOLED = ("imagenet", "always", "never")
 
 
@@ -61,36 +61,28 @@ class PLOT(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "PLOT",
             {
-                "PLOT": {
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16; transport is computed in fp32 in every mode
-                    "N": 4,  # contexts per class
-                    "N_CTX": 16,  # vectors of a context
-                    # words that start context 0, the others are random; or a list, one text for each; empty = random.
-                    # Words beyond N_CTX stay, frozen, in the sentences of that context
-                    "CTX_INIT": "",
-                    "CSC": False,  # class-specific contexts
-                    "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-                    # adds scale * cosine of the pooled features: imagenet = if the data set is named exactly ImageNet
-                    # (the released code; its variants do without), always or never
-                    "POOLED": "imagenet",
-                    "FAST": True,  # False: transport as `plot_logits` defines it, in more memory and time
-                    **PLOT_OPTIONS,
-                }
-            }
-        )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        self.check_options(
-            cfg,
-            {
-                "N": (lambda value: value >= 1, "at least 1"),
-                "N_CTX": (lambda value: value >= 1, "at least 1"),
-                "CLASS_TOKEN_POSITION": (CLASS_POSITIONS.__contains__, f"one of {', '.join(CLASS_POSITIONS)}"),
-                "POOLED": (POOLED.__contains__, f"one of {', '.join(POOLED)}"),
-                **PLOT_RULES,
+                "N": count(4, "contexts per class"),
+                "N_CTX": count(16, "vectors of a context, drawn from N(0, 0.02²)"),
+                "CTX_INIT": Option(
+                    "",
+                    "words that start context 0, the others are random; or a list, a text for each; words beyond N_CTX "
+                    "stay, frozen, behind the context",
+                    texts=True,
+                ),
+                "CSC": Option(False, "separate contexts for every class"),
+                "CLASS_TOKEN_POSITION": CLASS_TOKEN_POSITION,
+                "POOLED": Option(
+                    "imagenet",
+                    "adds scale * cosine of the pooled features: imagenet = if DATASET.NAME is exactly ImageNet (the "
+                    "released code; its variants do without)",
+                    choices=POOLED,
+                ),
+                "FAST": Option(True, "False: transport as `plot_logits` defines it, in more memory and time"),
+                **PLOT_OPTIONS,
+                "PREC": precision(more="; transport is computed in fp32 in every mode"),
             },
         )
 

@@ -16,18 +16,18 @@ from yacs.config import CfgNode
 
 import clip
 from clip import CLIP, Encoded, Prompts
-from dassl.config import accept_lists
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoints import last_epoch
 from dassl.utils.torchtools import BEST_MODEL
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import ModeContext, mode_similarity
+from trainers.parts.options import PLOT_OPTIONS, count, precision
 from trainers.parts.prompts import Learner, random_prompt, readable, vision_blocks, word_tokens
-from trainers.parts.set_transport import PLOT_OPTIONS, PLOT_RULES, SetTransport
+from trainers.parts.set_transport import SetTransport
 
 from .base import PromptTrainer, Score
 
-accept_lists("TRAINER.PLOTPP.CTX_INIT")
 logger = logging.getLogger(__name__)
 
 STAGES = ("vision", "joint")
@@ -142,36 +142,30 @@ class PLOTPP(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "PLOTPP",
             {
-                "PLOTPP": {
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16; transport is computed in fp32 in every mode
-                    "M": 4,  # visual prompts
-                    "N_CTX_V": 2,  # vectors of a visual prompt
-                    "CTX_INIT": (),  # one prefix of the sentences or a list of N; empty = four by data set
-                    "RELEASED_PREFIXES": False,  # "this is a" as third prefix on ImageNet, which covers names
-                    "MODEL_UPD": "joint",  # vision (stage 1) or joint (stage 2)
-                    "PRETRAIN_DIR": "",  # folder of the stage-1 run that stage 2 starts from; empty = from the phrases
-                    # adds scale * cosine of the mean features; None = in stage 1 only. The released evaluation of stage
-                    # 1 has it off
-                    "TRADE_OFF": None,
-                    **PLOT_OPTIONS,
-                }
-            }
+                "M": count(4, "visual prompts"),
+                "N_CTX_V": count(2, "m, vectors of a visual prompt, drawn from N(0, 0.02²)"),
+                "CTX_INIT": Option(
+                    (),
+                    "one prefix or a list of N, of any lengths: contexts have as many vectors as the shortest has "
+                    "tokens; empty = four by data set, those of Caltech101 elsewhere",
+                    texts=True,
+                ),
+                "RELEASED_PREFIXES": Option(False, 'third prefix "this is a" on ImageNet and its variants'),
+                "MODEL_UPD": Option("joint", "vision (stage 1) or joint (stage 2)", choices=STAGES),
+                "PRETRAIN_DIR": Option("", "folder of the stage-1 run; empty: stage 2 starts from the prefixes"),
+                "TRADE_OFF": Option(
+                    None, "adds scale * cosine of the mean features; None = in stage 1 only", kind=bool
+                ),
+                **PLOT_OPTIONS,
+                "PREC": precision(more="; transport is computed in fp32 in every mode"),
+            },
         )
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        self.check_options(
-            cfg,
-            {
-                "M": (lambda value: value >= 1, "at least 1"),
-                "N_CTX_V": (lambda value: value >= 1, "at least 1"),
-                "MODEL_UPD": (STAGES.__contains__, f"one of {', '.join(STAGES)}"),
-                "TRADE_OFF": (lambda value: value in (None, True, False), "True, False or None"),
-                **PLOT_RULES,
-            },
-        )
         options = cfg.TRAINER.PLOTPP
         if options.PRETRAIN_DIR and options.MODEL_UPD == "vision":
             raise ValueError(

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import GradientProjection
 from trainers.parts.losses import distillation_loss
-from trainers.parts.prompts import CLASS_POSITIONS, Learner, TextContext, init_context, word_tokens
+from trainers.parts.options import CLASS_TOKEN_POSITION, count, precision, weight
+from trainers.parts.prompts import Learner, TextContext, init_context, word_tokens
 from trainers.parts.teacher import Teacher
 
 from .base import Output, PromptTrainer, template_features
@@ -89,32 +91,36 @@ class ProGrad(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "PROGRAD",
             {
-                "PROGRAD": {
-                    "N_CTX": 16,  # number of context vectors
-                    "CSC": False,  # class-specific context
-                    "CTX_INIT": False,  # the last vectors start as the words of the teacher's sentence
-                    "RELEASED_INIT": False,  # with CTX_INIT: words, not tokens, are counted; the other vectors are zero
-                    "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-                    "T": 1.0,  # temperature of the distillation loss
-                    "LAMBDA": 1.0,  # share of the contradicting part that is removed
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                }
-            }
+                "N_CTX": count(16, "n, number of context vectors"),
+                "CSC": Option(False, "class-specific context"),
+                "CTX_INIT": Option(
+                    False, "the last vectors start as the tokens of the teacher's sentence before the name"
+                ),
+                "RELEASED_INIT": Option(
+                    False, "with CTX_INIT: words, not tokens, are counted; the other vectors are zero"
+                ),
+                "CLASS_TOKEN_POSITION": CLASS_TOKEN_POSITION,
+                "T": Option(1.0, "temperature of the distillation loss", above=0),
+                "LAMBDA": weight(
+                    1.0,
+                    "λ, share of the contradicting part that is removed; the authors use 0.8 with 8 and 16 shots of "
+                    "Flowers, DTD and EuroSAT",
+                ),
+                "PREC": precision(),
+            },
         )
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.PROGRAD
         plain = options.CTX_INIT and not options.CSC and options.CLASS_TOKEN_POSITION == "end"
-        rules = {
-            "RELEASED_INIT": (lambda on: plain or not on, "False unless CTX_INIT True, CSC False and position end"),
-            "CLASS_TOKEN_POSITION": (lambda place: place in CLASS_POSITIONS, f"one of {', '.join(CLASS_POSITIONS)}"),
-            "T": (lambda temperature: temperature > 0, "a number above 0"),
-            "LAMBDA": (lambda weight: weight >= 0, "0 or more"),
-        }
-        self.check_options(cfg, rules)
+        if options.RELEASED_INIT and not plain:
+            raise ValueError(
+                "TRAINER.PROGRAD.RELEASED_INIT is True, expected False unless CTX_INIT True, CSC False and position end"
+            )
 
     def build_learner(self, model, classnames) -> Learner:
         options, template = self.options, self.teacher_template(TEACHER_TEMPLATES)

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import CLIP
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.modes import MultiModeLearner
-from trainers.parts.prompts import SCALE_RULE, Learner
+from trainers.parts.options import VISION_SCALE, context_init, count, precision, weight
+from trainers.parts.prompts import Learner
 from trainers.parts.teacher import Teacher
 from trainers.parts.templates import IMAGENET_TEMPLATES
 
@@ -49,8 +51,8 @@ def average_of_copies(module: nn.Module, weights: Tensor) -> None:
     """
     for parameter in module.parameters():
         total = torch.zeros_like(parameter)
-        for weight in weights.tolist():
-            total += parameter * weight
+        for factor in weights.tolist():
+            total += parameter * factor
         parameter.copy_(total)
 
 
@@ -68,46 +70,35 @@ class PromptSRC(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "PROMPTSRC",
             {
-                "PROMPTSRC": {
-                    "N_CTX_TEXT": 4,  # number n of context vectors per layer
-                    "N_CTX_VISION": 4,  # number m of visual prompt vectors per layer
-                    "CTX_INIT": "a photo of a",  # words that start the context of the input layer; empty = random
-                    "KEEP_REST": True,  # words of CTX_INIT beyond N_CTX_TEXT stay, frozen, in the sentence
-                    "PROMPT_DEPTH_TEXT": 9,  # J_t, layers with their own context; 1 = input only
-                    "PROMPT_DEPTH_VISION": 9,  # J_v, layers with their own visual prompts
-                    "TEXT_LOSS_WEIGHT": 25.0,  # of the L1 distance of text features to the teacher's
-                    "IMAGE_LOSS_WEIGHT": 10.0,  # of the L1 distance of image features to the teacher's
-                    "NORMALIZE_TEMPLATES": True,  # before the teacher's mean over templates; released code: False
-                    "KL_PER_CLASS": True,  # KL divided by B * C, which the weights belong to; False: by B
-                    "GPA_MEAN": 15.0,  # epoch, from 1, with the largest weight in the average
-                    "GPA_STD": 1.0,  # in epochs
-                    # all: the frozen weights too, in the type they are stored in, as in the released code; only in fp16
-                    # does that change them, by rounding
-                    "GPA_SCOPE": "prompts",
-                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                }
-            }
+                "N_CTX_TEXT": count(4, "n, context vectors per layer"),
+                "N_CTX_VISION": count(4, "m, visual prompt vectors per layer"),
+                "CTX_INIT": context_init("a photo of a", "words that start the context of the input layer"),
+                "KEEP_REST": Option(True, "words of CTX_INIT beyond n stay, frozen, before the name"),
+                "PROMPT_DEPTH_TEXT": count(9, "J_t, layers with their own context"),
+                "PROMPT_DEPTH_VISION": count(9, "J_v, layers with their own visual prompts"),
+                "TEXT_LOSS_WEIGHT": weight(25.0, "λ_t, of the L1 distance of text features to the teacher's"),
+                "IMAGE_LOSS_WEIGHT": weight(10.0, "λ_i, of the L1 distance of image features to the teacher's"),
+                "NORMALIZE_TEMPLATES": Option(
+                    True, "the text teacher's 60 features have length 1 before their mean; released: False"
+                ),
+                "KL_PER_CLASS": Option(True, "KL divided by B * C, which the weights belong to; False: by B"),
+                "GPA_MEAN": Option(15.0, "μ, epoch, from 1, with the largest weight in the average"),
+                "GPA_STD": Option(1.0, "σ, in epochs", above=0),
+                "GPA_SCOPE": Option(
+                    "prompts",
+                    "all: the frozen weights are averaged too, in the type they are stored in, as released",
+                    choices=GPA_SCOPES,
+                ),
+                "VISION_SCALE": VISION_SCALE,
+                "PREC": precision(),
+            },
         )
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        positive = (lambda value: value >= 1, "at least 1")
-        weight = (lambda value: value >= 0, "0 or more")
-        keys = ("N_CTX_TEXT", "N_CTX_VISION", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION")
-        self.check_options(
-            cfg,
-            {
-                **dict.fromkeys(keys, positive),
-                **SCALE_RULE,
-                "TEXT_LOSS_WEIGHT": weight,
-                "IMAGE_LOSS_WEIGHT": weight,
-                "GPA_STD": (lambda value: value > 0, "a number above 0"),
-                "GPA_SCOPE": (lambda value: value in GPA_SCOPES, " or ".join(GPA_SCOPES)),
-            },
-        )
         if cfg.TRAINER.PROMPTSRC.GPA_SCOPE == "all" and cfg.TEST.FINAL_MODEL == "best_val":
             raise ValueError(
                 "TRAINER.PROMPTSRC.GPA_SCOPE is 'all', but TEST.FINAL_MODEL best_val may deploy an epoch before the "

@@ -10,8 +10,10 @@ from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
 from clip.layers import QuickGELU
+from dassl.config import method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_distance, normalise
+from trainers.parts.options import context, context_init, count, precision, weight
 from trainers.parts.prompts import (
     PLACEHOLDER,
     Learner,
@@ -106,25 +108,16 @@ class TCP(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "TCP",
             {
-                "TCP": {
-                    "N_CTX": 4,  # number of context vectors; with CTX_INIT its number of tokens
-                    "CTX_INIT": "",  # words that start the context, empty = random
-                    "BLOCK": 8,  # block of the text tower, from 0, whose input gets the class-aware vectors
-                    "W": 8.0,  # weight of the distance to the hand-made sentences
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16
-                }
-            }
+                "N_CTX": context(4),
+                "CTX_INIT": context_init(),
+                "BLOCK": count(8, "block of the text tower, from 0, whose input gets the class-aware vectors"),
+                "W": weight(8.0, "weight of the distance to the hand-made sentences"),
+                "PREC": precision(),
+            },
         )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        rules = {
-            "N_CTX": (lambda length: length >= 1, "at least 1"),
-            "W": (lambda weight: weight >= 0, "0 or more"),
-        }
-        self.check_options(cfg, rules)
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

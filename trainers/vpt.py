@@ -6,8 +6,10 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
-from trainers.parts.prompts import SCALE_RULE, FixedText, Learner, visual_prompts
+from trainers.parts.options import VISION_SCALE, count, precision
+from trainers.parts.prompts import FixedText, Learner, visual_prompts
 
 from .base import PromptTrainer, template_features
 
@@ -50,22 +52,16 @@ class VPT(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "VPT",
             {
-                "VPT": {
-                    "N_CTX_VISION": 2,  # number m of visual prompt vectors per layer
-                    "PROMPT_DEPTH_VISION": 1,  # J, layers with their own prompts; 1 = input only (shallow)
-                    "HALF_PROMPTS": False,  # prompts and their gradients rounded through fp16, as in the released code
-                    "VISION_SCALE": 1.0,  # factor on the visual prompts at the start; 0 = they start at zero
-                    "PREC": "fp16",  # fp32, fp16, amp or bf16; the released code computes in fp32 whatever it says
-                }
-            }
+                "N_CTX_VISION": count(2, "m, visual prompt vectors per layer"),
+                "PROMPT_DEPTH_VISION": count(1, "J, layers with their own prompts; 1 = input only (shallow)"),
+                "HALF_PROMPTS": Option(False, "prompts and their gradients are rounded through fp16, as released"),
+                "VISION_SCALE": VISION_SCALE,
+                "PREC": precision(more="; the released code computes in fp32 whatever it says"),
+            },
         )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        positive = (lambda value: value >= 1, "at least 1")
-        self.check_options(cfg, {"N_CTX_VISION": positive, "PROMPT_DEPTH_VISION": positive, **SCALE_RULE})
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

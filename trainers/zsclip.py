@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.descriptions import description_ensemble, descriptions_hash
+from trainers.parts.options import precision
 from trainers.parts.prompts import FixedText, Learner, TemplateText
 from trainers.parts.templates import TEMPLATE_SETS, template_set
 
@@ -22,27 +24,17 @@ class ZeroshotCLIP(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "ZEROSHOT",
             {
-                "ZEROSHOT": {
-                    "PREC": "fp16",  # precision of the backbone: fp32, fp16, amp or bf16
-                    # dataset: the data set's template; imagenet80, select7: means over CLIP's 80 sentences for
-                    # ImageNet or 7 of them; released: the 7 and the data set's own (7 on ImageNet);
-                    # descriptions: the sentences of DATASET.DESCRIPTIONS;
-                    # "" = dataset for ZeroshotCLIP, released for ZeroshotCLIP2
-                    "TEMPLATES": "",
-                }
-            }
+                "TEMPLATES": Option(
+                    "",
+                    'see the table; "" = dataset for ZeroshotCLIP, released for ZeroshotCLIP2',
+                    choices=("", "descriptions", *TEMPLATE_SETS),
+                ),
+                "PREC": precision(),
+            },
         )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        kind = cfg.TRAINER.ZEROSHOT.TEMPLATES
-        if kind not in ("", "descriptions", *TEMPLATE_SETS):
-            raise ValueError(
-                f"TRAINER.ZEROSHOT.TEMPLATES is {kind!r}, expected one of {', '.join(TEMPLATE_SETS)}, descriptions, "
-                f"or nothing for {self.own_templates}"
-            )
 
     @property
     def templates(self) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .errors import ConfigError
 from .files import leaves
 from .node import CfgNode
 from .options import SCHEMA
 
-__all__ = ["check_values"]
+__all__ = ["check_values", "problems_of"]
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -16,46 +18,70 @@ def check_values(cfg: CfgNode) -> None:
     Raises:
         ConfigError: lists every value out of range with the values allowed.
     """
-    found = [(key, SCHEMA[key].problem(value)) for key, value in leaves(cfg) if key in SCHEMA]
-    problems = [f"{key} {problem}" for key, problem in found if problem]
-    wrong = {key for key, problem in found if problem}
-    problems += [text for keys, text in _relations(cfg) if not wrong.intersection(keys)]
+    problems = problems_of(cfg)
+    wrong = {problem.split(" ")[0] for problem in problems}
+    problems += [text for keys, check in RELATIONS if not wrong.intersection(keys) and (text := check(cfg))]
     if problems:
         raise ConfigError("the config", problems)
 
 
-def _relations(cfg: CfgNode) -> list[tuple[set[str], str]]:
-    """Values that do not go together: their keys, and what is wrong."""
-    optim, epochs = cfg.OPTIM, cfg.OPTIM.MAX_EPOCH
-    batchwise = optim.LR_SCHEDULER == "batch_cosine"
-    rules = [
-        (
-            epochs < optim.WARMUP_EPOCH or (batchwise and epochs == optim.WARMUP_EPOCH),
-            {"OPTIM.WARMUP_EPOCH", "OPTIM.MAX_EPOCH"},
-            f"OPTIM.WARMUP_EPOCH is {optim.WARMUP_EPOCH}, expected fewer than the {epochs} of OPTIM.MAX_EPOCH"
-            if batchwise
-            else f"OPTIM.WARMUP_EPOCH is {optim.WARMUP_EPOCH}, expected at most the {epochs} of OPTIM.MAX_EPOCH",
-        ),
-        (
-            batchwise and optim.LR == 0,
-            {"OPTIM.LR"},
-            "OPTIM.LR is 0, expected a number above 0 for OPTIM.LR_SCHEDULER batch_cosine",
-        ),
-        (
-            optim.NAME == "sgd" and optim.SGD_NESTEROV and (optim.MOMENTUM <= 0 or optim.SGD_DAMPNING != 0),
-            {"OPTIM.MOMENTUM", "OPTIM.SGD_DAMPNING"},
-            f"OPTIM.SGD_NESTEROV is True, expected with it OPTIM.MOMENTUM above 0 (is {optim.MOMENTUM}) "
-            f"and OPTIM.SGD_DAMPNING 0 (is {optim.SGD_DAMPNING})",
-        ),
-        (
-            optim.STAGED_LR and not optim.NEW_LAYERS,
-            {"OPTIM.NEW_LAYERS"},
-            "OPTIM.STAGED_LR is True, expected with it names of layers in OPTIM.NEW_LAYERS",
-        ),
-        (
-            cfg.INPUT.NO_TRANSFORM and cfg.DATALOADER.K_TRANSFORMS > 1,
-            {"DATALOADER.K_TRANSFORMS"},
-            f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, expected 1 with INPUT.NO_TRANSFORM",
-        ),
-    ]
-    return [(keys, text) for broken, keys, text in rules if broken]
+def problems_of(cfg: CfgNode, prefixes: str | tuple[str, ...] = "") -> list[str]:
+    """Declared keys below `prefixes` whose values are not allowed, each with what was expected."""
+    found = [(key, SCHEMA[key].problem(value)) for key, value in leaves(cfg) if key in SCHEMA]
+    return [f"{key} {problem}" for key, problem in found if problem and key.startswith(prefixes)]
+
+
+def _warmup(cfg: CfgNode) -> str:
+    warmup, epochs = cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.MAX_EPOCH
+    by_batch = cfg.OPTIM.LR_SCHEDULER == "batch_cosine"
+    if warmup < epochs or (warmup == epochs and not by_batch):
+        return ""
+    expected = "fewer than" if by_batch else "at most"
+    return f"OPTIM.WARMUP_EPOCH is {warmup}, expected {expected} the {epochs} of OPTIM.MAX_EPOCH"
+
+
+def _rate(cfg: CfgNode) -> str:
+    if cfg.OPTIM.LR > 0 or cfg.OPTIM.LR_SCHEDULER != "batch_cosine":
+        return ""
+    return "OPTIM.LR is 0, expected a number above 0 for OPTIM.LR_SCHEDULER batch_cosine"
+
+
+def _nesterov(cfg: CfgNode) -> str:
+    optim = cfg.OPTIM
+    if optim.NAME != "sgd" or not optim.SGD_NESTEROV or (optim.MOMENTUM > 0 and optim.SGD_DAMPNING == 0):
+        return ""
+    return (
+        f"OPTIM.SGD_NESTEROV is True, expected with it OPTIM.MOMENTUM above 0 (is {optim.MOMENTUM}) "
+        f"and OPTIM.SGD_DAMPNING 0 (is {optim.SGD_DAMPNING})"
+    )
+
+
+def _layers(cfg: CfgNode) -> str:
+    if not cfg.OPTIM.STAGED_LR or cfg.OPTIM.NEW_LAYERS:
+        return ""
+    return "OPTIM.STAGED_LR is True, expected with it names of layers in OPTIM.NEW_LAYERS"
+
+
+def _blur(cfg: CfgNode) -> str:
+    kernel, side = cfg.INPUT.GB_K, min(cfg.INPUT.SIZE)
+    if "gaussian_blur" not in cfg.INPUT.TRANSFORMS or kernel // 2 < side:
+        return ""
+    return f"INPUT.GB_K is {kernel}, expected less than twice the {side} pixels of INPUT.SIZE"
+
+
+def _views(cfg: CfgNode) -> str:
+    views = cfg.DATALOADER.K_TRANSFORMS
+    if views == 1 or not cfg.INPUT.NO_TRANSFORM:
+        return ""
+    return f"DATALOADER.K_TRANSFORMS is {views}, expected 1 with INPUT.NO_TRANSFORM"
+
+
+RELATIONS: tuple[tuple[set[str], Callable[[CfgNode], str]], ...] = (
+    ({"OPTIM.WARMUP_EPOCH", "OPTIM.MAX_EPOCH"}, _warmup),
+    ({"OPTIM.LR"}, _rate),
+    ({"OPTIM.MOMENTUM", "OPTIM.SGD_DAMPNING"}, _nesterov),
+    ({"OPTIM.NEW_LAYERS"}, _layers),
+    ({"INPUT.GB_K", "INPUT.SIZE", "INPUT.TRANSFORMS"}, _blur),
+    ({"DATALOADER.K_TRANSFORMS"}, _views),
+)
+"""Keys that have to be right by themselves first, and what is wrong with them together ("" if nothing is)."""

@@ -177,7 +177,7 @@ OPTIM: dict[str, Any] = {
         1.0, "+ lamb: longer gradients of the whole model are scaled down to this norm; 0: never", low=0
     ),
     "STAGED_LR": Option(False, "other rates for old and new layers"),
-    "NEW_LAYERS": Option((), "layers that get LR; the others get LR * BASE_LR_MULT"),
+    "NEW_LAYERS": Option((), "layers that get LR; the others get LR * BASE_LR_MULT", kind=str),
     "BASE_LR_MULT": Option(0.1, "see NEW_LAYERS", low=0),
     "LR_SCHEDULER": Option(
         "single_step",

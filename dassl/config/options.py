@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .node import CfgNode
+from .node import CfgNode, accept_lists
 
 __all__ = ["SCHEMA", "Option", "declare", "method_options"]
 
@@ -23,6 +23,7 @@ class Option:
         low, high: inclusive bounds of a number, or of each number of a list. above, below: exclusive ones.
         length: how many items a list or tuple has, or several such numbers.
         kind: type of the value where the default is None, of the items where it is a list or tuple.
+        texts: one text or a list of texts, whichever the default is.
         rule: any other condition, and the same in words ("expected ...").
     """
 
@@ -36,6 +37,7 @@ class Option:
     length: int | tuple[int, ...] | None = None
     kind: type | None = None
     rule: tuple[Callable[[Any], Any], str] | None = None
+    texts: bool = False
 
     @property
     def many(self) -> bool:
@@ -57,6 +59,10 @@ class Option:
         return "" if good else f"is {value!r}, expected {self.expected()}"
 
     def _items_fit(self, value: Any) -> bool:
+        if self.texts:
+            return isinstance(value, str) or (
+                isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+            )
         if not self.many:
             return self._fits(value)
         if not isinstance(value, (list, tuple)):
@@ -84,9 +90,10 @@ class Option:
         if self.rule is not None:
             words = self.rule[1]
         elif self.choices is not None:
-            words = (
-                f"{'some' if self.many else 'one'} of {', '.join(str(choice) or repr('') for choice in self.choices)}"
-            )
+            known = ", ".join(str(choice) or repr("") for choice in self.choices)
+            words = f"{'some' if self.many else 'one'} of {known}"
+        elif self.texts:
+            words = "a text or a list of texts"
         elif self.item is bool:
             words = "True or False"
         elif self.item in (int, float):
@@ -129,6 +136,8 @@ def declare(prefix: str, options: Mapping[str, Any]) -> CfgNode:
             node[key] = declare(f"{prefix}{key}.", option)
         elif isinstance(option, Option):
             SCHEMA[f"{prefix}{key}"] = option
+            if option.texts:
+                accept_lists(f"{prefix}{key}")
             node[key] = list(option.default) if isinstance(option.default, list) else option.default
         else:
             node[key] = option

@@ -19,7 +19,7 @@ def checkout(tmp_path):
     (root / "tests").mkdir(parents=True)
     for name in ("trainers", "configs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("clip", "dassl", "datasets", "scripts", "train.py", "pyproject.toml"):
+    for name in ("clip", "dassl", "datasets", "transport", "scripts", "train.py", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
     for name in ("conftest.py", "test_trainers.py"):
         shutil.copy(ROOT / "tests" / name, root / "tests" / name)

@@ -176,5 +176,5 @@ def test_text_without_an_image_is_refused(tiny_clip, names):
 
 def test_bad_options_are_refused():
     cfg = CfgNode({"TRAINER": {"COCOOP": {**CoCoOp.defaults().COCOOP, "CHUNK_ROWS": 0}}})
-    with pytest.raises(ValueError, match=r"TRAINER\.COCOOP\.CHUNK_ROWS is 0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"TRAINER\.COCOOP\.CHUNK_ROWS is 0, expected 1 or more"):
         CoCoOp.check_cfg(object.__new__(CoCoOp), cfg)

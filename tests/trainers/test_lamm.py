@@ -16,7 +16,7 @@ from plain_towers import (
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from trainers.lamm import ALIGNLAMM, DEFAULTS, LAMM, CoOpLAMM, LabelAlignment, MaPLeLAMM
+from trainers.lamm import ALIGNLAMM, LAMM, CoOpLAMM, LabelAlignment, MaPLeLAMM
 from trainers.parts.prompts import init_context, word_tokens
 from trainers.parts.wrapper import wrap
 
@@ -284,7 +284,12 @@ def test_evaluation_from_the_words(tiny_clip, names):
     ],
 )
 def test_bad_options(change, message):
-    node = CfgNode({"COOP": TRAINER_REGISTRY.get("CoOp").defaults().COOP, "LAMM": CfgNode({**DEFAULTS, **change})})
+    node = CfgNode(
+        {
+            "COOP": TRAINER_REGISTRY.get("CoOp").defaults().COOP,
+            "LAMM": CfgNode({**LabelAlignment.defaults().LAMM, **change}),
+        }
+    )
     shots = 0 if not change else 4
     trainer = object.__new__(CoOpLAMM)
     with pytest.raises(ValueError, match=message):

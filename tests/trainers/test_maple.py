@@ -100,7 +100,7 @@ def test_shapes_start_and_counts(tiny_clip, names):
 
 
 def test_bad_options(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"MAPLE.N_CTX is 0, expected at least 1; TRAINER.MAPLE.PROMPT_DEPTH is 0"):
+    with pytest.raises(ValueError, match=r"MAPLE.N_CTX is 0, expected 1 or more\n +TRAINER.MAPLE.PROMPT_DEPTH is 0"):
         build(tiny_clip, names, N_CTX=0, PROMPT_DEPTH=0)
     with pytest.raises(ValueError, match=r"MAPLE.PREC is 'fp8'"):
         build(tiny_clip, names, PREC="fp8")

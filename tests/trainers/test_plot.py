@@ -174,6 +174,6 @@ def test_the_entropy_of_the_plans_is_logged(tiny_clip, names, rng):
 
 def test_bad_options_are_named_together(tiny_clip, names):
     with pytest.raises(
-        ValueError, match=r"N is 0.*CLASS_TOKEN_POSITION is 'left'.*POOLED is 'yes'.*LAMBDA is 0.0.*STOP"
+        ValueError, match=r"(?s)N is 0.*CLASS_TOKEN_POSITION is 'left'.*POOLED is 'yes'.*LAMBDA is 0.0.*STOP"
     ):
         build(tiny_clip, names, "N", 0, "CLASS_TOKEN_POSITION", "left", "POOLED", "yes", "LAMBDA", 0.0, "STOP", "soon")

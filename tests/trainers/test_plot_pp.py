@@ -233,7 +233,7 @@ def test_stage_2_starts_from_stage_1(tiny_clip, names, tmp_path, monkeypatch, ca
 
 
 def test_bad_options_are_refused(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"M is 0.*MODEL_UPD is 'text'.*TRADE_OFF is 'yes'.*MAX_ITER is 0"):
+    with pytest.raises(ValueError, match=r"(?s)M is 0.*MODEL_UPD is 'text'.*TRADE_OFF is 'yes'.*MAX_ITER is 0"):
         build(tiny_clip, names, "M", 0, "MODEL_UPD", "text", "TRADE_OFF", "yes", "MAX_ITER", 0)
     with pytest.raises(ValueError, match="PRETRAIN_DIR is set, but stage 1"):
         build(tiny_clip, names, "MODEL_UPD", "vision", "PRETRAIN_DIR", "somewhere")

@@ -127,7 +127,7 @@ def test_averaging_copies_is_the_identity_in_fp32_and_not_in_fp16():
 
 
 def test_bad_options(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"PROMPT_DEPTH_VISION is 0, .*GPA_STD is 0.0, .*GPA_SCOPE is 'some'"):
+    with pytest.raises(ValueError, match=r"(?s)PROMPT_DEPTH_VISION is 0, .*GPA_STD is 0.0, .*GPA_SCOPE is 'some'"):
         build(tiny_clip, names, PROMPT_DEPTH_VISION=0, GPA_STD=0.0, GPA_SCOPE="some")
     with pytest.raises(ValueError, match=r"TEXT_LOSS_WEIGHT is -1.0, expected 0 or more"):
         build(tiny_clip, names, TEXT_LOSS_WEIGHT=-1.0)

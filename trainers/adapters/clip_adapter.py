@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import Encoded
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score, ensemble_features
 from trainers.parts.losses import cosine_logits
+from trainers.parts.options import count, precision
 from trainers.parts.prompts import FixedText, Learner
 
 
@@ -50,23 +52,12 @@ class CLIPAdapter(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "CLIP_ADAPTER",
             {
-                "CLIP_ADAPTER": {
-                    "PREC": "fp32",  # fp32, fp16, amp or bf16
-                    "RATIO": 0.2,  # r, share of the adapted feature; fixed in the released code
-                    "REDUCTION": 4,  # width of the features over that of the hidden layer
-                }
-            }
-        )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        self.check_options(
-            cfg,
-            {
-                "RATIO": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
-                "REDUCTION": (lambda value: value >= 1, "at least 1"),
+                "RATIO": Option(0.2, "r, share of the adapted feature; 0 is zero-shot CLIP", low=0, high=1),
+                "REDUCTION": count(4, "width of the features over that of the hidden layer"),
+                "PREC": precision("fp32"),
             },
         )
 

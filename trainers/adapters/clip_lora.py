@@ -3,8 +3,10 @@
 from yacs.config import CfgNode
 
 from clip.adapters import LowRank
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner, TemplateText
 
 EXPONENTS = {"sqrt": 0.5, "rank": 1.0}
@@ -18,22 +20,23 @@ class CLIPLoRA(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        options = {
-            "RANK": 2,
-            "ALPHA": 1.0,  # numerator of the factor of B A
-            "SCALE": "sqrt",  # its denominator: sqrt of the rank (released), or the rank (LoRA)
-            "DROPOUT": 0.25,  # on the input of the adapters, in training
-            "TOWERS": ("text", "vision"),  # both, or one of them
-            "PARAMS": ("q", "k", "v"),  # of q, k, v, out, fc1, fc2
-            "POSITION": "all",  # all, bottom, mid, up, half-bottom, half-up, top1, top2 or top3
-            "PREC": "fp16",  # fp32, fp16, amp or bf16
-        }
-        return CfgNode({"CLIP_LORA": options})
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        scales = (EXPONENTS.__contains__, f"one of {', '.join(EXPONENTS)}")
-        self.check_options(cfg, {"SCALE": scales, "RANK": (lambda rank: rank >= 1, "at least 1")})
+        return method_options(
+            "CLIP_LORA",
+            {
+                "RANK": count(2, "r"),
+                "ALPHA": Option(1.0, "numerator of the factor of B A"),
+                "SCALE": Option(
+                    "sqrt", "its denominator: sqrt of the rank (released), or the rank (LoRA)", choices=tuple(EXPONENTS)
+                ),
+                "DROPOUT": Option(0.25, "on the input of the adapters, in training", low=0, below=1),
+                "TOWERS": Option(("text", "vision"), "both, or one of them", choices=("text", "vision")),
+                "PARAMS": Option(
+                    ("q", "k", "v"), "products that get an adapter", choices=("q", "k", "v", "out", "fc1", "fc2")
+                ),
+                "POSITION": Option("all", "all, bottom, mid, up, half-bottom, half-up, top1, top2 or top3"),
+                "PREC": precision(),
+            },
+        )
 
     def build_learner(self, model, classnames) -> Learner:
         own = self.options

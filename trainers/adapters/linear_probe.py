@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import Encoded
+from dassl.config import Option, method_options
 from dassl.data.data_manager import build_data_loader
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score
 from trainers.parts.logistic_regression import Regression, fit_regression, search_strength
+from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner
 
 logger = logging.getLogger(__name__)
@@ -50,25 +52,15 @@ class LinearProbe(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "LINEAR_PROBE",
             {
-                "LINEAR_PROBE": {
-                    "PREC": "fp16",  # precision of the backbone: fp32, fp16, amp or bf16
-                    "C": None,  # inverse regularisation; None = searched on the validation images
-                    "ROUNDS": 8,  # of the search after the grid
-                    "MAX_ITER": 1000,  # of L-BFGS
-                }
-            }
-        )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        self.check_options(
-            cfg,
-            {
-                "C": (lambda value: value is None or value > 0, "a number above 0, or None"),
-                "ROUNDS": (lambda value: value >= 0, "at least 0"),
-                "MAX_ITER": (lambda value: value >= 1, "at least 1"),
+                "C": Option(
+                    None, "κ, inverse regularisation; None = searched on the validation images", above=0, kind=float
+                ),
+                "ROUNDS": count(8, "of the search after the grid", low=0),
+                "MAX_ITER": count(1000, "of L-BFGS; a fit that stops there is named in a warning"),
+                "PREC": precision(),
             },
         )
 

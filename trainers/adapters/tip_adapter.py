@@ -14,12 +14,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from yacs.config import CfgNode
 
 from clip import Encoded
+from dassl.config import Option, method_options
 from dassl.data.data_manager import build_data_loader
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from trainers.base import PromptTrainer, Score, ensemble_features
 from trainers.parts.cache_model import Cache
 from trainers.parts.losses import normalise
+from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner
 from trainers.parts.templates import TEMPLATE_SETS, template_set
 
@@ -65,51 +67,44 @@ class TipAdapter(PromptTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "TIP_ADAPTER",
             {
-                "TIP_ADAPTER": {
-                    "PREC": "fp16",  # precision of the backbone: fp32, fp16, amp or bf16
-                    "FINETUNE": False,  # Tip-Adapter-F
-                    "AUGMENT_EPOCH": 10,  # augmented views of a training image that its key is the mean of
-                    # dataset, imagenet80, select7 or released, as TRAINER.ZEROSHOT.TEMPLATES;
-                    # "" = select7 on ImageNet, dataset elsewhere
-                    "TEMPLATES": "",
-                    "SCALE": None,  # weight of the zero-shot logits; None = the backbone's own scale; released: 100
-                    "INIT_ALPHA": None,  # before the search, and in fine-tuning; None = released value of the data set
-                    "INIT_BETA": 1.0,
-                    # what alpha and beta are searched on: val; none = not at all; released = val, on ImageNet the
-                    # test images, and with FINETUNE the best epoch and the better of before and after the search by
-                    # the test images: test-set selection, not a valid held-out accuracy
-                    "SELECT": "val",
-                    "SEARCH_SCALE": (),  # upper ends of beta and alpha; empty = released values of the data set
-                    "SEARCH_STEP": (200, 20),  # steps of beta and alpha
-                    "STEP_SCHEDULE": True,  # fine-tuning: cosine to 0 by step, as released; False = that of OPTIM
-                }
-            }
+                "FINETUNE": Option(False, "Tip-Adapter-F"),
+                "AUGMENT_EPOCH": count(10, "augmented views of a training image that its key is the mean of"),
+                "TEMPLATES": Option(
+                    "",
+                    'sentences, see [zero-shot CLIP](zsclip.md); "" = select7 on ImageNet, dataset elsewhere',
+                    choices=("", *TEMPLATE_SETS),
+                ),
+                "SCALE": Option(
+                    None, "s, of the zero-shot logits; None = the backbone's own; released: 100", above=0, kind=float
+                ),
+                "INIT_ALPHA": Option(
+                    None,
+                    "before the search and in fine-tuning; None = the released value",
+                    above=0,
+                    kind=float,
+                ),
+                "INIT_BETA": Option(1.0, "before the search and in fine-tuning", above=0),
+                "SELECT": Option("val", "what alpha and beta are searched on, see below", choices=SELECT),
+                "SEARCH_SCALE": Option(
+                    (),
+                    "upper ends of beta and alpha; empty = released values of the data set",
+                    above=0.1,
+                    length=(0, 2),
+                    kind=float,
+                ),
+                "SEARCH_STEP": Option((200, 20), "steps of beta and alpha", low=1, length=2, kind=int),
+                "STEP_SCHEDULE": Option(
+                    True, "fine-tuning: cosine to 0 by step, without warm-up; False = the schedule of OPTIM"
+                ),
+                "PREC": precision(),
+            },
         )
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        above = (lambda value: value is None or value > 0, "a number above 0, or None")
-        self.check_options(
-            cfg,
-            {
-                "AUGMENT_EPOCH": (lambda value: value >= 1, "at least 1"),
-                "TEMPLATES": (("", *TEMPLATE_SETS).__contains__, f"one of {', '.join(TEMPLATE_SETS)}, or nothing"),
-                "SCALE": above,
-                "INIT_ALPHA": above,
-                "INIT_BETA": (lambda value: value > 0, "a number above 0"),
-                "SELECT": (SELECT.__contains__, f"one of {', '.join(SELECT)}"),
-                "SEARCH_SCALE": (
-                    lambda value: len(value) in (0, 2) and all(end > 0.1 for end in value),
-                    "two numbers above 0.1, or nothing",
-                ),
-                "SEARCH_STEP": (
-                    lambda value: len(value) == 2 and all(type(n) is int and n >= 1 for n in value),
-                    "two whole numbers from 1",
-                ),
-            },
-        )
         options = cfg.TRAINER.TIP_ADAPTER
         if options.FINETUNE and options.SELECT == "released" and cfg.TEST.FINAL_MODEL == "best_val":
             raise ValueError(

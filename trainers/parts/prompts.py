@@ -26,8 +26,6 @@ from clip.resnet import ModifiedResNet
 PLACEHOLDER = "X"
 PROMPT_STD = 0.02
 CLASS_POSITIONS = ("end", "middle", "front")
-SCALE_RULE = {"VISION_SCALE": (lambda value: value >= 0, "0 or more")}
-"""Check of the option that methods with visual prompts have, for `CLIPTrainer.check_options`."""
 
 
 class Sentences(NamedTuple):

@@ -10,22 +10,7 @@ from yacs.config import CfgNode
 
 from trainers.parts.modes import mode_similarity
 from transport.scores import plot_scores
-from transport.sinkhorn import THRESHOLDS, entropies, normalized
-
-PLOT_OPTIONS = {
-    "LAMBDA": 0.1,  # entropic weight
-    "MAX_ITER": 100,  # Sinkhorn iterations at most
-    "STOP": "marginal",  # marginal: each pair stops by itself; scaling_change: all pairs of a batch together (released)
-    "THRESHOLD": None,  # Sinkhorn stops below this error; None = 1e-3 (marginal), 1e-2 (scaling_change)
-}
-"""Options that every method with `plot_scores` has, and their defaults."""
-PLOT_RULES = {
-    "LAMBDA": (lambda value: value > 0, "a number above 0"),
-    "MAX_ITER": (lambda value: value >= 1, "at least 1"),
-    "STOP": (THRESHOLDS.__contains__, f"one of {', '.join(THRESHOLDS)}"),
-    "THRESHOLD": (lambda value: value is None or value > 0, "a number above 0, or None"),
-}
-"""Checks of these options, for `CLIPTrainer.check_options`."""
+from transport.sinkhorn import entropies, normalized
 
 
 class SetTransport:

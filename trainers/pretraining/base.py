@@ -15,6 +15,8 @@ from trainers.parts.prompts import FixedText, Learner, TemplateText
 
 logger = logging.getLogger(__name__)
 
+LEARNING = ("fp32", "amp", "bf16", "auto")  # precisions of weights that learn, which stay fp32
+
 
 class PretrainingTrainer(CLIPTrainer):
     """Base of the methods that train weights of CLIP itself, as PromptTrainer is of those that do not.
@@ -27,13 +29,6 @@ class PretrainingTrainer(CLIPTrainer):
 
     eval_split: str | None = None  # of the evaluations during training; None = TEST.SPLIT
     saved_dtype: torch.dtype | None = torch.float16  # of the matrices in the file; None = as they were trained
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        if cfg.TRAINER[self.node].PREC == "fp16":
-            raise ValueError(
-                f"TRAINER.{self.node}.PREC is 'fp16', but weights that learn stay fp32: use fp32, amp or bf16"
-            )
 
     def check_eval_freq(self) -> None:
         """ValueError if EVAL_FREQ asks for evaluations of data without test images."""

@@ -24,14 +24,16 @@ from yacs.config import CfgNode
 import clip
 from clip import CLIP
 from clip.resnet import ModifiedResNet
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import distributed
 from trainers.parts.feature_cache import state_hash
 from trainers.parts.losses import global_contrastive_loss, mean_patch, normalise
 from trainers.parts.masking import gather_tokens, keep_patches
+from trainers.parts.options import count, precision, share, weight
 from trainers.parts.parameter_groups import layer_decay_groups
 from trainers.parts.whitening import whiten_projections
-from trainers.pretraining.base import PretrainingTrainer
+from trainers.pretraining.base import LEARNING, PretrainingTrainer
 
 
 class TwoTowers(nn.Module):
@@ -99,51 +101,33 @@ class ContrastiveCLIP(PretrainingTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "CONTRASTIVE",
             {
-                "CONTRASTIVE": {
-                    "PREC": "fp32",  # fp32, amp or bf16
-                    "TEMPERATURE": None,  # fixed, such as 0.01; None = learned, from that of the backbone on
-                    "IMAGE_LAYER_DECAY": 1.0,  # factor on the learning rate from layer to layer of the image tower
-                    "TEXT_LAYER_DECAY": 1.0,  # the same for the text tower
-                    "GATHER": True,  # contrast over all processes, not within each
-                    "DROP_PATH": 0.0,  # rate of stochastic depth in the image tower's last block, linear from 0
-                    "TOKEN_WEIGHT": 0.0,  # of the loss between mean projected patches and captions; 0 = without
-                    "CHUNK": 0,  # pairs of a process whose activations are in memory at a time; 0 = all
-                    # The next ones are for random weights; a backbone has its own.
-                    "EMBED_DIM": 192,
-                    "VISION_LAYERS": 6,
-                    "VISION_WIDTH": 192,
-                    "VISION_PATCH_SIZE": 8,
-                    "CONTEXT_LENGTH": 77,
-                    "VOCAB_SIZE": 8192,
-                    "TEXT_WIDTH": 192,
-                    "TEXT_HEADS": 3,
-                    "TEXT_LAYERS": 4,
-                    "KEEP_PATCHES": 0.5,  # share of the patches that the image tower sees
-                    "FULL_EPOCHS": 2,  # last epochs on all patches
-                    "WHITEN": True,  # start both projections from whitened features
-                    "MAX_SCALE": 100.0,  # upper bound of the learned scale
-                    "EVAL_FREQ": 0,  # epochs between zero-shot evaluations, 0 = only at the end
-                }
-            }
-        )
-
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        share = (lambda value: 0 < value <= 1, "a number in (0, 1]")
-        self.check_options(
-            cfg,
-            {
-                "TEMPERATURE": (lambda value: value is None or value > 0, "a number above 0, or None"),
-                "IMAGE_LAYER_DECAY": share,
-                "TEXT_LAYER_DECAY": share,
-                "DROP_PATH": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
-                "TOKEN_WEIGHT": (lambda value: value >= 0, "0 or a number above it"),
-                "CHUNK": (lambda value: value >= 0, "0 or a number of pairs"),
-                "KEEP_PATCHES": (share[0], "a share in (0, 1]"),
-                "MAX_SCALE": (lambda value: value >= 1, "1 or more"),
-                **dict.fromkeys(("FULL_EPOCHS", "EVAL_FREQ"), (lambda value: value >= 0, "0 or a number of epochs")),
+                "TEMPERATURE": Option(
+                    None, "fixed, such as 0.01; None = learned, from that of the backbone on", above=0, kind=float
+                ),
+                "IMAGE_LAYER_DECAY": share(1.0, "factor on the learning rate from layer to layer of the image tower"),
+                "TEXT_LAYER_DECAY": share(1.0, "the same for the text tower"),
+                "GATHER": Option(True, "contrast over all processes, not within each"),
+                "DROP_PATH": Option(0.0, "stochastic depth in the last image block, linear from 0", low=0, below=1),
+                "TOKEN_WEIGHT": weight(0.0, "of the loss between mean projected patches and captions; 0 = without"),
+                "CHUNK": count(0, "pairs of a process whose activations are in memory at a time; 0 = all", low=0),
+                "EMBED_DIM": count(192, "random weights: width of the features"),
+                "VISION_LAYERS": count(6, "random weights: blocks of the image tower"),
+                "VISION_WIDTH": count(192, "random weights: width of the image tower"),
+                "VISION_PATCH_SIZE": count(8, "random weights: side of a patch in pixels"),
+                "CONTEXT_LENGTH": count(77, "random weights: text positions", low=3),
+                "VOCAB_SIZE": count(8192, "random weights: tokens", low=514),
+                "TEXT_WIDTH": count(192, "random weights: width of the text tower"),
+                "TEXT_HEADS": count(3, "random weights: heads of the text tower"),
+                "TEXT_LAYERS": count(4, "random weights: blocks of the text tower"),
+                "KEEP_PATCHES": share(0.5, "share of the patches that the image tower sees"),
+                "FULL_EPOCHS": count(2, "last epochs on all patches", low=0),
+                "WHITEN": Option(True, "start both projections from whitened features"),
+                "MAX_SCALE": Option(100.0, "upper bound of the learned scale", low=1),
+                "EVAL_FREQ": count(0, "epochs between zero-shot evaluations; 0 = only at the end", low=0),
+                "PREC": precision("fp32", LEARNING),
             },
         )
 

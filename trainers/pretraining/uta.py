@@ -18,12 +18,14 @@ import clip
 from clip.eva import SIZES, EvaVisionTransformer
 from clip.model import HEAD_WIDTH, VisionTransformer
 from clip.resnet import ModifiedResNet
+from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import count_num_param
 from trainers.parts.masking import MASKS, keep_patches
+from trainers.parts.options import count, precision
 from trainers.parts.parameter_groups import decay_groups
 from trainers.parts.token_alignment import Student, TargetCache, Targets, Tower, alignment_losses
-from trainers.pretraining.base import PretrainingTrainer
+from trainers.pretraining.base import LEARNING, PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -44,63 +46,50 @@ class UTA(PretrainingTrainer):
 
     @staticmethod
     def defaults() -> CfgNode:
-        return CfgNode(
+        return method_options(
+            "UTA",
             {
-                "UTA": {
-                    "PREC": "fp32",  # fp32, amp or bf16
-                    # Image tower that learns: eva or clip (OpenAI's) with the numbers below, the name of a released
-                    # one (eva-B/16, ...), or the path of a CLIP whose image tower is trained on.
-                    "STUDENT": "eva",
-                    "LAYERS": 12,
-                    "WIDTH": 768,
-                    "HEADS": 0,  # 0 = one per 64 of WIDTH
-                    "MLP_WIDTH": 0,  # hidden width of the perceptrons; 0 = 8/3 WIDTH for eva, 4 WIDTH for clip
-                    "PATCH_SIZE": 0,  # pixels; 0 = the teacher's
-                    "DROP_PATH": 0.0,  # rate of stochastic depth in the last block, growing linearly from 0
-                    "CHECKPOINT": False,  # compute blocks again in the backward pass, to save memory
-                    # unmasked | mask_tokens (they stand at masked places, which are aligned) | none (the student is
-                    # written as it starts, for other trainers)
-                    "OBJECTIVE": "unmasked",
-                    "ALIGN": "both",  # both | class | tokens: what is pulled towards the teacher
-                    "CLASS_WEIGHT": 1.0,  # of the class token, relative to TOKEN_WEIGHT
-                    "TOKEN_WEIGHT": 1.0,  # of one patch
-                    "MASK": "reversed",  # reversed | reversed_inside | block | random, see trainers/parts/masking.py
-                    "MASK_RATIO": 0.4,  # share of the patches that the student does not see
-                    "FULL_EPOCHS": 0,  # last epochs on all patches (unmasked only)
-                    "CACHE_TEACHER": False,  # keep teacher features in memory; images without random augmentation only
-                    "EVAL_FREQ": 0,  # epochs between zero-shot evaluations, 0 = only at the end
-                    "EVAL_SPLIT": "test",  # split of these: test | val
-                    "SAVE": "fp16",  # type of the matrices in clip.safetensors: fp16 | fp32
-                }
-            }
+                "STUDENT": Option(
+                    "eva",
+                    "eva or clip (OpenAI's) with the numbers below, a released one (eva-B/16 ...), or the path of a "
+                    "CLIP whose image tower is trained on",
+                ),
+                "LAYERS": count(12, "blocks of the student"),
+                "WIDTH": count(768, "width of the student"),
+                "HEADS": count(0, "0 = one per 64 of WIDTH", low=0),
+                "MLP_WIDTH": count(0, "hidden width of the MLPs; 0 = 8/3 WIDTH for eva, 4 WIDTH for clip", low=0),
+                "PATCH_SIZE": count(0, "pixels; 0 = the teacher's", low=0),
+                "DROP_PATH": Option(0.0, "stochastic depth in the last block, growing linearly from 0", low=0, below=1),
+                "CHECKPOINT": Option(False, "compute blocks again in the backward pass, to save memory"),
+                "OBJECTIVE": Option(
+                    "unmasked",
+                    "mask_tokens: the student sees a learned token at masked places, which are aligned; none: the "
+                    "student is written as it starts, for other trainers",
+                    choices=OBJECTIVES,
+                ),
+                "ALIGN": Option("both", "class token and patches, or one of them", choices=ALIGN),
+                "CLASS_WEIGHT": Option(1.0, "of the class token; ALIGN leaves terms out", above=0),
+                "TOKEN_WEIGHT": Option(1.0, "of one patch; ALIGN leaves terms out", above=0),
+                "MASK": Option(
+                    "reversed", "patches that are left out, see trainers/parts/masking.py", choices=tuple(MASKS)
+                ),
+                "MASK_RATIO": Option(
+                    0.4, "share of the patches that the student does not see; the paper: 0.5 for large", low=0, below=1
+                ),
+                "FULL_EPOCHS": count(0, "last epochs on all patches (unmasked only)", low=0),
+                "CACHE_TEACHER": Option(
+                    False, "teacher features of every image in memory, N (1 + P) E numbers; unaugmented images only"
+                ),
+                "EVAL_FREQ": count(0, "epochs between zero-shot evaluations; 0 = only at the end", low=0),
+                "EVAL_SPLIT": Option("test", "split of these", choices=("test", "val")),
+                "SAVE": Option("fp16", "type of the matrices in clip.safetensors", choices=("fp16", "fp32")),
+                "PREC": precision("fp32", LEARNING, "; what learns is fp32 in all of them"),
+            },
         )
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
         options = cfg.TRAINER.UTA
-
-        def among(*names: str):
-            return (lambda value: value in names), f"one of {', '.join(names)}"
-
-        def at_least(lowest: int):
-            return (lambda value: value >= lowest), f"{lowest} or more"
-
-        self.check_options(
-            cfg,
-            {
-                "OBJECTIVE": among(*OBJECTIVES),
-                "ALIGN": among(*ALIGN),
-                "MASK": among(*MASKS),
-                "EVAL_SPLIT": among("test", "val"),
-                "SAVE": among("fp16", "fp32"),
-                "MASK_RATIO": (lambda value: 0 <= value < 1, "a share in [0, 1)"),
-                "DROP_PATH": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
-                "CLASS_WEIGHT": (lambda value: value > 0, "a number above 0; ALIGN leaves terms out"),
-                "TOKEN_WEIGHT": (lambda value: value > 0, "a number above 0; ALIGN leaves terms out"),
-                **dict.fromkeys(("LAYERS", "WIDTH"), at_least(1)),
-                **dict.fromkeys(("HEADS", "MLP_WIDTH", "PATCH_SIZE", "FULL_EPOCHS", "EVAL_FREQ"), at_least(0)),
-            },
-        )
         if options.OBJECTIVE == "mask_tokens" and (options.MASK_RATIO == 0 or options.FULL_EPOCHS):
             raise ValueError("TRAINER.UTA.OBJECTIVE mask_tokens needs a MASK_RATIO above 0 and FULL_EPOCHS 0")
         if options.CACHE_TEACHER:
@@ -110,7 +99,6 @@ class UTA(PretrainingTrainer):
                     "TRAINER.UTA.CACHE_TEACHER keeps one set of features per image, but images change from epoch to "
                     f"epoch (INPUT.TRANSFORMS {', '.join(augmented) or 'of their own'}): set it False"
                 )
-
         if cfg.DATALOADER.K_TRANSFORMS > 1:
             raise ValueError(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but UTA takes one view: 1")
 

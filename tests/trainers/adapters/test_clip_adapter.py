@@ -75,7 +75,7 @@ def test_parameters(width):
 
 
 def test_bad_options(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"RATIO is 1.5.*REDUCTION is 0"):
+    with pytest.raises(ValueError, match=r"(?s)RATIO is 1.5.*REDUCTION is 0"):
         build(tiny_clip, names, "RATIO", 1.5, "REDUCTION", 0)
     with pytest.raises(ValueError, match="REDUCTION is 64, expected 1 to 32"):
         build(tiny_clip, names, "REDUCTION", 64)

@@ -117,7 +117,7 @@ def test_number_of_parameters(wide_clip):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"RANK": 0}, "TRAINER.CLIP_LORA.RANK is 0, expected at least 1"),
+        ({"RANK": 0}, "TRAINER.CLIP_LORA.RANK is 0, expected 1 or more"),
         ({"RANK": 49}, "the rank of an adapter is 49, expected 1 to 48"),
         ({"SCALE": "none"}, "TRAINER.CLIP_LORA.SCALE is 'none', expected one of sqrt, rank"),
         ({"TOWERS": ("image",)}, "expected different ones of text, vision"),

@@ -118,7 +118,7 @@ def test_a_class_without_images_is_refused(trainer):
 
 
 def test_bad_options_are_named_together(trainer):
-    with pytest.raises(ValueError, match=r"C is -1.0.*ROUNDS is -1.*MAX_ITER is 0"):
+    with pytest.raises(ValueError, match=r"(?s)C is -1.0.*ROUNDS is -1.*MAX_ITER is 0"):
         trainer("C", -1.0, "ROUNDS", -1, "MAX_ITER", 0)
 
 

@@ -300,9 +300,11 @@ def test_the_released_schedule_starts_at_the_rate_of_the_config(build):
 
 
 def test_bad_options_are_refused(build):
-    with pytest.raises(ValueError, match=r"AUGMENT_EPOCH is 0.*TEMPLATES is 'all'.*SELECT is 'test'.*SEARCH_SCALE is"):
+    with pytest.raises(
+        ValueError, match=r"(?s)AUGMENT_EPOCH is 0.*TEMPLATES is 'all'.*SELECT is 'test'.*SEARCH_SCALE is"
+    ):
         build("AUGMENT_EPOCH", 0, "TEMPLATES", "all", "SELECT", "test", "SEARCH_SCALE", (1.0,))
-    with pytest.raises(ValueError, match=r"SCALE is 'x', expected a number above 0.*SEARCH_SCALE is \('x', 'y'\)"):
+    with pytest.raises(ValueError, match=r"(?s)SCALE is 'x', expected a number above 0.*SEARCH_SCALE is \('x', 'y'\)"):
         build("SCALE", "x", "SEARCH_SCALE", ("x", "y"))
     with pytest.raises(ValueError, match="FINAL_MODEL must be last_step"):
         build("FINETUNE", True, "SELECT", "released", final="best_val")
