@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from align_prompt.model import Model
     from align_prompt.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Model", "Prediction", "__version__", "backbones", "datasets", "fit", "load", "methods"]
 
 _LAZY = {"Model": "align_prompt.model", "Prediction": "align_prompt.prediction"}
