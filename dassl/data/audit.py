@@ -81,7 +81,7 @@ def class_findings(names: Sequence[str]) -> list[Finding]:
     spoken = Counter(" ".join(name.replace("_", " ").lower().split()) for name in names)
     twice = [repr(name) for name, number in spoken.items() if number > 1]
     if twice:
-        text = f"{len(twice)} class names stand for more than one class, which no text can tell apart: {_some(twice)}"
+        text = f"{len(twice)} class names stand for more than one class: {_some(twice)}"
         findings.append(Finding("warning", "class names", text))
     long = [f"{name[:40]}..." for name in names if len(name) > LONG_NAME]
     if long:
