@@ -130,7 +130,7 @@ class TwoLevelTransport:
             "threshold": options.THRESHOLD,
             "gradient": options.GRADIENT,
         }
-        if options.FAST:
+        if options.FAST or torch.compiler.is_exporting():
             found = align_scores(*features, **settings, sizes=sizes)
             logits, entropy = found.scores, (found.token_entropy, found.prompt_entropy)
         else:

@@ -35,7 +35,7 @@ class SetTransport:
         self.metrics: dict[str, Tensor] = {}
 
     def __call__(self, image_set: Tensor, text_set: Tensor, scale: Tensor | float) -> Tensor:
-        if self.definition is None:
+        if self.definition is None or torch.compiler.is_exporting():
             scores, entropy, _ = plot_scores(image_set, text_set, scale, **self.settings)
         else:
             with torch.autocast(image_set.device.type, enabled=False):
