@@ -212,7 +212,7 @@ def test_the_fast_path_is_the_definition(changed, rng):
     mask[..., 1] = True
     found = []
     for fast in (True, False):
-        learner = SimpleNamespace(vision_modes=4, text_modes=2)
+        learner = SimpleNamespace(vision_modes=4, text_modes=2, body=mask.flatten(0, 1), end=mask.sum(-1).flatten())
         score = TwoLevelTransport(learner, options(FAST=fast, **changed))
         score.text_mask = lambda length: mask
         x, r, y, s = (leaf.flatten(0, 1) for leaf in leaves)
