@@ -132,7 +132,7 @@ def check_weights(path: Path, model: nn.Module, state_dict: Mapping[str, Tensor]
 
 
 def _kind(value: Tensor) -> str:
-    """What may be loaded into each other: numbers of the same kind, stored densely."""
+    """Types that may be loaded into each other: numbers of the same kind, stored densely."""
     if value.layout != torch.strided or value.device.type == "meta":
         return "no dense values"
     return "complex" if value.is_complex() else "floating point" if value.is_floating_point() else "integer"

@@ -19,7 +19,7 @@ Weights = Callable[[Path, Mapping[str, Any]], dict[str, Tensor]]
 
 
 class Wrapper:
-    """What a method adds to another one; every hook keeps what the wrapped method says unless it is overridden.
+    """Additions of a method to another one; every hook keeps what the wrapped method says unless it is overridden.
 
     Attributes:
         node: name of its config node below TRAINER.
@@ -68,7 +68,7 @@ class Wrapper:
         return own(path, checkpoint)
 
     def state(self) -> dict[str, Any]:
-        """What else a checkpoint holds, in keys of its own."""
+        """Further contents of a checkpoint, under separate keys."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
