@@ -84,7 +84,7 @@ def write_bundle(model: Model, path: Path, backbone: bool = False, features: boo
         for name in trainer.get_model_names()
         for key, value in trainer._models[name].state_dict().items()
     }
-    content = {
+    content: dict[str, Any] = {
         "config": stored_config(source.cfg),
         "classnames": model.classnames,
         "template": source.template,
@@ -184,7 +184,7 @@ def _parsed(content: Any, tensors: Mapping[str, Tensor]) -> Bundle:
 def stored_config(cfg: CfgNode) -> dict[str, Any]:
     """Keys of the method and of the preprocessing, and all that differ from the defaults, by dotted name."""
     method = cfg.TRAINER.NAME
-    declared = getattr(TRAINER_REGISTRY.get(method), "defaults", dict)()
+    declared: Mapping[str, Any] = getattr(TRAINER_REGISTRY.get(method), "defaults", dict)()
     own = ("INPUT.", *(f"TRAINER.{node}." for node in declared))
     defaults = dict(leaves(known_config()))
     return {

@@ -42,8 +42,8 @@ def classifier_of(model: Model) -> Classifier:
     elif trainer.get_model_names():
         reason = "the method trains the image tower"
     learner = prompted.learner
-    linear = getattr(learner, "weight", None), getattr(learner, "bias", None)
-    probe = isinstance(linear[0], Tensor) and isinstance(linear[1], Tensor)
+    weight, bias = getattr(learner, "weight", None), getattr(learner, "bias", None)
+    probe = isinstance(weight, Tensor) and isinstance(bias, Tensor)
     if not reason and learner.conditional:
         reason = "its text depends on the picture"
     if not reason and prompted.score is not cosine_score and not probe:
@@ -51,8 +51,8 @@ def classifier_of(model: Model) -> Classifier:
     if reason:
         raise ValueError(f"{model.method} has no classifier matrix: {reason}")
     model.encode_classes()
-    if probe:
-        return Classifier(linear[0].detach().cpu(), linear[1].detach().cpu(), False)
+    if isinstance(weight, Tensor) and isinstance(bias, Tensor):
+        return Classifier(weight.detach().cpu(), bias.detach().cpu(), False)
     with torch.no_grad():
         weight = prompted.clip.logit_scale.float().exp() * normalise(trainer.text.pooled)
     return Classifier(weight.cpu(), torch.zeros(len(weight)), True)

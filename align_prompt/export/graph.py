@@ -21,10 +21,13 @@ OPSET = 18
 class Graph(nn.Module):
     """(B, 3, height, width), preprocessed -> logits (B, C), with the encoded classes as constants."""
 
+    pooled: Tensor
+    tokens: Tensor
+
     def __init__(self, model: Model):
         super().__init__()
         prompted, text = model.prompted, model.trainer.text
-        image_side = nn.Module()  # the text tower stays out of the graph
+        image_side: Any = nn.Module()  # the text tower stays out of the graph
         image_side.visual, image_side.logit_scale = prompted.clip.visual, prompted.clip.logit_scale
         self.prompted = PromptedCLIP(image_side, prompted.learner, prompted.score).eval()
         self.register_buffer("pooled", text.pooled.clone())
@@ -104,7 +107,7 @@ def write_onnx(model: Model, path: Path) -> str:
     except ImportError as err:
         raise ImportError(f"{err}: ONNX needs it, pip install onnx onnxscript onnxruntime") from err
     program, graph, example = exported(model)
-    written = torch.onnx.export(
+    written: Any = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["logits"], verbose=False
     )
     proto = written.model_proto

@@ -5,12 +5,15 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import align_prompt
 from align_prompt.__main__ import main
+from dassl.config import get_cfg_default
+from dassl.engine.command import evaluate
 
 
 @pytest.fixture
@@ -123,3 +126,11 @@ def test_a_missing_optional_package_is_named(call, checkpoint, tmp_path, monkeyp
     code, _, err = call("predict", checkpoint("CoOp"), "--webcam")
     assert code == 2
     assert "pip install opencv-python-headless" in err
+
+
+def test_an_evaluation_of_one_class_is_refused_and_names_predict():
+    trainer = SimpleNamespace(
+        get_model_names=list, num_classes=1, lab2cname={0: "unknown"}, cfg=get_cfg_default(), output_dir=""
+    )
+    with pytest.raises(ValueError, match=r"of one class, 'unknown', .* align_prompt predict"):
+        evaluate(trainer, SimpleNamespace(model_dir=None, load_epoch=None))
