@@ -3,13 +3,14 @@
 import argparse
 import logging
 
-from . import align_step, feature_cache, gpu, loader, methods, plot, shots, sinkhorn
+from . import align_step, feature_cache, gpu, loader, memory, methods, plot, shots, sinkhorn
 
 BENCHMARKS = {
     "align_step": align_step,
     "feature_cache": feature_cache,
     "gpu": gpu,
     "loader": loader,
+    "memory": memory,
     "methods": methods,
     "plot": plot,
     "shots": shots,

@@ -110,6 +110,7 @@ def _run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]], num
             trainer.write_scalar("train/lr", lr, step)
             end = time.perf_counter()
     seconds = time.perf_counter() - start
+    logger.info("waiting for data: %.0f %% of the epoch", 100 * data_time.sum / seconds)
     images = sum(distributed.all_gather_object(images))
     trainer.train_seconds += seconds
     trainer.train_images += images

@@ -155,13 +155,13 @@ class MemoryPlan:
     def _bytes(self, clip: CLIP, run: Callable[[], Tensor | Encoded], key: tuple) -> float:
         """Bytes that `run`, the forward pass of one row, returns and keeps for the backward pass, without weights."""
         if key not in self.known:
-            weights = {value.untyped_storage().data_ptr() for value in (*clip.parameters(), *clip.buffers())}
+            weights = {value.untyped_storage()._cdata for value in (*clip.parameters(), *clip.buffers())}
             found: dict[int, int] = {}
 
             def pack(value: Tensor) -> Tensor:
                 storage = value.untyped_storage()
-                if storage.data_ptr() not in weights:
-                    found[storage.data_ptr()] = storage.nbytes()
+                if storage._cdata not in weights:  # tells storages apart on the meta device too
+                    found[storage._cdata] = storage.nbytes()
                 return value
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
