@@ -222,8 +222,9 @@ class RunFolder:
 
     def drop_resume_state(self) -> None:
         """Remove the resume state of a run that is done, also one that was killed when it was about to."""
-        if self._lock is not None and resume_file(self.path).is_file():
+        if self._lock is not None:
             remove_recorded(resume_file(self.path))
+            self._remove_left_over()
 
     def _fail(self, err: Exception) -> None:
         """Write FAILED with the error, and its traceback to log.txt. A run that is done stays done."""

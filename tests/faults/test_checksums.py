@@ -131,6 +131,10 @@ def test_a_left_over_resume_state_goes_at_the_next_start(tiny, tmp_path, monkeyp
     assert left.is_file()
     tiny()
     assert not left.exists()
+    left.touch()
+    recorded_write(left, lambda file: file.write(b"state"))
+    left.unlink()  # killed before the sum went too
+    tiny()
     assert verify.main([str(tmp_path / "run")]) == 0
 
 
