@@ -120,10 +120,10 @@ def test_number_of_parameters(wide_clip):
         ({"RANK": 0}, "TRAINER.CLIP_LORA.RANK is 0, expected 1 or more"),
         ({"RANK": 49}, "the rank of an adapter is 49, expected 1 to 48"),
         ({"SCALE": "none"}, "TRAINER.CLIP_LORA.SCALE is 'none', expected one of sqrt, rank"),
-        ({"TOWERS": ("image",)}, "expected different ones of text, vision"),
-        ({"PARAMS": ("o",)}, "expected different ones of q, k, v, out"),
+        ({"TOWERS": ("image",)}, r"TRAINER\.CLIP_LORA\.TOWERS is \('image',\), expected some of text, vision"),
+        ({"PARAMS": ("o",)}, "expected some of q, k, v, out, fc1, fc2"),
         ({"POSITION": "top"}, "adapters on the blocks 'top', expected numbers or one of all, bottom"),
-        ({"DROPOUT": 1.5}, "dropout"),
+        ({"DROPOUT": 1.5}, "DROPOUT is 1.5, expected a number from 0 below 1"),
     ],
 )
 def test_options_that_do_not_exist(tiny_clip, names, options, message):
