@@ -133,7 +133,7 @@ def test_shapes_start_and_counts(tiny_clip, names):
 
 
 def test_bad_options(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"VPT.N_CTX_VISION is 0.*VPT.PROMPT_DEPTH_VISION is -1"):
+    with pytest.raises(ValueError, match=r"(?s)VPT.N_CTX_VISION is 0.*VPT.PROMPT_DEPTH_VISION is -1"):
         build(tiny_clip, names, N_CTX_VISION=0, PROMPT_DEPTH_VISION=-1)
     with pytest.raises(ValueError, match="visual prompts of depth 5 in a tower of 4 blocks"):
         build(tiny_clip, names, PROMPT_DEPTH_VISION=5)
