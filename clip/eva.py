@@ -282,7 +282,7 @@ class EvaVisionTransformer(nn.Module):
         """
         check_image(image, self.input_resolution)
         x = self.patch_embed(image.to(self.dtype))  # (B, P, d)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return x + self.pos_embed.to(x.dtype)
 
     def encode(self, tokens: Tensor, prompts: Prompts | None = None, keep: Tensor | None = None) -> Encoded:
@@ -316,7 +316,7 @@ class EvaVisionTransformer(nn.Module):
 
     def _rotary(self, tokens: Tensor, keep: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines for a sequence of `length`: class token, the patches of `tokens`, prompts."""
-        rows, count, patches = len(tokens), tokens.shape[1] - 1, len(self.rope_cos) - 1
+        rows, count, patches = tokens.shape[0], tokens.shape[1] - 1, len(self.rope_cos) - 1
         if keep is None:
             if count != patches:
                 raise ValueError(f"{count} of {patches} patches are given: rotary positions need their numbers, `keep`")
