@@ -132,7 +132,7 @@ def test_shapes_start_and_counts(tiny_clip, names):
 
 
 def test_bad_options(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"IVLP.N_CTX_TEXT is 0.*IVLP.PROMPT_DEPTH_VISION is -1, expected 0"):
+    with pytest.raises(ValueError, match=r"(?s)IVLP.N_CTX_TEXT is 0.*IVLP.PROMPT_DEPTH_VISION is -1, expected 0"):
         build(tiny_clip, names, N_CTX_TEXT=0, PROMPT_DEPTH_VISION=-1)
     with pytest.raises(ValueError, match="visual prompts of depth 5 in a tower of 4 blocks"):
         build(tiny_clip, names, PROMPT_DEPTH_VISION=5)

@@ -194,7 +194,7 @@ def test_place_of_the_name(tiny_clip, position):
 
 
 def test_bad_options_are_refused(tiny_clip, names):
-    with pytest.raises(ValueError, match=r"CLASS_TOKEN_POSITION is 'side'.*T is 0\.0.*LAMBDA is -1\.0"):
+    with pytest.raises(ValueError, match=r"(?s)CLASS_TOKEN_POSITION is 'side'.*T is 0\.0.*LAMBDA is -1\.0"):
         build(tiny_clip, names, CLASS_TOKEN_POSITION="side", T=0.0, LAMBDA=-1.0)
     with pytest.raises(ValueError, match=r"RELEASED_INIT is True, expected False unless CTX_INIT True"):
         build(tiny_clip, names, RELEASED_INIT=True)
