@@ -125,6 +125,7 @@ def test_a_step_and_an_evaluation(method, precision, make, gpu):
     trainer.before_inference()  # encodes the classes, and reads once how their sentences are laid out
     if trainer.model.learner.conditional:  # the same for every size of a batch
         trainer.test("test")
+        found.clear()
     gpu.waits.clear()
     trainer.test("test")
     assert found[0] == [], "\n".join(map(str, found[0]))
