@@ -108,10 +108,14 @@ def data_root(cfg: Any, dataset_dir: str, source: str = "") -> Path:
     """
     how = "Set it with --root DIR or DATASET.ROOT DIR."
     if not cfg.DATASET.ROOT:
-        raise FileNotFoundError(f'DATASET.ROOT is not set; it must be the folder that holds "{dataset_dir}". {how}')
+        raise FileNotFoundError(
+            f'DATASET.ROOT is not set; it must be the folder that holds "{dataset_dir}". {how} {_advice(source)}'
+        )
     root = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)))
     if not root.is_dir():
-        raise FileNotFoundError(f'the data root "{root}" is not there; it must hold the folder "{dataset_dir}". {how}')
+        raise FileNotFoundError(
+            f'the data root "{root}" is not there; it must hold the folder "{dataset_dir}". {how} {_advice(source)}'
+        )
     if not (root / dataset_dir).is_dir():
         raise FileNotFoundError(
             f'there is no folder "{dataset_dir}" in the data root "{root}". {how} {_advice(source)}'

@@ -31,4 +31,11 @@ if [ "$PART" != train ]; then
     OUT=$RUNS/base2new/test_$SUB/$PLACE${LOADEP:+_epoch_$LOADEP}/seed$SEED \
         bash "$RUN" "$METHOD" "$CFG" "$DATASET" "$SEED" --eval-only --model-dir "$TRAINED" "$@" \
         DATASET.NUM_SHOTS "$SHOTS" DATASET.SUBSAMPLE_CLASSES "$SUB"
+    BASE=$TRAINED
+    [ -z "${LOADEP:-}" ] || BASE=$RUNS/base2new/test_base/${PLACE}_epoch_$LOADEP/seed$SEED # the same epoch on the base classes
+    NEW=$RUNS/base2new/test_new/$PLACE${LOADEP:+_epoch_$LOADEP}/seed$SEED
+    if [ -f "$BASE/result.json" ] && [ -f "$NEW/result.json" ]; then
+        awk -v base="$(accuracy "$BASE")" -v new="$(accuracy "$NEW")" \
+            'BEGIN { sum = base + new; printf "base %.1f, new %.1f, H %.1f\n", base, new, (sum ? 2 * base * new / sum : 0) }'
+    fi
 fi

@@ -72,6 +72,11 @@ name_of() {
     basename "$1" .yaml
 }
 
+# accuracy FOLDER: of the run in it, in percent
+accuracy() {
+    sed -n '/^ *"accuracy": /{s/[^0-9.]//gp;q;}' "$1/result.json"
+}
+
 # source_for DATASET: what a model that is tested on it was trained on
 source_for() {
     case $1 in emoji_* | digits) printf '%s' "${SOURCE:-emoji_groups}" ;; *) printf '%s' "${SOURCE:-imagenet}" ;; esac

@@ -38,6 +38,11 @@ path_of() {
 }
 
 CONFIG_FILE=$(path_of "configs/trainers/$METHOD" "$CONFIG")
+if [ ! -f "$CONFIG_FILE" ] && [ ! -d "$ROOT/configs/trainers/$METHOD" ] && [ ! -f "$ROOT/configs/trainers/$METHOD.yaml" ]; then
+    KNOWN=$(ls "$ROOT/configs/trainers" | sed 's/\.yaml$//' | sort -u | tr '\n' ' ')
+    echo "error: METHOD is '$METHOD', expected one of $KNOWN(for a trainer of your own give CONFIG as FILE.yaml)" >&2
+    exit 2
+fi
 if [ ! -f "$CONFIG_FILE" ] && ! grep -qs "^$CONFIG:" "$ROOT/configs/trainers/$METHOD.yaml"; then
     KNOWN=$(cd "$ROOT/configs/trainers" && { ls "$METHOD"; sed -n 's/^\([A-Za-z0-9].*\):.*/\1/p' "$METHOD.yaml"; } 2>/dev/null | sed 's/\.yaml$//' | tr '\n' ' ') || true
     echo "error: there is no config $CONFIG_FILE" >&2

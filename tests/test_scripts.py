@@ -1,8 +1,11 @@
 """Arguments that the shell scripts pass on, with a stand-in for Python that only shows them."""
 
+import http.server
 import os
 import re
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 import train
 from dassl.config import get_cfg_default
 from dassl.engine import command as command_module
+from dassl.utils import write_json
 
 ROOT = Path(train.__file__).parent
 VARIABLES = {"CFG", "METHOD", "METHODS", "SHOTS", "SEEDS", "SOURCE", "DOMAIN", "SUB", "LOADEP", "OUT", "DATA"}
@@ -84,7 +88,10 @@ def test_run_keeps_flags_spaces_and_folders_apart(call, tmp_path):
     ("arguments", "expected"),
     [
         (("CoOp", "no_such", "emoji_groups", 1), "configs/trainers/CoOp has: .*vit_b16_few_shot"),
-        (("NoSuch", "vit_b16_few_shot", "emoji_groups", 1), "configs/trainers/NoSuch has: nothing"),
+        (
+            ("NoSuch", "vit_b16_few_shot", "emoji_groups", 1),
+            "METHOD is 'NoSuch', expected one of ALIGN .*ZeroshotCLIP ",
+        ),
         (("CoOp", "vit_b16_few_shot", "emoji_groups"), "usage: bash scripts/run.sh METHOD CONFIG DATASET SEED"),
     ],
 )
@@ -387,13 +394,61 @@ def test_setup_tells_what_a_failed_installation_needs_and_tries_again(tmp_path):
     def setup(pip_exit):
         python.write_text(f"#!/usr/bin/env bash\necho $5 >> {tmp_path}/calls; echo PIP SAYS >&2; exit {pip_exit}\n")
         python.chmod(0o755)
-        return subprocess.run(["bash", "scripts/setup.sh", "dev"], cwd=tmp_path, capture_output=True, text=True)
+        command, variables = ["bash", "scripts/setup.sh", "dev"], {**os.environ, "TORCH": "cuda"}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=variables)
 
     failed = setup(1)
     assert failed.returncode == 1
     assert re.search(r"PIP SAYS\nerror: pip could not install .*expected .*7 GB.*found [0-9.]+ GB free", failed.stderr)
     assert [setup(0).returncode, setup(0).returncode] == [0, 0]
     assert len((tmp_path / "calls").read_text().splitlines()) == 2  # the third call finds everything installed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have the CPU build as the usual one")
+@pytest.mark.parametrize("reached", [True, False])
+def test_setup_takes_the_cpu_build_of_torch_where_its_index_can_be_reached(tmp_path, reached):
+    for name in ("scripts/setup.sh", "requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/usr/bin/env bash\necho "${{@:5}}" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    index = f"http://127.0.0.1:{server.server_port}"
+    if reached:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        server.server_close()
+    variables = {**os.environ, "TORCH_INDEX": index, "TORCH": "cpu", "no_proxy": "127.0.0.1", "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "scripts/setup.sh"], cwd=tmp_path, capture_output=True, text=True, env=variables)
+    if reached:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[-1] == "-r requirements.txt"
+    assert [re.sub(r"[>=][^ ]*", "", call) for call in calls[:-1]] == [
+        f"--index-url {index} torch torchvision"
+    ] * reached
+    assert ("cannot be reached" in done.stderr) is not reached
+    done = subprocess.run(
+        ["bash", "scripts/setup.sh"], cwd=tmp_path, capture_output=True, env={**variables, "TORCH": "x"}
+    )
+    assert (done.returncode, done.stderr) == (2, b"error: TORCH is 'x', expected cpu or cuda\n")
+
+
+def test_base2new_ends_with_the_harmonic_mean(call, tmp_path):
+    arguments = ("base2new.sh", "CoOp", "emoji_groups", 1)
+    done, commands = call(*arguments)
+    assert (done.stdout, len(commands)) == ("", 2)  # nothing was written
+    for command, accuracy in zip(commands, (80.0, 60.0)):
+        folder = Path(understood(command)[0].output_dir)
+        folder.mkdir(parents=True)
+        write_json({"epochs": 50, "accuracy": accuracy, "per_class": {"x": {"accuracy": 1.0}}}, folder / "result.json")
+    assert call(*arguments)[0].stdout == "base 80.0, new 60.0, H 68.6\n"  # 2 * 80 * 60 / 140
+    assert call(*arguments, LOADEP="15")[0].stdout == ""  # of another epoch than the result of the base classes
 
 
 @pytest.mark.slow

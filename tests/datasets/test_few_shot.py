@@ -320,7 +320,7 @@ def test_missing_split_is_not_invented(cfg, root):
 
 
 def test_missing_root_and_folder(cfg, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data root .*data.* is not there.*letters.*--root"):
+    with pytest.raises(FileNotFoundError, match=r"data root .*data.* is not there.*letters.*--root.*example\.org"):
         Letters(cfg)
     assert not (tmp_path / "data").exists()
     (tmp_path / "data").mkdir()
