@@ -6,12 +6,13 @@ import pkgutil
 from dassl.engine.build import TRAINER_REGISTRY
 
 LAST = f"{__name__}.lamm"  # wraps methods that are registered before
+NO_METHODS = (f"{__name__}.parts", f"{__name__}.imagenet_templates")
 
 
 def _methods() -> list[str]:
-    """Dotted names of the modules that hold methods: those of this package and of its rooms, without parts/."""
+    """Dotted names of the modules that hold methods: those of this package and of its rooms."""
     names = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.")]
-    return sorted(name for name in names if not name.startswith(f"{__name__}.parts"))
+    return sorted(name for name in names if not name.startswith(NO_METHODS))
 
 
 def _register() -> None:

@@ -205,7 +205,7 @@ OPTIM: dict[str, Any] = {
 }
 
 TRAIN: dict[str, Any] = {
-    "CHECKPOINT_FREQ": Option(0, "epochs between kept checkpoints; 0: only the last", low=0),
+    "CHECKPOINT_FREQ": Option(0, "epochs between kept checkpoints; 0 or less: only the last"),
     "INIT_FROM": Option("", "+ folder of a trained run whose learned weights are the start"),
     "RESUME_FREQ": Option(1, "+ epochs between rolling states to resume from; 0: none", low=0),
     "OTHER_MACHINE": Option(

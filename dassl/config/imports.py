@@ -13,12 +13,14 @@ from types import ModuleType
 
 from dassl.config.files import config_pairs
 from dassl.utils.errors import error_line
+from dassl.utils.registry import imported_code
 
 
 class UntrustedCode(ImportError):
     """A module that is not to be run, see `run_only`."""
 
 
+IMPORTED = "_imported_"
 _folders: tuple[Path, ...] | None = None
 
 
@@ -59,7 +61,8 @@ def import_modules(names: Iterable[str]) -> dict[str, ModuleType]:
     for name in names:
         try:
             _check_trust(name)
-            modules[name] = _import(name)
+            with imported_code():
+                modules[name] = _import(name)
         except UntrustedCode:
             raise
         except Exception as err:  # foreign code may raise anything
@@ -71,20 +74,45 @@ def _import(name: str) -> ModuleType:
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name).expanduser().resolve()
-    unique = f"_imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if unique in sys.modules:
-        return sys.modules[unique]
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(unique, path)
+    return _load(f"{_package(path.parent)}.{_word(path.stem)}", path)
+
+
+def _package(folder: Path) -> str:
+    """Name of a folder as a package, so that its files can import each other; a name of its own, which hides no other.
+
+    Its `__init__.py` runs as for any package. A folder without one is a package, too, but none of its parent's.
+    """
+    start = folder / "__init__.py"
+    if start.is_file() and (folder.parent / "__init__.py").is_file():
+        return _load(f"{_package(folder.parent)}.{_word(folder.name)}", start, folder).__name__
+    unique = f"{IMPORTED}{_word(folder.name)}_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    if start.is_file():
+        return _load(unique, start, folder).__name__
+    if unique not in sys.modules:
+        sys.modules[unique] = ModuleType(unique)
+        sys.modules[unique].__path__ = [str(folder)]
+    return unique
+
+
+def _word(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _load(name: str, path: Path, folder: Path | None = None) -> ModuleType:
+    """The module of a file, loaded once; `folder`: it is the `__init__.py` of that package."""
+    if name in sys.modules:
+        return sys.modules[name]
+    places = None if folder is None else [str(folder)]
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=places)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[unique]
+        del sys.modules[name]
         raise
     return module
 

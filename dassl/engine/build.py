@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ def build_trainer(cfg: CfgNode, data: Any = None) -> Any:
     if cfg.VERBOSE:
         logger.info("Loading trainer: %s", name)
     trainer = TRAINER_REGISTRY.get(name)
+    if name in TRAINER_REGISTRY.replaced:
+        place = getattr(sys.modules.get(trainer.__module__), "__file__", trainer.__module__)
+        logger.warning("%s is that of %s, not the built-in one", name, place)
     return trainer(cfg) if data is None else trainer(cfg, data)
 
 
@@ -49,8 +53,10 @@ def add_trainer_defaults(cfg: CfgNode) -> None:
     Raises:
         ValueError: two trainers give one key different defaults.
     """
-    for name in TRAINER_REGISTRY.registered_names():
-        defaults = getattr(TRAINER_REGISTRY.get(name), "defaults", None)
+    names = TRAINER_REGISTRY.registered_names()
+    trainers = [*TRAINER_REGISTRY.replaced.items(), *((name, TRAINER_REGISTRY.get(name)) for name in names)]
+    for name, trainer in trainers:  # sections of a replaced one stay: its successor may use them
+        defaults = getattr(trainer, "defaults", None)
         if defaults is not None:
             _add(cfg.TRAINER, defaults(), ["TRAINER"], name)
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "imported_code"]
+
+logger = logging.getLogger(__name__)
 
 
 class Registry:
     """A table from names to classes or functions.
 
     `@REGISTRY.register()` above a class or `REGISTRY.register(obj)` enters it under its `__name__`, or under `name`.
+
+    Attributes:
+        replaced: built-in objects whose names :func:`imported_code` has taken.
     """
+
+    _all: list[Registry] = []
+    _importing = False
 
     def __init__(self, name: str):
         self._name = name
         self._obj_map: dict[str, Any] = {}
         self._pending: list[Callable[[], Any]] = []
+        self._imported: set[str] = set()
+        self.replaced: dict[str, Any] = {}
+        self._all.append(self)
 
     def on_first_use(self, load: Callable[[], Any]) -> None:
         """Call `load`, which imports modules that register, before the first look-up."""
@@ -28,9 +41,15 @@ class Registry:
             self._pending.pop(0)()
 
     def _do_register(self, name: str, obj: Any, force: bool) -> None:
-        if name in self._obj_map and not force:
+        taken = name in self._obj_map and not force
+        if taken and self._importing and name not in self._imported:
+            self.replaced[name] = self._obj_map[name]
+            logger.warning('"%s" of %s replaces the built-in one of that name', name, obj.__module__)
+        elif taken:
             raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
         self._obj_map[name] = obj
+        if self._importing:
+            self._imported.add(name)
 
     def register(self, obj: Any = None, force: bool = False, name: str | None = None) -> Callable[[Any], Any] | Any:
         """Enter `obj`, or return a decorator that does.
@@ -56,3 +75,15 @@ class Registry:
         """Return all names, in the order in which they were registered."""
         self._load()
         return list(self._obj_map)
+
+
+@contextmanager
+def imported_code() -> Iterator[None]:
+    """Take names that register within for a user's: they win over built-in ones, with a line in the log."""
+    for registry in Registry._all:
+        registry._load()
+    before, Registry._importing = Registry._importing, True
+    try:
+        yield
+    finally:
+        Registry._importing = before
