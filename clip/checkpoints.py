@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from clip.archive import CheckpointError, RawFile, read_file
 from clip.build import build_model
-from clip.convert import OPENAI_NUMBERS, StateDict, layout, released_heads, unwrap
+from clip.convert import OPENAI_NUMBERS, StateDict, layout, refuse_other_families, released_heads, unwrap
 from clip.eva import ROPE_GRID, EvaVisionTransformer
 from clip.model import CLIP, HEAD_WIDTH
 
@@ -112,6 +112,7 @@ def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, C
     raw = read_file(path)
     try:
         weights = unwrap(raw.content)
+        refuse_other_families(weights)
         info = _info(path, raw, weights)
         if quick_gelu is not None:
             info = info._replace(quick_gelu=quick_gelu)

@@ -22,6 +22,19 @@ EVA_MARK = "visual.patch_embed.proj.weight"
 SHOWN = 5
 """Names shown in an error message."""
 
+OTHER_FAMILIES = (
+    (r"logit_bias", "a SigLIP model"),
+    (r"vision_model\.head\.probe", "a SigLIP model"),
+    (r"text_decoder\..+|text\.cls_emb", "a CoCa model"),
+    (r"text\.transformer\.(embeddings|encoder)\..+", "an open_clip model with a text tower of Hugging Face"),
+    (r"visual\.trunk\.blocks\.0\.(mlp\.fc1_g\.weight|attn\.q_bias)", "an EVA-CLIP model of open_clip"),
+    (r"visual\.trunk\.attn_pool\.latent", "a PE-Core model"),
+    (r"visual\.trunk\.patch_embed\.backbone\.stages\..+", "a ViTamin model"),
+    (r"visual\.trunk\.(stem\.0\.conv_kxk|patch_embed\.backbone\.0\.bn)\..+", "a MobileCLIP model"),
+    (r"visual\.trunk\..+", "an open_clip model with an image tower of timm"),
+)
+"""Pattern of a parameter name -> the family that has it and plain CLIP does not. The first that fits counts."""
+
 HF_TOP = {
     "logit_scale": "logit_scale",
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
@@ -60,6 +73,17 @@ def unwrap(content: dict[str, Any]) -> StateDict:
     if other:
         raise CheckpointError(f"a state dict holds tensors only; these entries do not: {_some(other)}")
     return dict(weights)
+
+
+def refuse_other_families(weights: StateDict) -> None:
+    """Raises CheckpointError with the family's name for weights of a relative of CLIP that is another network."""
+    for pattern, family in OTHER_FAMILIES:
+        mark = next((key for key in weights if re.fullmatch(pattern, key)), None)
+        if mark is not None:
+            raise CheckpointError(
+                f"this is {family} (it has {mark}), whose towers are not those of CLIP; expected CLIP's ViT or ResNet "
+                "of OpenAI, open_clip (names without SigLIP, EVA, CoCa ...) or Hugging Face (CLIPModel)"
+            )
 
 
 def layout(weights: StateDict) -> str:

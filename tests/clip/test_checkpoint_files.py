@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
 import zipfile
 
@@ -361,6 +362,29 @@ def test_open_clip_variants_are_refused(tiny, tmp_path, part, setting):
     path = open_clip_folder(tmp_path, tiny, {"model_cfg": {part: setting}})
     with pytest.raises(ValueError, match=next(iter(setting))):
         clip.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "family"),
+    [
+        ("logit_bias", "SigLIP"),
+        ("vision_model.head.probe", "SigLIP"),
+        ("text.cls_emb", "CoCa"),
+        ("text.transformer.embeddings.word_embeddings.weight", "text tower of Hugging Face"),
+        ("visual.trunk.blocks.0.mlp.fc1_g.weight", "EVA-CLIP"),
+        ("visual.trunk.blocks.0.attn.q_bias", "EVA-CLIP"),
+        ("visual.trunk.attn_pool.latent", "PE-Core"),
+        ("visual.trunk.patch_embed.backbone.stages.0.0.pre_norm.weight", "ViTamin"),
+        ("visual.trunk.stem.0.conv_kxk.0.bn.weight", "MobileCLIP"),
+        ("visual.trunk.patch_embed.backbone.0.bn.weight", "MobileCLIP"),
+        ("visual.trunk.stem.0.weight", "image tower of timm"),
+    ],
+)
+def test_relatives_of_clip_are_refused_by_name(tiny, tmp_path, key, family):
+    """One parameter name of each is added to CLIP's; the names are those of open_clip 3.3 and transformers."""
+    torch.save({**tiny.state_dict(), key: torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=rf"other\.pt: this is an? .*{family}.*{re.escape(key)}.*expected CLIP's ViT"):
+        clip.load(tmp_path / "other.pt")
 
 
 def test_broken_configuration_is_named(tiny, tmp_path):
