@@ -14,6 +14,7 @@ import align_prompt
 # code, and is imported when it is called, so that --help is quick.
 COMMANDS = {
     "predict": "name the classes of pictures with a trained model",
+    "explain": "show what a trained model does, in pictures",
     "export": "write a trained model for use elsewhere: a bundle, ONNX, ...",
     "list": "what there is: methods, data sets, backbones, configs, recipes",
 }

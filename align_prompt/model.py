@@ -224,11 +224,15 @@ class Model:
             ValueError: a picture cannot be read, or there are no classes.
         """
         self.encode_classes()
-        parts = [self._logits(image).cpu() for image in self._whole(images, batch_size, workers)]
+        parts = [self._logits(image).cpu() for image in self.image_batches(images, batch_size, workers)]
         return torch.cat(parts) if parts else torch.empty(0, len(self._classnames))
 
-    def _whole(self, images: Any, batch_size: int | None, workers: int | None) -> Iterator[Tensor]:
-        """Batches of pictures that must all be readable."""
+    def image_batches(self, images: Any, batch_size: int | None = None, workers: int | None = None) -> Iterator[Tensor]:
+        """Preprocessed batches (B, 3, H, W) of pictures, on the CPU.
+
+        Raises:
+            ValueError: a picture cannot be read.
+        """
         for batch in self._batches(images, batch_size, workers):
             for _, value in batch:
                 if isinstance(value, Exception):
@@ -259,7 +263,7 @@ class Model:
         model = self.prompted
         self.trainer.set_model_mode("eval")
         parts = []
-        for image in self._whole(images, batch_size, workers):
+        for image in self.image_batches(images, batch_size, workers):
             with self.trainer.test_precision.autocast():
                 encoded = model.encode_image(image.to(self.device))
             parts.append(normalise(encoded.pooled).cpu())

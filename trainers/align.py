@@ -7,6 +7,8 @@ weighted by a transport plan between the two sets of prompts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -113,15 +115,17 @@ class TwoLevelTransport:
         stop = "marginal" if self.options.SCORE == "paper" else "scaling_change"
         return mask, None if torch.compiler.is_exporting() else set_sizes(mask, stop)
 
-    def __call__(self, image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
-        options = self.options
+    def features(self, image: Encoded, text: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The arguments x, r, y and s of `align_logits`; r is without the class token."""
         images, classes = (-1, self.learner.vision_modes), (-1, self.learner.text_modes)
-        x, r = image.pooled.unflatten(0, images), image.tokens[:, 1:].unflatten(0, images)  # r without the class token
-        y, s = text.pooled.unflatten(0, classes), text.tokens.unflatten(0, classes)
-        length, learner = s.shape[2], self.learner
-        mask, sizes = self.known_sets(lambda: self.text_sets(length), (learner.body, learner.end), length)
-        features = (x, r, y, s, mask, scale)
-        settings = {
+        x, r = image.pooled.unflatten(0, images), image.tokens[:, 1:].unflatten(0, images)
+        return x, r, text.pooled.unflatten(0, classes), text.tokens.unflatten(0, classes)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `align_logits` that are options."""
+        options = self.options
+        return {
             "mode": options.SCORE,
             "plan": options.PLAN,
             "beta": options.BETA,
@@ -130,12 +134,18 @@ class TwoLevelTransport:
             "threshold": options.THRESHOLD,
             "gradient": options.GRADIENT,
         }
-        if options.FAST or torch.compiler.is_exporting():
-            found = align_scores(*features, **settings, sizes=sizes)
+
+    def __call__(self, image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
+        x, r, y, s = self.features(image, text)
+        length, learner = s.shape[2], self.learner
+        mask, sizes = self.known_sets(lambda: self.text_sets(length), (learner.body, learner.end), length)
+        features = (x, r, y, s, mask, scale)
+        if self.options.FAST or torch.compiler.is_exporting():
+            found = align_scores(*features, **self.settings, sizes=sizes)
             logits, entropy = found.scores, (found.token_entropy, found.prompt_entropy)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                logits, *plans = align_logits(*features, **settings)
+                logits, *plans = align_logits(*features, **self.settings)
             entropy = tuple(normalized(*entropies(plan)).mean() for plan in plans)
         self.metrics = dict(zip(("token_entropy", "prompt_entropy"), entropy))
         self.metrics |= {"mode_similarity_image": mode_similarity(x), "mode_similarity_text": mode_similarity(y)}

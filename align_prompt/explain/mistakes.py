@@ -1,0 +1,134 @@
+"""A test set as a whole: confusion, calibration, the worst mistakes, features in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets  # noqa: F401 - registers the data sets
+from align_prompt.model import Model
+from clip.adapters import without_adapters
+from dassl.data.datasets import build_dataset
+from dassl.evaluation.evaluator import CALIBRATION_BINS, calibration_error
+from trainers.parts.losses import normalise
+
+MOST_POINTS = 2000  # of t-SNE
+
+
+class Labeled(NamedTuple):
+    """Paths and class numbers of pictures."""
+
+    paths: list[str]
+    labels: Tensor
+
+
+class Outcome(NamedTuple):
+    """Predictions (n,) of a test set, their probabilities, and the labels."""
+
+    paths: list[str]
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) bool."""
+        return self.labels == self.predicted
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return float(self.correct.double().mean())
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error in [0, 1]."""
+        return calibration_error(self.probability, self.correct)
+
+
+class Bins(NamedTuple):
+    """Accuracy, mean probability (NaN if empty) and count of the predictions in each bin (i/n, (i+1)/n]."""
+
+    accuracy: Tensor
+    probability: Tensor
+    count: Tensor
+
+
+def own_test_set(model: Model, root: str) -> Labeled:
+    """The test set of a run, from the data sets below `root`.
+
+    Raises:
+        ValueError: the model is not of a run, its classes were changed, or the data are not those of the run.
+    """
+    if not model.source.classnames:
+        raise ValueError(f"{model.source.origin} is a zero-shot CLIP without a run: it has no test set of its own")
+    cfg = model.source.cfg.clone()
+    cfg.DATASET.ROOT = root
+    if not cfg.DATASET.NAME:
+        raise ValueError(f"{model.source.origin} does not name its data set")
+    dataset = build_dataset(cfg)
+    if list(dataset.classnames) != model.classnames:
+        raise ValueError(f"the classes of {cfg.DATASET.NAME} in {root!r} are not those of the model")
+    return Labeled([item.impath for item in dataset.test], torch.tensor([item.label for item in dataset.test]))
+
+
+def outcome(model: Model, data: Labeled) -> Outcome:
+    """Predictions of the pictures of a test set."""
+    probability, predicted = (model.logits(data.paths) / model.temperature).softmax(dim=1).max(dim=1)
+    return Outcome(data.paths, data.labels, predicted, probability)
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """(C, C) counts: row = true class, column = predicted class."""
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def reliability(probability: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> Bins:
+    """Bins of a reliability diagram, the bins of the expected calibration error."""
+    place = (probability.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    count = torch.bincount(place, minlength=bins)
+    sums = [torch.bincount(place, value.double(), bins) / count for value in (correct, probability)]
+    return Bins(*sums, count)
+
+
+def worst(found: Outcome, count: int = 20) -> list[int]:
+    """Places of the wrong predictions with the highest probability, falling."""
+    wrong = (~found.correct).nonzero().flatten()
+    return wrong[found.probability[wrong].argsort(descending=True, stable=True)][:count].tolist()
+
+
+def spread_sample(count: int, most: int = MOST_POINTS) -> list[int]:
+    """At most `most` of `count` places, evenly spread."""
+    return list(range(count)) if count <= most else np.linspace(0, count - 1, most).round().astype(int).tolist()
+
+
+@torch.no_grad()
+def features_before_and_after(model: Model, paths: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """L2-normalised features (n, E) of pictures by plain CLIP and by the method, the mean over its visual modes."""
+    prompted, trainer = model.prompted, model.trainer
+    trainer.set_model_mode("eval")
+    before = []
+    for image in model.image_batches(paths):
+        with trainer.test_precision.autocast(), without_adapters(prompted.clip):
+            before.append(normalise(prompted.clip.encode_image(image.to(model.device)).pooled).cpu())
+    after = model.image_features(paths)
+    return torch.cat(before), after if after.dim() == 2 else normalise(after.mean(dim=1))
+
+
+def in_two_dimensions(features: Tensor, seed: int = 0) -> np.ndarray:
+    """t-SNE (n, 2) of features (n, E), by cosine distance (van der Maaten & Hinton, 2008).
+
+    Raises:
+        ValueError: fewer than 4 pictures.
+    """
+    from sklearn.manifold import TSNE
+
+    if len(features) < 4:
+        raise ValueError(f"t-SNE of {len(features)} pictures: expected at least 4")
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    method = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
+    return method.fit_transform(features.float().numpy())
