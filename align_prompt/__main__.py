@@ -64,9 +64,9 @@ def _program(name: str, argv: list[str]) -> int:
         from experiments.reports.flags import build_parser
 
         build_parser().parse_args(argv)
-        from experiments.reports import command
+        from experiments.reports import command as report
 
-        return command.main(argv)
+        return report.main(argv)
     if name == "prepare":
         from datasets.prepare.command import main
 

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     choices = parser.add_subparsers(dest="name", required=True)
     for name, module in BENCHMARKS.items():
-        summary = module.__doc__.split("\n", 1)[0]
+        summary = (module.__doc__ or "").split("\n", 1)[0]
         module.add_arguments(choices.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args()
     logging.getLogger("transport.sinkhorn").setLevel(logging.ERROR)  # some ask for more than can converge

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from transport.scores import align_scores
 
 from .report import show
 
-VIT_B16 = {
+VIT_B16: dict[str, Any] = {
     "embed_dim": 512,
     "image_resolution": 224,
     "vision_layers": 12,
@@ -96,10 +97,13 @@ class LoopScore(TwoLevelTransport):
     def __call__(self, image: Encoded, text: Encoded, scale: Tensor) -> Tensor:
         return align_loop(*self.arguments(image, text, scale))[0]
 
-    def arguments(self, image: Encoded, text: Encoded, scale: Tensor) -> tuple:
+    def arguments(
+        self, image: Encoded, text: Encoded, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         modes = (-1, self.learner.text_modes)
         features = image.pooled, image.tokens[:, 1:], text.pooled, text.tokens
-        return *(x.unflatten(0, modes) for x in features), self.text_mask(text.tokens.shape[1]), scale
+        x, r, y, s = (feature.unflatten(0, modes) for feature in features)
+        return x, r, y, s, self.text_mask(text.tokens.shape[1]), scale
 
 
 class Clock:
@@ -121,7 +125,7 @@ def all_positions(_model: CLIP, ids: Tensor) -> tuple[Tensor, Tensor, list[int]]
 
 def compute_plainly() -> None:
     """From now on this process encodes all positions of every sentence, on its own and all at once, by torch alone."""
-    CLIP._cut = all_positions
+    CLIP._cut = all_positions  # type: ignore[method-assign, assignment] # in this process
     clip.text_plan.text_layout = lambda ids, ends, prompt_index, *rest: text_layout(ids, ends, None, *rest)
 
 
@@ -204,7 +208,8 @@ class Worker:
         with torch.no_grad():
             image, text = self.model.encode_image(self.image), self.model.encode_text()
             scale = self.model.clip.logit_scale.exp()
-        return *(Encoded(*(x.clone().requires_grad_() for x in side)) for side in (image, text)), scale
+        image, text = (Encoded(*(x.clone().requires_grad_() for x in side)) for side in (image, text))
+        return image, text, scale
 
     def transport(self) -> dict[str, float]:
         """Seconds of both transport levels, forward and backward; as configured, and with all 100 iterations."""
@@ -248,13 +253,16 @@ class Process:
         ]
         self.name, self.classes, self.precision = f"{worker} step with {classes} classes", classes, precision
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self.requests, self.answers = self.child.stdin, self.child.stdout
         self.found: dict[str, list[dict[str, float]]] = {}
 
     def ask(self, request: str) -> dict[str, float]:
         try:
-            self.child.stdin.write(request + "\n")
-            self.child.stdin.flush()
-            return json.loads(self.child.stdout.readline())
+            self.requests.write(request + "\n")
+            self.requests.flush()
+            return json.loads(self.answers.readline())
         except (BrokenPipeError, json.JSONDecodeError) as error:
             raise RuntimeError(
                 f"the process of the {self.name} ended with status {self.child.wait()} on {request!r}. Out of memory? "
@@ -270,7 +278,7 @@ class Process:
         return statistics.median(answer[key] for answer in self.found[request])
 
     def close(self) -> None:
-        self.child.stdin.close()
+        self.requests.close()
         self.child.wait()
 
 

@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         again, read = evaluate_all(cached, checkpoints)
         if not expected == found == again:
             raise RuntimeError(f"accuracies differ: {expected}, with the cache {found} and {again}")
-        starts = {}
+        starts: dict[str, list[float]] = {}
         for kind, seconds_of in (("sweep", fork_seconds), ("start", start_seconds)):
             for way, place in (("without", None), ("with", cache)):
                 starts[f"{kind}_{way}_s"] = []

@@ -91,7 +91,7 @@ class Examination:
         """A trainer with the same random numbers every time."""
         name, dataset = PRETRAINING.get(self.method, ("", "emoji_clocks" if self.rehearse else "emoji_animals"))
         batch = 4 if self.rehearse else 32
-        options = {"DATALOADER.TRAIN_X.BATCH_SIZE": batch, "DATALOADER.TEST.BATCH_SIZE": batch}
+        options: dict[str, object] = {"DATALOADER.TRAIN_X.BATCH_SIZE": batch, "DATALOADER.TEST.BATCH_SIZE": batch}
         options |= {"DATALOADER.NUM_WORKERS": 0, "DATASET.NUM_SHOTS": 4, "USE_CUDA": device != "cpu"}
         options |= {f"TRAINER.{node(self.method)}.PREC": precision}
         if self.arguments.weights and not name:

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
                 root = str(Path(folder) / "pictures")
                 write_pictures(Path(root), arguments.images)
             dataset = build_dataset(config(data, root, folder))
-            items = [*dataset.train_x, *dataset.val, *dataset.test][: arguments.images]
+            items = [*dataset.train_x, *(dataset.val or ()), *(dataset.test or ())][: arguments.images]
             for is_train in (True, False):
                 for workers in arguments.workers:
                     with tempfile.TemporaryDirectory(dir=folder) as cache:

@@ -79,12 +79,15 @@ def needed(model: PromptedCLIP, batch: int, local: bool) -> float:
     """GiB; `local`: the score compares tokens."""
     towers, learner = model.clip, model.learner
     ids, prompts = learner.text_prompts()
+    assert prompts is not None
+    assert prompts.slots is not None  # every one of LEARNERS prompts the text tower
     device = towers.token_embedding.weight.device
-    kinds = next((len(layer) for layer in prompts.layers if layer.dim() == 3), 0)
+    kinds = next((len(layer) for layer in prompts.layers if layer is not None and layer.dim() == 3), 0)
     facts = PlanInputs(device, prompts.slots.shape[-1], None, kinds, local, False, False)
     layout = make_plan(towers._cut, ids, prompts.slots, prompts.prompt_index, None, facts).layout
     tokens = towers.visual.embed(torch.empty(batch, 3, *[towers.visual.input_resolution] * 2, device=device))
-    vision, known = learner.vision_prompts(), {}
+    vision = learner.vision_prompts()
+    known: dict[tuple, float] = {}
 
     def fits(budget: float) -> bool:
         plan = MemoryPlan(budget)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured, in turn (default %(default)s)")
 
 
-def features(arguments: argparse.Namespace, share: float) -> list[Tensor]:
+def features(arguments: argparse.Namespace, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """image_pooled, image_tokens, text_pooled, text_tokens, text_mask as `align_scores` takes them."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(SHARED, arguments.width, generator=generator)
@@ -52,10 +52,22 @@ def features(arguments: argparse.Namespace, share: float) -> list[Tensor]:
         return share * torch.randn(*shape, SHARED, generator=generator) @ directions + own
 
     image, text = (arguments.batch, arguments.modes), (arguments.classes, arguments.modes)
-    values = [draw(*image), draw(*image, arguments.image_tokens), draw(*text), draw(*text, arguments.text_tokens)]
+    values = draw(*image), draw(*image, arguments.image_tokens), draw(*text), draw(*text, arguments.text_tokens)
+    for value in values:
+        value.requires_grad_()
     longest = arguments.text_tokens
     lengths = torch.randint(max(1, longest // 2), longest + 1, text, generator=generator)
-    return [*(x.requires_grad_() for x in values), torch.arange(longest) < lengths.unsqueeze(-1)]
+    return *values, torch.arange(longest) < lengths.unsqueeze(-1)
+
+
+def score_ways(x: Tensor, r: Tensor, y: Tensor, s: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The scores of `features` in several ways, by the name of their seconds."""
+    return {
+        "blocks_s": lambda: align_scores(x, r, y, s, mask, 10.0).scores,
+        "one_block_s": lambda: align_scores(x, r, y, s, mask, 10.0, budget_bytes=1 << 40).scores,
+        "loop_s": lambda: align_loop(x, r, y, s, mask, 10.0)[0],
+        "all_iterations_s": lambda: align_scores(x, r, y, s, mask, 10.0, threshold=1e-30).scores,
+    }
 
 
 def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
@@ -117,16 +129,10 @@ def run(arguments: argparse.Namespace) -> None:
         show("sinkhorn", {name: float(f"{value:.4g}") for name, value in figures.items()}, settings)
     for share in (0.0, 0.3, 0.8):
         values = features(arguments, share)
-        names = ("blocks_s", "one_block_s", "loop_s", "all_iterations_s")
-        ways: dict[str, Callable[[], Tensor]] = {
-            "blocks_s": lambda values=values: align_scores(*values, 10.0).scores,
-            "one_block_s": lambda values=values: align_scores(*values, 10.0, budget_bytes=1 << 40).scores,
-            "loop_s": lambda values=values: align_loop(*values, 10.0)[0],
-            "all_iterations_s": lambda values=values: align_scores(*values, 10.0, threshold=1e-30).scores,
-        }
+        ways = score_ways(*values)
         timed(ways["blocks_s"])
-        found = [{name: timed(ways[name]) for name in names} for _ in range(arguments.rounds)]
-        figures = {name: statistics.median(one[name][0] for one in found) for name in names}
+        found = [{name: timed(way) for name, way in ways.items()} for _ in range(arguments.rounds)]
+        figures = {name: statistics.median(one[name][0] for one in found) for name in ways}
         figures["times_faster_than_loop"] = figures["loop_s"] / figures["blocks_s"]
         score = align_scores(*values, 10.0)
         exact = found[0]["all_iterations_s"][1]

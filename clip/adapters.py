@@ -67,7 +67,7 @@ class Adapted(nn.Module):
         out = self.base(x, *args, **options)
         return out if id(self) in switched_off.get() else self.adapter(x, out)
 
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # torch has overloads
         """As of the module that is adapted, under its own names."""
         return self.base.state_dict(*args, **options)
 
@@ -189,8 +189,8 @@ def merge_adapters(model: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, base)
     for part in model.modules():
-        if hasattr(part, "fuse"):
-            part.fuse()
+        if fuse := getattr(part, "fuse", None):
+            fuse()
 
 
 def inner(module: nn.Module) -> nn.Module:
@@ -232,8 +232,8 @@ def _parent(tower: str, block: nn.Module, part: str) -> tuple[nn.Module, str]:
     """The module that holds a part of a block, with q, k and v apart, and the part's name there."""
     where, names = PARTS[part]
     parent = inner(getattr(block, where)) if where else block
-    if part in ("q", "k", "v") and hasattr(parent, "split"):
-        parent.split()
+    if part in ("q", "k", "v") and (split := getattr(parent, "split", None)):
+        split()
     for name in names:
         if isinstance(getattr(parent, name, None), nn.Module):
             return parent, name

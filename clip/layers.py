@@ -191,7 +191,7 @@ class Attention(nn.Module):
 
     def maps(self, x: Tensor, mask: Tensor | None = None, *_: Any) -> Tensor:
         """Attention weights (rows, heads, L, L) of x (rows, L, d)."""
-        q, k, _ = self.project(x)
+        q, k = self.project(x)[:2]
         return attention_weights(q, k, mask)
 
 

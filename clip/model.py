@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -231,6 +232,7 @@ class CLIP(nn.Module):
         branch = width**-0.5 * (2 * self.transformer.layers) ** -0.5
         for block in self.transformer.resblocks:
             assert isinstance(block, Block)
+            assert block.attn.in_proj_weight is not None
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=branch)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
@@ -414,7 +416,7 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16, kept: 
     """
     stay = {id(parameter) for parameter in kept}
     for module in model.modules():
-        cast = list(module.parameters()) if isinstance(module, (nn.Conv2d, nn.Linear)) else []
+        cast: list[Any] = list(module.parameters()) if isinstance(module, (nn.Conv2d, nn.Linear)) else []
         cast += [getattr(module, name, None) for name in ("in_proj_weight", "in_proj_bias", "proj", "text_projection")]
         for parameter in cast:
             if isinstance(parameter, nn.Parameter) and id(parameter) not in stay:

@@ -45,6 +45,7 @@ class KnownDataset(FewShotDataset):
     """
 
     info: DatasetInfo
+    config_name: str
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

@@ -81,8 +81,8 @@ def measure(model: CLIP, preprocess: Preprocess, dataset: DatasetBase, items: Se
         label = torch.tensor([item.label for item in some])
         right = [(scores.argmax(dim=1) == label).sum() for scores in patch_scores(image, text)]
         total += torch.stack([*right, mean_cosine(image.tokens[:, 1:]).sum()])
-    *right, cosine = (total / len(items)).tolist()
-    return Accuracy(*(100 * share for share in right), cosine)
+    *shares, cosine = (total / len(items)).tolist()
+    return Accuracy._make([*(100 * share for share in shares), cosine])
 
 
 def emoji_groups(root: str, style: str) -> DatasetBase:
@@ -121,11 +121,12 @@ def draw_curve(
     files = {int(file.name.rpartition("-")[2]): file for file in (run / "clip").glob("model.pth.tar-*")}
     if not files:
         raise FileNotFoundError(f'"{run / "clip"}" has no checkpoints: train with TRAIN.CHECKPOINT_FREQ')
-    found = [(0, measure(start, preprocess, dataset, dataset.test))]
+    items = dataset.test or []
+    found = [(0, measure(start, preprocess, dataset, items))]
     model = copy.deepcopy(start)
     for epoch, file in sorted(files.items()):
         model.load_state_dict(read_checkpoint(file)["state_dict"])
-        found.append((epoch, measure(model, preprocess, dataset, dataset.test)))
+        found.append((epoch, measure(model, preprocess, dataset, items)))
     steps = {record["epoch"]: record for record in read_metrics(run) if record["kind"] == "epoch"}
     minutes = {0: 0.0}
     for epoch, record in sorted(steps.items()):
@@ -144,7 +145,7 @@ def draw_curve(
     upper.set_ylim(bottom=0)
     lower.set_ylabel("training loss")
     lower.set_xlabel("minutes of training on one core")
-    upper.set_title(f"{len(dataset.test)} test images of EmojiGroups in a style that training never saw", fontsize=10)
+    upper.set_title(f"{len(items)} test images of EmojiGroups in a style that training never saw", fontsize=10)
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)

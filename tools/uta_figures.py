@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import matplotlib
 
@@ -138,7 +138,7 @@ def draw_similarity(models: Sequence[tuple[str, str]], images: Sequence[tuple[Pa
         first: Tensor | None = None
         for i, (label, model, preprocess) in enumerate(loaded):
             image = preprocess(picture)
-            side = model.visual.input_resolution // model.visual.patch_size
+            side = model.visual.input_resolution // cast(int, model.visual.patch_size)
             maps = similarity_maps(model, image, f"a picture of a {name}.", (side // 2, side // 2))
             tokens = F.normalize(model.encode_image(image[None]).tokens[0, 1:].detach(), dim=-1)
             first = tokens if first is None else first

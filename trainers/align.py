@@ -145,8 +145,8 @@ class TwoLevelTransport:
             logits, entropy = found.scores, (found.token_entropy, found.prompt_entropy)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                logits, *plans = align_logits(*features, **self.settings)
-            entropy = tuple(normalized(*entropies(plan)).mean() for plan in plans)
+                logits, tokens, prompts = align_logits(*features, **self.settings)
+            entropy = normalized(*entropies(tokens)).mean(), normalized(*entropies(prompts)).mean()
         self.metrics = dict(zip(("token_entropy", "prompt_entropy"), entropy))
         self.metrics |= {"mode_similarity_image": mode_similarity(x), "mode_similarity_text": mode_similarity(y)}
         return logits

@@ -216,6 +216,7 @@ class CLIPTrainer(TrainerX):
     def model_inference(self, image: Tensor | Encoded) -> Tensor:
         with self.test_precision.autocast():
             if self.adapts:
+                assert isinstance(image, Tensor)  # encoded images are kept of no method that adapts
                 views = image if image.dim() == 5 else image[:, None]  # (B, V, 3, H, W)
                 with torch.enable_grad():
                     return torch.stack([self.adapt(one).detach() for one in views])

@@ -10,6 +10,7 @@ MaPLe and ALIGN learn. All four are the registered method with a `LabelAlignment
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -92,6 +93,11 @@ class LabelAlignment(Wrapper):
     def inner(self, learner) -> Learner:
         return learner.inner
 
+    @property
+    def tokens(self) -> LabelTokens:
+        """The learner once it is built."""
+        return cast(LabelTokens, self.trainer.model.learner)
+
     def built(self) -> None:
         if self.options.HIERARCHICAL and self.options.REFERENCE == "start":
             with torch.no_grad(), self.trainer.precision.autocast():
@@ -113,7 +119,7 @@ class LabelAlignment(Wrapper):
         logit = logit_term(output.logits, logits, options.TEMPERATURE, options.LOGIT_TARGET)
         return {
             **terms,
-            "param": weight * model.learner.parameter_distance(),
+            "param": weight * self.tokens.parameter_distance(),
             "feature": options.W_FEATURE * feature,
             "logit": options.W_LOGIT * logit,
         }
@@ -124,7 +130,7 @@ class LabelAlignment(Wrapper):
         Raises:
             ValueError: other classes and UNSEEN is `refuse`, or the learner around the tokens is class-bound.
         """
-        learner, stored = self.trainer.model.learner, list(checkpoint.get("classnames") or ())
+        learner, stored = self.tokens, list(checkpoint.get("classnames") or ())
         weights, names = dict(checkpoint["state_dict"]), self.trainer.classnames()
         if learner.inner.class_bound or not stored:
             check_classnames(path, checkpoint, names)
@@ -144,7 +150,7 @@ class LabelAlignment(Wrapper):
 
     def match_tokens(self, names: list[str], known: dict[str, Tensor]) -> None:
         """Gives the classes the `known` vectors of their names; vectors of classes not among these are kept."""
-        self.trainer.model.learner.match(names, known)
+        self.tokens.match(names, known)
         self.kept = {name: value for name, value in known.items() if name not in names}
         missing = [name for name in names if name not in known]
         if missing:

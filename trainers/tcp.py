@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -126,5 +127,5 @@ class TCP(PromptTrainer):
         return ClassAwareContext(model, classnames, sentence, teacher, options.N_CTX, options.CTX_INIT, options.BLOCK)
 
     def extra_losses(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        distance = cosine_distance(output.text.pooled, self.model.learner.teacher)
+        distance = cosine_distance(output.text.pooled, cast(ClassAwareContext, self.model.learner).teacher)
         return {"kg": self.options.W * distance}

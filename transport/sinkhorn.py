@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -321,6 +322,7 @@ def _iterate(
     step divides by anyway.
     """
     dtype, masses = exponent.dtype, rows
+    divide: Callable[[Tensor, Tensor], Tensor]
     if logarithms:
         exponent, shift, masses = exponent.double(), shift.double(), rows.double()
         rows, cols = masses.log(), cols.double().log()
@@ -335,10 +337,13 @@ def _iterate(
         offset = shift.unsqueeze(-1)
     else:
         kernel, product = exponent.exp_(), torch.empty_like(exponent)
-        c, divide, times = (cols > 0).to(dtype), torch.div, torch.mul
+        c, divide = (cols > 0).to(dtype), torch.div
 
         def total(weight: Tensor, axis: int) -> Tensor:
             return torch.mul(kernel, weight.unsqueeze(-axis), out=product).sum(axis)
+
+        def times(r: Tensor, other: Tensor) -> Tensor:
+            return r * other
 
         offset = shift.exp().unsqueeze(-1)
     every = 1 if shift.device.type == "cpu" else CHECK_EVERY

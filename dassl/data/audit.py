@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
@@ -115,7 +115,7 @@ def picture_findings(paths: Iterable[str], until: float = float("inf")) -> tuple
         if not os.path.isfile(path):
             continue
         seen += 1
-        extremes = read_image(path).getextrema()
+        extremes = cast(tuple[tuple[int, int], ...], read_image(path).getextrema())  # one pair per channel
         if all(low == high for low, high in extremes):
             constant.append(path)
         with Image.open(path) as image:

@@ -125,12 +125,13 @@ class TrainerBase:
 
     def model_backward_and_update(
         self, loss: Tensor, names: Names = None, terms: Mapping[str, Tensor] | None = None
-    ) -> None:
+    ) -> dict[str, float] | None:
         """One optimisation step of the named models; `terms` are the parts of the loss, for the error message."""
         self.model_zero_grad(names)
         self.detect_anomaly(loss, terms)
         loss.backward()
         self.model_update(names)
+        return None
 
     # checkpoints
 

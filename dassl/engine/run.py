@@ -67,8 +67,15 @@ _OWN = (
     BEST_MODEL,
 )
 # Entries of result.json that only a training can fill.
-_OF_TRAINING = ("mode", "epochs", "selection", "last_epoch", "train_seconds", "train_images_per_second")
-_OF_TRAINING += ("peak_memory_mib",)
+_OF_TRAINING = (
+    "mode",
+    "epochs",
+    "selection",
+    "last_epoch",
+    "train_seconds",
+    "train_images_per_second",
+    "peak_memory_mib",
+)
 
 
 class RunInUse(OSError):

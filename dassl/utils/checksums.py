@@ -39,7 +39,7 @@ def recorded_write(path: PathLike, write: Callable[[BinaryIO], Any]) -> None:
     def note(temporary: Path) -> None:
         nonlocal new
         new = file_sum(temporary)
-        old = {_known.pop(_state(path), None) or file_sum(path)} if path.is_file() else set()
+        old = {_known.pop(_state(path), "") or file_sum(path)} if path.is_file() else set()
         _write(path.parent, {**_lenient(path.parent), path.name: [*(old - {new}), new]})
 
     atomic_write(path, write, note)

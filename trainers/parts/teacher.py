@@ -32,9 +32,15 @@ class Teacher:
 
     @torch.no_grad()
     def image(self, image: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-        """Pooled features (B, E), not normalised, of images (B, 3, H, W) or of their embedded patches `tokens`."""
+        """Pooled features (B, E), not normalised, of images (B, 3, H, W) or of their embedded patches `tokens`.
+
+        Raises:
+            ValueError: neither is given.
+        """
         with self.model.without_adapters():
             if tokens is None:
+                if image is None:
+                    raise ValueError("a teacher needs images or their embedded patches, got neither")
                 tokens = self.model.visual.embed(image)
             return self.model.visual.encode(tokens).pooled
 

@@ -90,7 +90,8 @@ def wrap(method: type[PromptTrainer], wrapper: type[Wrapper], name: str) -> type
         @property
         def wrapper(self) -> Any:
             if "_wrapper" not in self.__dict__:  # the first to ask is check_cfg, before anything is built
-                self._wrapper, self._metrics = wrapper(self), {}
+                self._wrapper = wrapper(self)
+                self._metrics: dict[str, Tensor] = {}
             return self._wrapper
 
         @staticmethod

@@ -66,8 +66,9 @@ class TwoTowers(nn.Module):
                 checkpoint(self.features, *pair, share, use_reentrant=False)
                 for pair in zip(image.split(self.chunk), ids.split(self.chunk))
             ]
-            columns = zip(*parts)
-            image_feature, text_feature, patches = (None if c[0] is None else torch.cat(c) for c in columns)
+            images, captions, means = zip(*parts)
+            image_feature, text_feature = torch.cat(images), torch.cat(captions)
+            patches = None if means[0] is None else torch.cat(means)
         else:
             image_feature, text_feature, patches = self.features(image, ids, share)
         return image_feature, text_feature, self.clip.logit_scale.exp(), patches
