@@ -25,13 +25,15 @@ def run(args: argparse.Namespace) -> int:
     import align_prompt
     from align_prompt.commands.predict import found_pictures
     from align_prompt.explain import sections
-    from align_prompt.explain.page import write_files
+    from align_prompt.explain.page import Section, write_files
 
     paths = list(found_pictures(args.pictures))
     model = align_prompt.load(args.model, args.classes, args.device, args.imports)
     model.prompted  # noqa: B018 - says that the method has none
     place = None if args.name is None else sections.place_of(model, args.name)
-    parts = [sections.picture_section(model, k, path, args.name) for k, path in enumerate(paths, start=1)]
+    parts: list[Section | None] = [
+        sections.picture_section(model, k, path, args.name) for k, path in enumerate(paths, start=1)
+    ]
     parts.append(sections.words_section(model, place or 0))
     if args.data is not None:
         parts.append(sections.data_section(model, args.data))

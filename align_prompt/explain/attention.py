@@ -75,8 +75,9 @@ def maps_of(
     """
     if isinstance(model.visual, ModifiedResNet):
         raise ValueError("attention rollout needs a vision transformer, but the image tower is a ModifiedResNet")
-    blocks, kept = model.visual.blocks, []
-    last = getattr(blocks[-1], "ln_1", None) or blocks[-1].norm1
+    blocks = model.visual.blocks
+    kept: list[Tensor] = []
+    last = getattr(blocks[-1], "ln_1", None) or blocks[-1].get_submodule("norm1")
     hook = last.register_forward_hook(lambda _, __, out: kept.append(out))
     try:
         with torch.enable_grad(), clip.record(model, "vision", attention=range(len(blocks))) as seen:

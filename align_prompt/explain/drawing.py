@@ -190,9 +190,9 @@ def scatter(before: np.ndarray, after: np.ndarray, labels: np.ndarray, names: Se
         for label, name in enumerate(names):
             some = points[labels == label]
             if label < COLORED_CLASSES:
-                axis.scatter(*some.T, s=9, color=colors(label), label=name)
+                axis.scatter(some[:, 0], some[:, 1], s=9, color=colors(label), label=name)
             else:
-                axis.scatter(*some.T, s=9, color=GRAY, marker="x", linewidths=0.7)
+                axis.scatter(some[:, 0], some[:, 1], s=9, color=GRAY, marker="x", linewidths=0.7)
         axis.set(xticks=[], yticks=[], title=title)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=7, markerscale=2)
     return figure
@@ -202,8 +202,8 @@ def moved_labels(before: np.ndarray, after: np.ndarray, names: Sequence[str]) ->
     """Arrows from where label tokens started (K, 2) to where they are, each with the name of its class."""
     figure = Figure(figsize=(6.4, 5.4), dpi=110, layout="constrained")
     axis = figure.subplots()
-    axis.scatter(*before.T, s=14, color=GRAY, label="start")
-    axis.scatter(*after.T, s=14, color=RED, label="learned")
+    axis.scatter(before[:, 0], before[:, 1], s=14, color=GRAY, label="start")
+    axis.scatter(after[:, 0], after[:, 1], s=14, color=RED, label="learned")
     for start, end, name in zip(before, after, names):
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GRAY, "linewidth": 0.7})
         if len(names) <= NAMED_CLASSES:

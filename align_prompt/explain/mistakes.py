@@ -55,7 +55,7 @@ class Bins(NamedTuple):
 
     accuracy: Tensor
     probability: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment] # hides a method of tuples
 
 
 def own_test_set(model: Model, root: str) -> Labeled:
@@ -73,7 +73,8 @@ def own_test_set(model: Model, root: str) -> Labeled:
     dataset = build_dataset(cfg)
     if list(dataset.classnames) != model.classnames:
         raise ValueError(f"the classes of {cfg.DATASET.NAME} in {root!r} are not those of the model")
-    return Labeled([item.impath for item in dataset.test], torch.tensor([item.label for item in dataset.test]))
+    items = dataset.test or []
+    return Labeled([item.impath for item in items], torch.tensor([item.label for item in items]))
 
 
 def outcome(model: Model, data: Labeled) -> Outcome:
@@ -91,8 +92,8 @@ def reliability(probability: Tensor, correct: Tensor, bins: int = CALIBRATION_BI
     """Bins of a reliability diagram, the bins of the expected calibration error."""
     place = (probability.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
-    sums = [torch.bincount(place, value.double(), bins) / count for value in (correct, probability)]
-    return Bins(*sums, count)
+    accuracy, mean = (torch.bincount(place, value.double(), bins) / count for value in (correct, probability))
+    return Bins(accuracy, mean, count)
 
 
 def worst(found: Outcome, count: int = 20) -> list[int]:

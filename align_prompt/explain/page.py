@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,11 +64,11 @@ def page_html(title: str, text: str, sections: Sequence[Section]) -> str:
 def write_files(folder: Path, title: str, text: str, sections: Sequence[Section]) -> Path:
     """Write PNGs, numbers.npz and index.html; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers: dict[str, np.ndarray] = {}
+    numbers: dict[str, Any] = {}
     for section in sections:
         numbers |= _arrays(section.numbers)
         for shown in section.figures:
-            atomic_write(folder / f"{shown.name}.png", lambda file, png=shown.png: file.write(png))
+            atomic_write(folder / f"{shown.name}.png", methodcaller("write", shown.png))
     content = io.BytesIO()
     np.savez_compressed(content, **numbers)
     atomic_write(folder / NUMBERS, lambda file: file.write(content.getvalue()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def _plans(section: Section, model: Model, image: Tensor, place: int, picture: n
     if isinstance(found, SetPlan):
         _set_plan(section, found, picture, prefix)
     else:
-        grid = image.shape[-1] // model.prompted.clip.visual.patch_size
+        grid = image.shape[-1] // cast(int, model.prompted.clip.visual.patch_size)
         _token_plans(section, model, found, place, picture, prefix, grid**2)
 
 

@@ -36,7 +36,8 @@ def nearest(table: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 def learned_vectors(model: Model, place: int) -> dict[str, Tensor]:
     """Vectors (d,) at the input of the text tower that were learned, for class number `place`; {} if there are none."""
-    learner, found = model.prompted.learner, {}
+    learner = model.prompted.learner
+    found: dict[str, Tensor] = {}
     fixed = learner.conditional or learner.text_features() is not None
     prompts = None if fixed else learner.text_prompts()[1]
     ctx = getattr(learner, "ctx", None) if learner.conditional else prompts and prompts.layers[0]
