@@ -16,7 +16,7 @@ With several processes: torchrun --nproc_per_node 2 train.py ...
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of Dassl's train.py, and --import and --verbose-errors."""
+    """The flags of Dassl's train.py, and --import, --print-config and --verbose-errors."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate one method on one data set.",
         epilog=EPILOG,
@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoint for --eval-only: a number of epochs or last (default: the best on validation data, else last)",
     )
     run.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    run.add_argument(
+        "--print-config", action="store_true", help="print the whole config that the run would have, then stop"
+    )
     run.add_argument("--verbose-errors", action="store_true", help="show the traceback of every error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and their values")
     return parser

@@ -144,7 +144,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Do what a command line asks for; raises what goes wrong.
 
     Returns:
-        The content of result.json; {"mode": "none"} with --no-train.
+        The content of result.json; {"mode": "none"} with --no-train and --print-config.
     """
     return _run(*_parse(argv))
 
@@ -157,6 +157,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def _run(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     """One run; a process that loads data and dies, for lack of memory as a rule, costs one new start with fewer."""
     cfg = build_config(args)
+    if args.print_config:
+        print(cfg.dump(), end="")
+        return {"mode": "none"}
     try:
         return _start(cfg, args, command)
     except (RuntimeError, OSError) as err:

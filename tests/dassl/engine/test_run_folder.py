@@ -9,6 +9,7 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
+import yaml
 from tiny_runs import EPOCHS, TINY, tiny_arguments
 
 import train
@@ -193,6 +194,14 @@ def test_build_only_trains_nothing(tiny, tmp_path):
     assert tiny(flags=("--no-train",)) == {"mode": "none"}
     assert run_state(tmp_path / "run") == "incomplete"
     assert tiny()["mode"] == "train"
+
+
+def test_print_config_shows_the_whole_config_and_starts_nothing(tiny, capsys, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert tiny("OPTIM.MAX_EPOCH", 7, flags=("--print-config",)) == {"mode": "none"}
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["OPTIM"]["MAX_EPOCH"], shown["SEED"], "INPUT" in shown) == (7, 1, True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_checkpoints_of_another_program_are_not_overwritten(tiny, tmp_path):
