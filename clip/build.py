@@ -42,7 +42,7 @@ def build_model(
         The model, strictly loaded.
 
     Raises:
-        ValueError: an unknown trainer name, or weights that do not fit (the first errors are listed).
+        ValueError: weights that do not fit (the first errors are listed).
     """
     _check_design_details(design_details)
     weights = unwrap(state_dict)

@@ -49,12 +49,12 @@ def _download(url: str, root: str | Path | None = None) -> str:
 
 
 def build_model(state_dict: dict[str, Tensor], design_details: dict[str, Any] | None = None) -> LegacyCLIP:
-    """A CLIP from its weights, in evaluation mode on the CPU.
+    """A CLIP from its weights, in evaluation mode on the CPU, with the prompts that ``design_details`` ask for.
 
     Its matrices are fp16 where there is a GPU, as in the original, and fp32 elsewhere, where half precision is slow.
 
     Raises:
-        ValueError: weights that do not fit, or unknown ``design_details``.
+        ValueError: weights that do not fit, or ``design_details`` that the towers cannot have.
     """
     model = build_legacy_model(state_dict, design_details)
     if torch.cuda.is_available():
