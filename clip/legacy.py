@@ -92,7 +92,7 @@ class LegacyVisionTransformer(VisionTransformer):
     def forward(  # type: ignore[override]
         self, image: Tensor, prompts: Tensor | None = None, deep: Sequence[Tensor] = ()
     ) -> Tensor:
-        """image: (B, 3, side, side); prompts, deep[i]: (n, d), of blocks 0 and i + 1. Returns (B, E), not normalised."""
+        """image: (B, 3, side, side); prompts, deep[i]: (n, d), of blocks 0 and i + 1. Returns (B, E)."""
         blocks: list[Any] = list(self.transformer.resblocks)
         if hasattr(self, "VPT"):
             prompts, deep = self.VPT, [block.own for block in blocks if block.own is not None]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import traceback
 
 SHARED_MEMORY = "/dev/shm"
 _WORKER = r"DataLoader worker \(pid\(?s?\)? [^)]*\)+ (?:is killed by signal: (?P<signal>.+?)\.|exited unexpectedly)"
+_NO_GPU = r"Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available"
 _ADVICE = (
     (
         r"unable to (?:allocate|open) shared memory|unable to (?:open|resize|mmap|write) .*/torch_\d+_\d+",
@@ -42,7 +44,7 @@ def lost_worker(err: BaseException) -> bool:
 
 
 def resource_advice(err: BaseException) -> str:
-    """One line, with advice, about what the machine ran out of (memory, shared memory, files); "" for other errors."""
+    """One line, with advice, about what the machine lacks (memory, files, a GPU, ...); "" for other errors."""
     text = str(err)
     line = text.strip().splitlines()[0][:200] if text.strip() else type(err).__name__
     if isinstance(err, RuntimeError) and (found := re.search(_WORKER, text)):
@@ -53,6 +55,8 @@ def resource_advice(err: BaseException) -> str:
             "use fewer of them (DATALOADER.NUM_WORKERS, 0 loads in the main process). What was saved is kept: the same "
             "command goes on after the last whole epoch"
         )
+    if isinstance(err, (AssertionError, RuntimeError)) and re.search(_NO_GPU, text):
+        return _no_gpu(err)
     if isinstance(err, (RuntimeError, OSError, MemoryError)):
         for pattern, advice in _ADVICE:
             if re.search(pattern, text):
@@ -60,6 +64,13 @@ def resource_advice(err: BaseException) -> str:
     if isinstance(err, MemoryError):
         return _ADVICE[-1][1].format(line=line)
     return ""
+
+
+def _no_gpu(err: BaseException) -> str:
+    """Names the line that asks for a GPU: the last one outside torch."""
+    frames = [frame for frame in traceback.extract_tb(err.__traceback__) if "torch" not in frame.filename.split(os.sep)]
+    place = f"{frames[-1].filename}, line {frames[-1].lineno}, `{frames[-1].line}`" if frames else "a line"
+    return f"{place} asks for a GPU, and there is none here; write .to(self.device), or .cpu(), in the place of .cuda()"
 
 
 def _shm() -> str:

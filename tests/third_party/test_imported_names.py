@@ -4,11 +4,13 @@ import logging
 import sys
 
 import pytest
+import torch
 
 import train
 from dassl import utils
 from dassl.config.imports import import_modules
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils.errors import error_line
 from dassl.utils.registry import imported_code
 
 MODULE = """
@@ -103,3 +105,16 @@ def test_imagenet_templates_of_the_coop_repository():
 def test_a_checkpoint_frequency_below_1_is_off(frequency):
     flags = ["--trainer", "CoOp", "TRAIN.CHECKPOINT_FREQ", str(frequency)]
     assert frequency == train.build_config(train.build_parser().parse_args(flags)).TRAIN.CHECKPOINT_FREQ
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_names_the_line_to_change(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("import torch\n\ndef build():\n    return torch.zeros(2).cuda()\n")
+    module = import_modules([str(file)])[str(file)]
+    with pytest.raises((AssertionError, RuntimeError)) as caught:
+        module.build()
+    line = error_line(caught.value)
+    assert f"{file}, line 4, `return torch.zeros(2).cuda()` asks for a GPU" in line
+    assert ".to(self.device)" in line
+    assert "asks for a GPU" not in error_line(RuntimeError("CUDA error: device-side assert triggered"))
