@@ -73,7 +73,8 @@ def own_test_set(model: Model, root: str) -> Labeled:
     dataset = build_dataset(cfg)
     if list(dataset.classnames) != model.classnames:
         raise ValueError(f"the classes of {cfg.DATASET.NAME} in {root!r} are not those of the model")
-    items = dataset.test or []
+    if not (items := dataset.test):
+        raise ValueError(f"{cfg.DATASET.NAME} has no test set in {root!r}")
     return Labeled([item.impath for item in items], torch.tensor([item.label for item in items]))
 
 

@@ -202,7 +202,7 @@ def data_section(model: Model, root: str) -> Section:
         section.numbers |= {"tsne_before": before, "tsne_after": after, "tsne_labels": data.labels[some].numpy()}
         caption = (
             "t-SNE of image features by plain CLIP and by the method (mean over its visual prompts). Distances between "
-            "groups, and their sizes, mean nothing."
+            "groups, and their sizes, mean nothing. Classes beyond the 20th are gray crosses."
         )
         section.show("tsne", caption, drawing.scatter(before, after, data.labels[some].numpy(), names))
     return section
