@@ -157,10 +157,11 @@ def test_an_evaluation_never_changes_the_training_after_it(tiny, tmp_path):
 def test_checkpoint_frequency_and_content(tiny, tmp_path):
     tiny("TRAIN.CHECKPOINT_FREQ", 3)
     folder = tmp_path / "run" / "tiny"
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model.pth.tar-3", "model.pth.tar-4"]
+    names = [".sha256.json", "checkpoint", "model.pth.tar-3", "model.pth.tar-4"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     checkpoint = torch.load(folder / "model.pth.tar-3", weights_only=True)
     assert set(checkpoint) == {
-        *("state_dict", "epoch", "optimizer", "scheduler", "val_result", "classnames", "config", "extra")
+        *("state_dict", "epoch", "optimizer", "scheduler", "val_result", "classnames", "classes", "config", "extra")
     }
     assert (checkpoint["epoch"], checkpoint["val_result"]) == (3, None)
     assert checkpoint["classnames"] == ["red", "green", "blue"]

@@ -25,7 +25,7 @@ def trainer(request):
 
 def test_weights_that_learn_stay_fp32(trainer):
     trainer.options.PREC = "fp16"
-    with pytest.raises(ValueError, match=f"TRAINER.{trainer.node}.PREC is 'fp16', but weights that learn stay fp32"):
+    with pytest.raises(ValueError, match=f"{trainer.node}.PREC is 'fp16', expected one of fp32, amp, bf16, auto"):
         trainer.check_cfg(trainer.cfg)
 
 
