@@ -18,7 +18,7 @@ from dassl.config.flags import build_parser
 from dassl.config.imports import import_modules, imports_of
 from dassl.engine.build import TRAINER_REGISTRY, add_trainer_defaults, build_trainer, extend_config
 from dassl.engine.checkpoints import last_epoch
-from dassl.engine.machine import machine_of, settle_precision
+from dassl.engine.machine import cuda_calls, machine_of, settle_precision
 from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder
 from dassl.engine.status import read_result
@@ -189,7 +189,8 @@ def _start(cfg: CfgNode, args: argparse.Namespace, command: list[str]) -> dict[s
             seed = folder.start(cfg, mode, command)
             log = setup_logger(cfg.OUTPUT_DIR)
             try:
-                return _work(args, cfg, folder, mode, seed)
+                with cuda_calls(cfg.USE_CUDA):
+                    return _work(args, cfg, folder, mode, seed)
             finally:
                 if log is not None:
                     log.close()

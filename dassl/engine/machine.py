@@ -7,7 +7,8 @@ wherever it goes on. A run with other properties than it began with is refused, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ logger = logging.getLogger(__name__)
 ALLOW = "TRAIN.OTHER_MACHINE"
 DECISIVE = ("precision", "device", "torch", "processes", "workers")
 """Properties that a result depends on by more than rounding in the order of sums, which threads change."""
+
+
+@contextmanager
+def cuda_calls(allowed: bool) -> Iterator[None]:
+    """Within, and unless `allowed`, `.cuda()` of tensors and modules returns them where they are: for imported code."""
+    own = torch.Tensor.cuda, torch.nn.Module.cuda
+    if not allowed:
+        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **options: self  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda, torch.nn.Module.cuda = own  # type: ignore[method-assign]
 
 
 def machine_of(trainer: Any) -> dict[str, Any]:

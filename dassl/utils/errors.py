@@ -70,7 +70,8 @@ def _no_gpu(err: BaseException) -> str:
     """Names the line that asks for a GPU: the last one outside torch."""
     frames = [frame for frame in traceback.extract_tb(err.__traceback__) if "torch" not in frame.filename.split(os.sep)]
     place = f"{frames[-1].filename}, line {frames[-1].lineno}, `{frames[-1].line}`" if frames else "a line"
-    return f"{place} asks for a GPU, and there is none here; write .to(self.device), or .cpu(), in the place of .cuda()"
+    advice = "write .to(self.device) in the place of .cuda(), or set USE_CUDA False"
+    return f"{place} asks for a GPU, and there is none here; {advice}"
 
 
 def _shm() -> str:

@@ -10,6 +10,7 @@ import train
 from dassl import utils
 from dassl.config.imports import import_modules
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.machine import cuda_calls
 from dassl.utils.errors import error_line
 from dassl.utils.registry import imported_code
 
@@ -118,3 +119,14 @@ def test_cuda_without_a_gpu_names_the_line_to_change(tmp_path):
     assert f"{file}, line 4, `return torch.zeros(2).cuda()` asks for a GPU" in line
     assert ".to(self.device)" in line
     assert "asks for a GPU" not in error_line(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_cuda_calls_do_nothing_where_cuda_is_not_to_be_used():
+    before = torch.Tensor.cuda, torch.nn.Module.cuda
+    with cuda_calls(False):
+        tensor, module = torch.zeros(2), torch.nn.Linear(2, 2)
+        assert tensor.cuda() is tensor
+        assert module.cuda(0) is module
+    assert (torch.Tensor.cuda, torch.nn.Module.cuda) == before
+    with cuda_calls(True):
+        assert (torch.Tensor.cuda, torch.nn.Module.cuda) == before
