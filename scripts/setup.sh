@@ -38,12 +38,12 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   install() {
     .venv/bin/python -m pip install --disable-pip-version-check "$@" >&2 && return
     free=$(df -Pk .venv | awk 'NR == 2 {printf "%.1f GB", $4 / 1e6}')
-    echo "error: pip could not install ${files[*]} (its message is above), expected a package index that can be reached and up to 7 GB for .venv, found $free free in $PWD; mend it and run the same command again" >&2
+    echo "error: pip could not install ${files[*]} (its message is above), expected a package index that can be reached and up to 7 GB for .venv, found $free free in $PWD; fix this and run the same command again" >&2
     exit 1
   }
   echo "Installing ${files[*]} into .venv; the first time this takes minutes, because PyTorch is large ..." >&2
   if [ "$build" = cpu ] && [ "$(uname -s)" = Linux ] && ! ls -d .venv/lib*/python*/site-packages/torch > /dev/null 2>&1; then
-    if "$python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' "$index/" 2> /dev/null; then
+    if timeout 10 "$python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' "$index/" 2> /dev/null; then
       echo "The CPU build of PyTorch comes from $index (TORCH=cuda takes the one for NVIDIA GPUs) ..." >&2
       mapfile -t torch < <(grep '^torch' requirements.txt)
       install --index-url "$index" "${torch[@]}"
