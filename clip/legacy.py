@@ -95,7 +95,7 @@ class LegacyVisionTransformer(VisionTransformer):
         """image: (B, 3, side, side); prompts, deep[i]: (n, d), of blocks 0 and i + 1. Returns (B, E)."""
         blocks: list[Any] = list(self.transformer.resblocks)
         if hasattr(self, "VPT"):
-            prompts, deep = self.VPT, [block.own for block in blocks if block.own is not None]
+            prompts, deep = self.get_parameter("VPT"), [block.own for block in blocks if block.own is not None]
         layers = None if prompts is None else Prompts((prompts, *deep[: len(blocks) - 1]), None)
         return super().forward(image, layers).pooled
 
@@ -168,7 +168,8 @@ def as_legacy(model: CLIP) -> LegacyCLIP:
             module.causal = True
     for module in model.modules():
         if isinstance(module, LegacyTransformer):
-            for block in module.resblocks[1:]:
+            blocks: list[Any] = list(module.resblocks[1:])
+            for block in blocks:
                 block.takes_prompts = True
     assert isinstance(model, LegacyCLIP)
     return model
@@ -184,19 +185,20 @@ def add_own_prompts(model: LegacyCLIP, design_details: dict[str, Any]) -> None:
         ValueError: prompts in an image tower that is no ViT, a depth without its number of prompts, or one beyond the
             tower.
     """
-    for side, tower in (("vision", model.visual), ("language", model)):
+    towers: list[tuple[str, Any]] = [("vision", model.visual), ("language", model)]
+    for side, tower in towers:
         depth, number = int(design_details.get(f"{side}_depth") or 0), int(design_details.get(f"{side}_ctx") or 0)
         if depth < 1:
             continue
         if side == "vision" and not isinstance(tower, LegacyVisionTransformer):
             raise ValueError(f"design_details ask for vision_depth {depth}; only a ViT of OpenAI's form takes prompts")
-        blocks: list[Any] = list(tower.transformer.resblocks)  # type: ignore[union-attr]
+        blocks: list[Any] = list(tower.transformer.resblocks)
         if number < 1 or depth > len(blocks):
             raise ValueError(
                 f"design_details ask for {side}_depth {depth} with {side}_ctx {number}; expected a depth of at most "
                 f"{len(blocks)}, the number of blocks, and at least 1 prompt"
             )
-        width = tower.transformer.width  # type: ignore[union-attr]
+        width = tower.transformer.width
         holders = [(block, "VPT_shallow") for block in blocks[1:depth]]
         for module, name in [(tower, "VPT"), *holders] if side == "vision" else holders:
             setattr(module, name, nn.Parameter(0.02 * torch.randn(number, width)))

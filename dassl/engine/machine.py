@@ -34,7 +34,8 @@ def cuda_calls(allowed: bool) -> Iterator[None]:
     """Within, and unless `allowed`, `.cuda()` of tensors and modules returns them where they are: for imported code."""
     own = torch.Tensor.cuda, torch.nn.Module.cuda
     if not allowed:
-        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **options: self  # type: ignore[method-assign]
+        for kind in (torch.Tensor, torch.nn.Module):
+            kind.cuda = lambda self, *args, **options: self  # type: ignore[assignment, method-assign, attr-defined]
     try:
         yield
     finally:
