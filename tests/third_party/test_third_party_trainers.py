@@ -1,4 +1,4 @@
-"""A trainer written for Dassl and the CoOp repository runs unchanged, its own encoder on the parts of our CLIP."""
+"""A trainer written for Dassl and the CoOp repository runs, its own encoder on the parts of our CLIP."""
 
 import json
 from pathlib import Path
