@@ -42,9 +42,10 @@ def test_predict_finds_pictures(way, call, checkpoint, pictures, monkeypatch):
     rows = [json.loads(line) for line in out.splitlines()]
     expected = align_prompt.load(path, device="cpu").predict(pictures, top=2)
     assert [row["path"] for row in rows] == pictures
-    assert [[(best["label"], best["probability"]) for best in row["top"]] for row in rows] == [
-        list(row.top) for row in expected
-    ]
+    for row, prediction in zip(rows, expected, strict=True):
+        assert [best["label"] for best in row["top"]] == [label for label, _ in prediction.top]
+        found, wanted = [best["probability"] for best in row["top"]], [value for _, value in prediction.top]
+        assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_predict_writes_csv_and_a_sheet_and_goes_on_after_a_bad_picture(call, checkpoint, pictures, tmp_path):
