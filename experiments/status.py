@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import filelock
 
+from dassl.config.files import config_files
 from dassl.config.imports import UntrustedCode
 from dassl.engine.command import build_config, build_parser
 from dassl.engine.status import CONFIG, DONE, ENVIRONMENT, FAILED, LOCK, check_same_config, read_result, run_state
@@ -103,8 +104,9 @@ def other_config(run: Run) -> str:
     The configs are only built and compared if the command differs or a config file is younger than the result.
     """
     folder = run.output_dir
-    files = [Path(item) for flag, item in zip(run.argv, run.argv[1:]) if flag.endswith("config-file")]
+    configs = [item for flag, item in zip(run.argv, run.argv[1:]) if flag.endswith("config-file")]
     try:
+        files = set().union(*map(config_files, configs))
         command = read_json(folder / ENVIRONMENT).get("command")
         finished = (folder / DONE).stat().st_mtime
         if command == list(run.argv) and all(file.stat().st_mtime < finished for file in files):

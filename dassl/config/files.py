@@ -51,6 +51,28 @@ def config_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     return list(_read(Path(path).expanduser(), ()).values())
 
 
+def config_files(path: str | os.PathLike[str]) -> set[Path]:
+    """Files on disk that a config is read from: its own, or that of its section, and those of its bases.
+
+    Raises:
+        FileNotFoundError: no such config or base.
+    """
+    files: set[Path] = set()
+    seen: set[str] = set()
+    waiting = [Path(path).expanduser()]
+    while waiting:
+        config = waiting.pop()
+        if os.path.abspath(config) in seen:
+            continue
+        seen.add(os.path.abspath(config))
+        content, file = _find(config, ())
+        if file.is_file():
+            files.add(file)
+        bases = content.get(BASE, [])
+        waiting += [file.parent / Path(base).expanduser() for base in ([bases] if isinstance(bases, str) else bases)]
+    return files
+
+
 def config_exists(path: str | os.PathLike[str]) -> bool:
     """True if `path` is a file, a section or a generated config."""
     path = Path(path).expanduser()

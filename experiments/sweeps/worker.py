@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 import filelock
 import torch
 
-from dassl.engine import command
+import datasets  # noqa: F401 - registers the data sets
+import trainers  # noqa: F401 - registers the methods
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, command
 from dassl.engine.run import RunInUse
 from dassl.engine.status import run_state
 from dassl.utils.errors import error_line
@@ -30,6 +33,9 @@ from experiments.status import CLAIM
 
 STDERR = "stderr.txt"  # what the last attempt of a run wrote to stderr
 ORPHAN_SECONDS = 30  # an orphan may finish its epoch's files for so long
+
+for registry in (DATASET_REGISTRY, TRAINER_REGISTRY):
+    registry.registered_names()  # imports all of them here, once, and not in every fork
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 import clip
 import train
 from dassl.config import CfgNode, ConfigError, get_cfg_default
-from dassl.config.files import config_exists, config_names, config_pairs
+from dassl.config.files import config_exists, config_files, config_names, config_pairs
 from dassl.config.imports import imports_of
 
 
@@ -162,3 +162,12 @@ def test_a_config_that_contradicts_the_checkpoint_is_an_error(key, value, both):
         trainer.load_clip()
     trainer.cfg = config(*flags, "INPUT.PIXEL_MEAN", "[0.4815, 0.4578, 0.4082]")  # rounded as in many configs
     trainer.load_clip()
+
+
+def test_files_of_a_config_are_those_that_it_is_read_from(tmp_path):
+    (tmp_path / "base.yaml").write_text("SEED: 1\n")
+    (tmp_path / "Method.yaml").write_text("one:\n  _BASE_: Method/two.yaml\ntwo:\n  _BASE_: base.yaml\n")
+    assert config_files(tmp_path / "Method" / "one.yaml") == {tmp_path / "base.yaml", tmp_path / "Method.yaml"}
+    assert config_files(tmp_path / "base.yaml") == {tmp_path / "base.yaml"}
+    with pytest.raises(FileNotFoundError, match="no config file"):
+        config_files(tmp_path / "Method" / "three.yaml")
