@@ -222,11 +222,11 @@ def test_a_fit_is_not_repeated_when_the_run_goes_on(method, run, built, monkeypa
     cls = TRAINER_REGISTRY.get(method)
 
     def stop(self):
-        raise MemoryError("killed after the fit")
+        raise RuntimeError("killed after the fit")
 
     with monkeypatch.context() as patch:
         patch.setattr(cls, "after_train", stop)
-        with pytest.raises(MemoryError):
+        with pytest.raises(RuntimeError):
             run(method, "stopped")
     assert not (tmp_path / "stopped" / "DONE").exists()
     monkeypatch.setattr(cls, "fit", lambda self: pytest.fail("fitted again"))
@@ -334,12 +334,12 @@ def test_unmasked_token_alignment_goes_on_exactly(run, built, monkeypatch):
 
     def stop(self):
         if self.epoch == 2:
-            raise MemoryError("killed in the third epoch")
+            raise RuntimeError("killed in the third epoch")
         after_epoch(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(cls, "after_epoch", stop)
-        with pytest.raises(MemoryError):
+        with pytest.raises(RuntimeError):
             run("UTA", "stopped", options=own)
     run("UTA", "stopped", options=own)
     assert built[-1].start_epoch == 2
