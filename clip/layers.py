@@ -13,14 +13,28 @@ from torch import Tensor, nn
 from clip.chunks import recomputed
 from clip.prompts import Prompts, check_prompts, overwrite
 
+Mask = Tensor | bool | None
+"""(L, P + L), added to the scores; True: each of L positions attends to those before it and to itself; None: to all."""
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+
+def causal_mask(before: int, x: Tensor) -> Mask:
+    """Mask by which every position of x (rows, L, d) attends to `before` earlier ones, those before it and itself.
+
+    Without earlier ones it needs no matrix: fused kernels then leave out what would be masked. With them it is a matrix
+    (L, before + L), since torch's `is_causal` aligns the first query, and not the last, with the first key.
+    """
+    if not before:
+        return True
+    return torch.full((x.shape[1], before + x.shape[1]), -torch.inf, device=x.device).triu_(before + 1)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v, written out.
 
     Args:
         q: (rows, heads, L, d).
         k, v: (rows, heads, P + L, d).
-        mask: (L, P + L), added to the scores; None for none.
+        mask: see `Mask`.
 
     Returns:
         (rows, heads, L, d). Holds rows * heads * L * L scores: meant for CLIP's sequences of at most about 260.
@@ -28,15 +42,17 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
     return attention_weights(q, k, mask) @ v
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, mask: Mask = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask): (rows, heads, L, P + L), arguments as :func:`explicit_attention`."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
+    if mask is True:
+        mask = torch.full(scores.shape[-2:], -torch.inf, device=scores.device).triu_(1)
+    if isinstance(mask, Tensor):
         scores = scores + mask.to(scores.dtype)
     return scores.softmax(dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """Scaled dot-product attention by the faster of two equal ways.
 
     torch's fused attention, except for training in half precision on a CPU, where its backward is slow. Measured there
@@ -46,7 +62,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     Args:
         q: (rows, heads, L, d).
         k, v: (rows, heads, P + L, d), P = 0 unless positions before those of q are attended to.
-        mask: (L, P + L), added to the scores; None for none.
+        mask: see `Mask`.
 
     Returns:
         (rows, heads, L, d).
@@ -54,7 +70,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if needs_grad and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         return explicit_attention(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+    matrix = mask.to(q.dtype) if isinstance(mask, Tensor) else None
+    return F.scaled_dot_product_attention(q, k, v, matrix, is_causal=mask is True)
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -158,7 +175,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         kv_cache: KeyValue | None = None,
         new_kv: list[KeyValue] | None = None,
     ) -> Tensor:
@@ -166,7 +183,7 @@ class Attention(nn.Module):
 
         Args:
             x: (rows, L, d).
-            mask: (L, P + L), added to the scores.
+            mask: see `Mask`.
             kv_cache: keys and values of P positions before those of x, which they attend to as well.
             new_kv: receives the keys and values of x.
 
@@ -189,7 +206,7 @@ class Attention(nn.Module):
         parts = (getattr(self, name)(x) for name in PROJECTIONS)
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
-    def maps(self, x: Tensor, mask: Tensor | None = None, *_: Any) -> Tensor:
+    def maps(self, x: Tensor, mask: Mask = None, *_: Any) -> Tensor:
         """Attention weights (rows, heads, L, L) of x (rows, L, d)."""
         q, k = self.project(x)[:2]
         return attention_weights(q, k, mask)
@@ -329,7 +346,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         kv_cache: KeyValue | None = None,
         new_kv: list[KeyValue] | None = None,
     ) -> Tensor:
@@ -364,7 +381,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         prompts: Prompts | None = None,
         kv_cache: Sequence[KeyValue] | None = None,
         new_kv: list[KeyValue] | None = None,
@@ -373,7 +390,7 @@ class Transformer(nn.Module):
 
         Args:
             x: (rows, L, d), with ``prompts.layers[0]`` already in it.
-            mask: (L, P + L), added to the attention scores.
+            mask: see `Mask`.
             prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None.
             kv_cache: for every block the keys and values of P positions before those of x; None = there are none.
             new_kv: receives the keys and values of every block, the `kv_cache` of another call.

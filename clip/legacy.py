@@ -43,8 +43,7 @@ class _SequenceFirst(nn.Module):
         """x: (L, rows, d), or with further arguments (rows, L, d). Returns the same shape."""
         if args or options:
             return super().forward(x, *args, **options)
-        mask = causal_mask(len(x), x.device) if self.causal else None
-        return super().forward(x.transpose(0, 1), mask).transpose(0, 1)
+        return super().forward(x.transpose(0, 1), self.causal).transpose(0, 1)
 
 
 class LegacyBlock(_SequenceFirst, Block):

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from clip.adapters import TOWERS, Blocks, Place, add_adapters, merge_adapters, without_adapters
 from clip.chunks import Chunks, draws, in_chunks, split_rows, whole
 from clip.eva import EvaVisionTransformer
-from clip.layers import Block, KeyValue, LayerNorm, Transformer, append_prompts, check_image, set_drop_path
+from clip.layers import (
+    Block,
+    KeyValue,
+    LayerNorm,
+    Transformer,
+    append_prompts,
+    causal_mask,
+    check_image,
+    set_drop_path,
+)
 from clip.prompts import Encoded, Prompts, check_prompts, overwrite
 from clip.resnet import ModifiedResNet
 from clip.text_layout import Layout
@@ -25,11 +34,6 @@ from clip.text_plan import PlanInputs, Remembered, TextPlan, make_plan
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; pass `heads` for other models."""
-
-
-def causal_mask(before: int, x: Tensor) -> Tensor:
-    """(L, before + L) for x (rows, L, d): every position attends to those before it and to itself."""
-    return torch.full((x.shape[1], before + x.shape[1]), -torch.inf, device=x.device).triu_(before + 1)
 
 
 class VisionTransformer(nn.Module):

@@ -85,6 +85,7 @@ class FakeCuda(TorchFunctionMode):
         self.patches = [
             mock.patch.object(torch, "autocast", cpu_autocast),
             mock.patch.object(torch.cuda, "is_available", return_value=True),
+            mock.patch.object(torch.cuda, "get_device_capability", return_value=(8, 0)),
             mock.patch.object(torch.cuda, "Event", return_value=event),
             mock.patch.object(torch.Tensor, "pin_memory", lambda self: self),
             mock.patch.object(torch.accelerator, "current_accelerator", return_value=None),

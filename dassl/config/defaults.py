@@ -225,6 +225,7 @@ TRAIN: dict[str, Any] = {
     "FUSED_ATTENTION": Option(
         True, "+ attention by one fused kernel where that is faster; False: always written out, which takes more memory"
     ),
+    "TF32": Option(False, "+ float32 products on a GPU in TF32, 10 bits of mantissa, those of transport included"),
     "COUNT_ITER": Option(
         "train_x", "batches of an epoch of two loaders", choices=("train_x", "train_u", "smaller_one")
     ),

@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dassl.config import CfgNode, check_values, get_cfg_default, inputs
 from dassl.config.flags import build_parser
 from dassl.config.imports import import_modules, imports_of
 from dassl.engine.build import TRAINER_REGISTRY, add_trainer_defaults, build_trainer, extend_config
 from dassl.engine.checkpoints import last_epoch
-from dassl.engine.machine import cuda_calls, machine_of, settle_precision
+from dassl.engine.machine import cuda_calls, machine_of, set_backends, settle_precision
 from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder
 from dassl.engine.status import read_result
@@ -202,10 +200,7 @@ def _start(cfg: CfgNode, args: argparse.Namespace, command: list[str]) -> dict[s
 def _work(args: argparse.Namespace, cfg: CfgNode, folder: RunFolder, mode: str, seed: int) -> dict[str, Any]:
     logger.info("Setting %s seed: %d", "fixed" if cfg.SEED >= 0 else "random", seed)
     set_random_seed(seed)
-    if torch.cuda.is_available() and cfg.USE_CUDA:
-        torch.backends.cudnn.benchmark = True
-    for fused in ("flash", "mem_efficient", "cudnn"):  # of CPUs too, in spite of the name
-        getattr(torch.backends.cuda, f"enable_{fused}_sdp")(cfg.TRAIN.FUSED_ATTENTION)
+    set_backends(cfg)
     arguments = "\n".join(f"{name}: {value}" for name, value in sorted(vars(args).items()))
     logger.info("***************\n** Arguments **\n***************\n%s", arguments)
     logger.info("************\n** Config **\n************\n%s", cfg)

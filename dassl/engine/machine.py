@@ -25,7 +25,7 @@ from .status import CONFIG, option_nodes, resume_file, run_state
 logger = logging.getLogger(__name__)
 
 ALLOW = "TRAIN.OTHER_MACHINE"
-DECISIVE = ("precision", "device", "torch", "processes", "workers")
+DECISIVE = ("precision", "tf32", "device", "torch", "processes", "workers")
 """Properties that a result depends on by more than rounding in the order of sums, which threads change."""
 
 
@@ -43,16 +43,27 @@ def cuda_calls(allowed: bool) -> Iterator[None]:
 
 
 def machine_of(trainer: Any) -> dict[str, Any]:
-    """The properties under which a trainer computes; `workers` is None where their number changes nothing."""
+    """The properties under which a trainer computes; None: `workers` that change nothing, no TF32."""
     loader = trainer.train_loader_x
     return {
         "precision": trainer.precision.name,
+        "tf32": (trainer.device.type == "cuda" and trainer.cfg.TRAIN.TF32) or None,
         "device": trainer.device.type,
         "torch": str(torch.__version__),
         "processes": distributed.get_world_size(),
         "workers": max(1, loader.workers) if getattr(loader, "workers_matter", False) else None,
         "threads": torch.get_num_threads(),
     }
+
+
+def set_backends(cfg: CfgNode) -> None:
+    """Set torch's global switches for a run: fused attention, the search for convolutions, and TF32, on GPUs alone."""
+    for fused in ("flash", "mem_efficient", "cudnn"):  # of CPUs too, in spite of the name
+        getattr(torch.backends.cuda, f"enable_{fused}_sdp")(cfg.TRAIN.FUSED_ATTENTION)
+    if cfg.USE_CUDA and torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = cfg.TRAIN.TF32
+        torch.set_float32_matmul_precision("high" if cfg.TRAIN.TF32 else "highest")
 
 
 def settle_precision(cfg: CfgNode, directory: str | Path) -> CfgNode:
@@ -69,7 +80,7 @@ def settle_precision(cfg: CfgNode, directory: str | Path) -> CfgNode:
     settled.defrost()
     for node in nodes:
         known = begun.get(node)
-        name = known if known in ("fp32", "amp") else distributed.broadcast_object(auto_precision(device))
+        name = known if known in ("fp32", "amp", "bf16") else distributed.broadcast_object(auto_precision(device))
         settled.TRAINER[node].PREC = name
     settled.freeze()
     return settled
@@ -93,7 +104,8 @@ def check_same_machine(path: Path, before: dict[str, Any], now: dict[str, Any], 
     Raises:
         ValueError: it does not, and TRAIN.OTHER_MACHINE does not allow it; the message has both values.
     """
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in DECISIVE if before.get(name, now[name]) != now[name]]
+    known = [name for name in DECISIVE if name in before and name in now]
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in known if before[name] != now[name]]
     if changed and not allow:
         raise ValueError(
             f'"{path}" began on another kind of machine ({", ".join(changed)}), which changes its result; go on where '

@@ -6,7 +6,7 @@
 | fp16 | float16 | float16 autocast | yes |
 | amp  | float32 | float16 autocast (bfloat16 on a CPU) | yes (not on a CPU) |
 | bf16 | bfloat16 | bfloat16 autocast | no |
-| auto | amp where the processor multiplies half precision faster than float32, else fp32 | | |
+| auto | on a GPU bf16 where it has instructions for it, else amp; on a CPU amp where that is faster, else fp32 | | |
 
 Learned parameters and optimiser state are float32 in every mode.
 """
@@ -80,9 +80,13 @@ def cpu_has_bfloat16() -> bool:
 
 
 def auto_precision(device: torch.device) -> str:
-    """Name of the precision that PREC auto stands for on a device: amp if it is faster there, else fp32."""
-    if device.type != "cpu":
-        return "amp"
+    """Name of the precision that PREC auto stands for on a device.
+
+    On a GPU bf16 where it has the instructions (NVIDIA from compute capability 8.0), else amp: float16, with a scaler.
+    On a CPU amp if it is faster there, else fp32.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0) else "amp"
     return "amp" if cpu_has_bfloat16() and half_cost() < 1 else "fp32"
 
 

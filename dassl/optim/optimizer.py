@@ -45,7 +45,10 @@ def build_optimizer(
         params = _staged_groups(model, optim_cfg)
     else:
         params = model.parameters() if isinstance(model, nn.Module) else model
+    params = [_listed(one) for one in params]
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
+    flat = [p for one in params for p in (one["params"] if isinstance(one, dict) else [one])]
+    fused = True if flat and all(p.is_cuda and p.is_floating_point() for p in flat) else None  # one kernel for all
     adam: dict[str, Any] = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS}
     if name == "sgd":
         return torch.optim.SGD(
@@ -53,6 +56,7 @@ def build_optimizer(
             momentum=optim_cfg.MOMENTUM,
             dampening=optim_cfg.SGD_DAMPNING,
             nesterov=optim_cfg.SGD_NESTEROV,
+            fused=fused,
             **common,
         )
     if name == "rmsprop":
@@ -60,10 +64,18 @@ def build_optimizer(
     if name == "radam":
         return RAdam(params, **adam, **common)
     if name == "adamw":
-        return torch.optim.AdamW(params, **adam, **common)
+        return torch.optim.AdamW(params, **adam, **common, fused=fused)
     if name == "lamb":
         return Lamb(params, **adam, **common, max_norm=optim_cfg.LAMB_MAX_NORM)
-    return torch.optim.Adam(params, **adam, amsgrad=name == "amsgrad", **common)
+    return torch.optim.Adam(params, **adam, amsgrad=name == "amsgrad", **common, fused=fused)
+
+
+def _listed(group: Any) -> Any:
+    """A parameter as it is, a parameter group with a list that can be read twice."""
+    if not isinstance(group, dict):
+        return group
+    params = group["params"]
+    return {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
 
 
 def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:

@@ -123,10 +123,11 @@ def test_initialisation_has_the_published_scales():
     assert model.visual.transformer.heads == 3
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["no", "by a matrix", "causal"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_attentions_are_equal_with_gradients(rng, masked, dtype):
-    mask = torch.full((9, 9), -math.inf).triu(1) if masked else None
+    matrix = torch.full((9, 9), -math.inf).triu(1)
+    mask = {"no": None, "by a matrix": matrix, "causal": True}[masked]
     results = []
     base = torch.randn(3, 2, 4, 9, 16, generator=rng)
     weight = torch.randn(2, 4, 9, 16, generator=rng)
@@ -137,10 +138,31 @@ def test_both_attentions_are_equal_with_gradients(rng, masked, dtype):
         results.append((out.float(), q.grad, k.grad, v.grad))
     with torch.no_grad():
         results.append((layers.attend(*base.to(dtype), mask).float(), *results[0][1:]))
+        if masked == "causal":
+            assert torch.equal(layers.attention_weights(*base[:2], True), layers.attention_weights(*base[:2], matrix))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def test_causal_text_has_a_mask_only_behind_shared_beginnings(tiny, ids, rng, monkeypatch):
+    attention, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(q, k, v, mask, is_causal):
+        seen.append((mask is not None, is_causal))
+        return attention(q, k, v, mask, is_causal=is_causal)
+
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", spy)
+    with torch.no_grad():
+        tiny.encode_text(ids)
+    assert set(seen) == {(False, True)}
+    assert layers.causal_mask(0, torch.zeros(1, 3, 2)) is True
+    assert layers.causal_mask(2, torch.zeros(1, 3, 2)).isneginf().tolist() == [
+        [False, False, False, True, True],
+        [False, False, False, False, True],
+        [False, False, False, False, False],
+    ]
 
 
 def test_explicit_attention_is_taken_for_half_precision_training_on_a_cpu(monkeypatch, rng):

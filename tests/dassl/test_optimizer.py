@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fake_cuda import FakeCuda
 from torch import nn
 
 from dassl.config import get_cfg_default
@@ -51,6 +52,43 @@ def test_options_come_from_the_config(cfg, model, name, kind, options):
 def test_eps_of_the_adam_family(cfg, model, name):
     cfg.NAME, cfg.ADAM_EPS = name, 1e-3
     assert build_optimizer(model, cfg).param_groups[0]["eps"] == 1e-3
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw"])
+def test_a_gpu_takes_one_kernel_and_the_same_steps(cfg, name):
+    """On a pretended device; a state from there goes on here."""
+    cfg.NAME, cfg.WEIGHT_DECAY = name, 0.01
+    first = nn.Linear(3, 2)
+    here, last = (nn.Linear(3, 2) for _ in range(2))
+    here.load_state_dict(first.state_dict())
+    with FakeCuda() as gpu:
+        there = nn.Linear(3, 2)
+        there.load_state_dict(first.state_dict())
+        there.to("cuda")
+        ours, plain = (build_optimizer([{"params": m.parameters()}], cfg) for m in (there, here))
+        for step in range(3):
+            for model in (here, there):
+                for parameter in model.parameters():
+                    parameter.grad = torch.full_like(parameter, 0.1 * step - 0.1)
+            gpu.waits.clear()
+            ours.step()
+            assert gpu.waits == []
+            plain.step()
+        assert [group["fused"] for group in ours.param_groups + plain.param_groups] == [True, None]
+        for one, other in zip(there.parameters(), here.parameters()):
+            torch.testing.assert_close(one.cpu(), other)
+        state, weights = ours.state_dict(), {key: value.cpu() for key, value in there.state_dict().items()}
+        for moments in state["state"].values():
+            moments.update({key: value.cpu() for key, value in moments.items() if isinstance(value, torch.Tensor)})
+    last.load_state_dict(weights)
+    resumed = build_optimizer(last, cfg)
+    resumed.load_state_dict(state)
+    for optimizer, model in ((resumed, last), (plain, here)):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    for one, other in zip(last.parameters(), here.parameters()):
+        torch.testing.assert_close(one, other)
 
 
 def test_radam_against_its_formula():

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from clip import CLIP, Encoded, Prompts
 from clip.chunks import Chunks
-from clip.model import causal_mask
 from clip.text_layout import Bucket, Layout
 
 logger = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ class MemoryPlan:
 
         def one() -> Tensor:
             x = torch.zeros(1, longest, width, dtype=clip.dtype, device=clip.token_embedding.weight.device)
-            return clip.transformer(x.requires_grad_(), causal_mask(0, x))
+            return clip.transformer(x.requires_grad_(), True)
 
         position = SPARE * self._bytes(clip, one, ("text", longest, clip.dtype)) / longest
 

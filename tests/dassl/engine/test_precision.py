@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine.precision import PRECISIONS, AccumulationStep, Precision
+from dassl.config import get_cfg_default
+from dassl.engine.machine import set_backends
+from dassl.engine.precision import PRECISIONS, AccumulationStep, Precision, auto_precision
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,30 @@ def test_auto_asks_the_processor(monkeypatch, supported, used):
     monkeypatch.setattr("dassl.engine.precision.cpu_has_bfloat16", lambda: supported)
     monkeypatch.setattr("dassl.engine.precision.half_cost", lambda: 0.5)
     assert Precision("auto", "cpu").name == used
+
+
+@pytest.mark.parametrize(("capability", "used"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "amp")])
+def test_auto_asks_the_gpu(monkeypatch, capability, used):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert auto_precision(torch.device("cuda")) == used
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_tf32_is_off_unless_asked_for(monkeypatch, gpu):
+    cfg, before = get_cfg_default(), (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    fused = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "cudnn")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    try:
+        for cfg.TRAIN.TF32, chosen in ((True, (True, "high")), (False, (False, "highest"))):
+            set_backends(cfg)
+            found = (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+            assert found == (chosen if gpu else before)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+    assert all(fused)
 
 
 def test_unknown_name_lists_the_known():
