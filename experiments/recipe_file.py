@@ -31,7 +31,7 @@ from experiments.recipe import (
 from experiments.settings import SETTINGS, step_parts
 
 _KEYS = ("task", "title", "config", "datasets", "source", "targets", "domain", "sets", "shots", "seeds", "methods")
-_OPTIONAL = ("imports", "published")
+_OPTIONAL = ("imports", "published", "options", "variant")
 _METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "first", "shots", "seeds", "published")
 _FIRST_KEYS = ("config", "option")
 _WHEN_KEYS = ("shots", "datasets", "parts", "options")
@@ -59,7 +59,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f'recipe "{path}" is not valid YAML: {err}') from err
     reader = _Reader(file)
     reader.keys_once(tree, set())
-    recipe = reader.read(content)
+    recipe = reader.read(_inherited(content, file))
     if reader.problems or recipe is None:
         raise RecipeError(f'recipe "{path}": ' + "; ".join(reader.problems))
     return recipe
@@ -72,6 +72,31 @@ def _file(path: str | Path) -> Path:
         known = " ".join(sorted(entry.stem for entry in RECIPES.glob("*.yaml")))
         raise FileNotFoundError(f'there is no recipe "{path}"; recipes has: {known or "nothing"}')
     return file
+
+
+def _inherited(content: Any, file: Path) -> Any:
+    """The recipe that `like` names, with the entries of this one in the place of its own.
+
+    A name in `methods` that is a method of that recipe stands for its entry.
+
+    Raises:
+        RecipeError: `like` names no recipe, or one that itself has a `like`.
+    """
+    if not isinstance(content, Mapping) or "like" not in content:
+        return content
+    other = file.parent / str(content["like"])
+    base = load_yaml(other.read_text(encoding="utf-8"), unique=False) if other.is_file() else None
+    if not isinstance(base, Mapping) or "like" in base:
+        raise RecipeError(
+            f'recipe "{file}": like is {content["like"]!r}, expected a recipe file beside it that has no like itself'
+        )
+    merged = {**base, **{key: value for key, value in content.items() if key != "like"}}
+    if isinstance(merged.get("methods"), list) and isinstance(base.get("methods"), list):
+        known = {entry["name"]: entry for entry in base["methods"] if isinstance(entry, Mapping) and "name" in entry}
+        merged["methods"] = [
+            known.get(entry, entry) if isinstance(entry, str) else entry for entry in merged["methods"]
+        ]
+    return merged
 
 
 class _Reader:
@@ -211,11 +236,16 @@ class _Reader:
 
     def methods(self, content: Mapping[str, Any]) -> tuple[Method, ...]:
         entries = content.get("methods")
+        if not isinstance(content.get("options", {}), Mapping):
+            self.problems.append(f"options is {content['options']!r}, expected KEY: VALUE")
+            return ()
         if not isinstance(entries, list) or not entries:
             self.problems.append("methods is missing or empty, expected a list")
             return ()
         defaults = {
             "config": content.get("config"),
+            "options": content.get("options", {}),
+            "variant": self.text(content.get("variant", ""), "variant"),
             "shots": self.shots(content.get("shots", []), "shots") if "shots" in content else (),
             "seeds": self.seeds(content.get("seeds", [1, 2, 3]), "seeds"),
         }
@@ -245,8 +275,10 @@ class _Reader:
         if not shots and not self.problems:
             self.problems.append(f"shots is missing for method {name}")
         own = config_file(f"configs/trainers/{trainer}", config)
-        options = self.options(entry.get("options", {}), f"options {where}", own)
-        variant = self.text(entry.get("variant", ""), f"variant {where}")
+        extra = entry.get("options", {})
+        extra = {**defaults["options"], **extra} if isinstance(extra, Mapping) else extra
+        options = self.options(extra, f"options {where}", own)
+        variant = "_".join(filter(None, (defaults["variant"], self.text(entry.get("variant", ""), f"variant {where}"))))
         if Path(variant).name != variant:
             self.problems.append(f"variant {where} is {variant!r}, expected a part of a folder's name")
         if options and not variant:

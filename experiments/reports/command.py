@@ -14,10 +14,13 @@ from dassl.config.imports import run_only
 from dassl.utils.errors import error_line
 from experiments import expand, load_recipe
 from experiments.recipe import ROOT, WORK
+from experiments.reports.claims import measure
+from experiments.reports.claims import to_markdown as claims_page
 from experiments.reports.compare import compare
 from experiments.reports.document import Report, build_report
 from experiments.reports.flags import PICTURES, build_parser
 from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
+from experiments.reports.ledger import LEDGER, load_ledger
 from experiments.reports.logs import find_logs
 from experiments.reports.plots import Plot, plots, save
 from experiments.reports.published import load
@@ -91,9 +94,33 @@ def write(report: Report, figures: Sequence[Plot], folder: Path, formats: Sequen
     return [*files, *(path for paths in pictures.values() for path in paths)]
 
 
+def write_claims(args: argparse.Namespace) -> int:
+    """Write the ledger of claims; returns the exit code.
+
+    Raises:
+        OSError, ValueError: as of `load_ledger` and `measure`.
+    """
+    run_only(None if args.trust else (ROOT,))
+    ledger = load_ledger(Path(args.claims) if args.claims else LEDGER, args.scales)
+    findings = measure(ledger, None if args.runs is None else Path(args.runs).absolute())
+    folder = args.output or Path(os.environ.get("OUTPUT") or WORK / "output") / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "claims.md"
+    path.write_text(claims_page(ledger, findings), encoding="utf-8")
+    missing = sum(bool(found.missing) for found in findings)
+    print(f"{len(findings) - missing} of {len(findings)} experiments of the claims are done")
+    print(f"written: {path}")
+    return MISSING if missing else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if (args.recipe is None) == (args.claims is None):
+        parser.error("give either a recipe or --claims")
     try:
+        if args.claims is not None:
+            return write_claims(args)
         report = gather(args)
         folder = args.output or Path(os.environ.get("OUTPUT") or WORK / "output") / "reports" / report.recipe.name
         drawing = {"html", *PICTURES} & set(args.format)

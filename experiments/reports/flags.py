@@ -20,7 +20,17 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="yaml file, or name of one in recipes/")
+    parser.add_argument("recipe", nargs="?", help="yaml file, or name of one in recipes/")
+    parser.add_argument(
+        "--claims",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="instead of a recipe: the ledger of claims, claims.md (default recipes/claims/ledger.yaml)",
+    )
+    parser.add_argument(
+        "--scales", metavar="LIST", default="", help="of the ledger, such as vit_b16 or embedded,tokens"
+    )
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="folder of the report (default output/reports/RECIPE)"
     )

@@ -356,3 +356,28 @@ def test_methods_never_share_a_folder(runs_of):
     other = {"name": "Other", "trainer": "CoOp"}
     with pytest.raises(RecipeError, match=r"CoOp and Other would both use the folder .*; give one of them a variant"):
         runs_of(methods=["CoOp", other])
+
+
+def test_a_recipe_like_another_takes_its_entries(tmp_path):
+    table = {**TABLE, "variant": "a", "options": {"OPTIM.LR": 0.1}}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    path = tmp_path / "other.yaml"
+    own = {"name": "MaPLe", "variant": "slow", "options": {"OPTIM.LR": 0.2}}
+    more = {"like": "table.yaml", "seeds": [7], "variant": "b", "methods": ["CLIP", "KgCoOp", own]}
+    path.write_text(yaml.safe_dump({**more, "options": {"OPTIM.LR": 0.3, "OPTIM.MAX_EPOCH": 2}}))
+    recipe = load_recipe(path)
+    assert recipe.datasets == ("emoji_groups",)
+    assert [(m.name, m.trainer, m.shots, m.seeds, m.folder) for m in recipe.methods] == [
+        ("CLIP", "ZeroshotCLIP", (0,), (1,), "emoji_b"),
+        ("KgCoOp", "KgCoOp", (1, 4), (7,), "emoji_b"),
+        ("MaPLe", "MaPLe", (1, 4), (7,), "emoji_b_slow"),
+    ]
+    assert dict(recipe.methods[0].options) == {"OPTIM.LR": "0.3", "OPTIM.MAX_EPOCH": "2"}
+    assert dict(recipe.methods[2].options) == {"OPTIM.LR": "0.2", "OPTIM.MAX_EPOCH": "2"}
+    for like in ("none.yaml", "other.yaml"):
+        path.write_text(yaml.safe_dump({"like": like}))
+        with pytest.raises(RecipeError, match=f"like is '{like}', expected a recipe file beside it"):
+            load_recipe(path)
+    path.write_text(yaml.safe_dump({"like": "table.yaml", "options": ["OPTIM.LR"]}))
+    with pytest.raises(RecipeError, match="options is"):
+        load_recipe(path)
