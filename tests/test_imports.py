@@ -53,7 +53,7 @@ ALLOWED = {
 # What a module of trainers/ that is not a method may import from trainers/; a method may import any of these.
 SHARED = {
     "trainers.imagenet_templates": {"trainers.parts"},
-    "trainers.parts.options": {"trainers.parts.prompts"},
+    "trainers.parts.options": {"trainers.parts.prompts", "trainers.parts.templates"},
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.modes": {"trainers.parts.prompts"},

@@ -25,7 +25,7 @@ from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch,
 from dassl.engine.precision import GradientProjection
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed
-from trainers.parts.descriptions import read_descriptions
+from trainers.parts.descriptions import description_ensemble, descriptions_hash, read_descriptions
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
 from trainers.parts.memory import MemoryPlan
@@ -37,8 +37,8 @@ from trainers.parts.prompted_clip import (
     ensemble_features,
     template_features,
 )
-from trainers.parts.prompts import Learner
-from trainers.parts.templates import template_for
+from trainers.parts.prompts import Learner, readable
+from trainers.parts.templates import template_for, template_set
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class CLIPTrainer(TrainerX):
     model: PromptedCLIP
     text: Encoded | None = None  # the encoded classes during an evaluation
     batch: Any = None  # of the last training step
+    own_templates = "dataset"  # the method's option TEMPLATES, where it has one, if that is ""
     adapts = False  # at test time every image is given to `adapt`, alone and with gradients
 
     @property
@@ -152,6 +153,25 @@ class CLIPTrainer(TrainerX):
                 "{class name: [sentence, ...]}"
             )
         return read_descriptions(data.DESCRIPTIONS, self.dm.dataset.classnames, data.SUBSAMPLE_CLASSES != "all")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Sentences of the text classifier, as the method's option TEMPLATES says if there is one."""
+        kind = self.options.get("TEMPLATES") or self.own_templates
+        kind = {"descriptions": "dataset", "both": self.own_templates}.get(kind, kind)
+        return template_set(kind, self.cfg.DATASET.NAME, self.template)
+
+    def text_classifier(self, model: CLIP, classnames: list[str]) -> Tensor:
+        """Classifier (C, E) of the option TEMPLATES: the mean of each class's normalised features, normalised again.
+
+        descriptions: of the sentences about the class; both: of these and of the templates.
+        """
+        kind = self.options.TEMPLATES
+        if kind not in ("descriptions", "both"):
+            return ensemble_features(model, classnames, self.templates)
+        first = self.templates if kind == "both" else ()
+        own = [[one.format(readable(name)) for one in first] for name in classnames]
+        return description_ensemble(model, [[*some, *more] for some, more in zip(own, self.descriptions)])
 
     def teacher_template(self, own: Mapping[str, str]) -> str:
         """Template of a text teacher: INPUT.TEMPLATE if given, else the method's `own` by data set, else `template`."""
@@ -244,7 +264,10 @@ class CLIPTrainer(TrainerX):
         return tuple(view.to(self.device, non_blocking=True) for view in found)
 
     def fingerprint_extra(self) -> dict[str, str]:
-        return {"template": self.template, "backbone": self.backbone_hash}
+        text = " | ".join(self.templates)
+        if (kind := self.options.get("TEMPLATES")) in ("descriptions", "both"):
+            text = f"{f'{text} and ' if kind == 'both' else ''}descriptions {descriptions_hash(self.descriptions)}"
+        return {"template": text, "backbone": self.backbone_hash}
 
 
 class PromptTrainer(CLIPTrainer):

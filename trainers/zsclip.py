@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
+from dassl.config import method_options
 from dassl.engine import TRAINER_REGISTRY
-from trainers.parts.descriptions import description_ensemble, descriptions_hash
-from trainers.parts.options import precision
+from trainers.parts.options import precision, templates
 from trainers.parts.prompts import FixedText, Learner, TemplateText
-from trainers.parts.templates import TEMPLATE_SETS, template_set
 
-from .base import PromptTrainer, ensemble_features
+from .base import PromptTrainer
 
 
 @TRAINER_REGISTRY.register()
@@ -20,40 +18,23 @@ class ZeroshotCLIP(PromptTrainer):
 
     node = "ZEROSHOT"
     by_steps = False
-    own_templates = "dataset"
 
     @staticmethod
     def defaults() -> CfgNode:
         return method_options(
             "ZEROSHOT",
             {
-                "TEMPLATES": Option(
-                    "",
-                    'see the table; "" = dataset for ZeroshotCLIP, released for ZeroshotCLIP2',
-                    choices=("", "descriptions", *TEMPLATE_SETS),
-                ),
+                "TEMPLATES": templates('see the table; "" = dataset for ZeroshotCLIP, released for ZeroshotCLIP2'),
                 "PREC": precision(),
             },
         )
 
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """The sentences whose features are averaged."""
-        return template_set(self.options.TEMPLATES or self.own_templates, self.cfg.DATASET.NAME, self.template)
-
     def build_learner(self, model, classnames) -> Learner:
-        if self.options.TEMPLATES == "descriptions":
-            return FixedText(description_ensemble(model, self.descriptions))
-        if len(self.templates) == 1:
+        if len(self.templates) == 1 and self.options.TEMPLATES not in ("descriptions", "both"):
             return TemplateText(
                 model, classnames, *self.templates, truncate=getattr(self.dm.dataset, "long_names", False)
             )
-        return FixedText(ensemble_features(model, classnames, self.templates))
-
-    def fingerprint_extra(self) -> dict[str, str]:
-        if self.options.TEMPLATES == "descriptions":
-            return {**super().fingerprint_extra(), "template": f"descriptions {descriptions_hash(self.descriptions)}"}
-        return {**super().fingerprint_extra(), "template": " | ".join(self.templates)}
+        return FixedText(self.text_classifier(model, classnames))
 
 
 @TRAINER_REGISTRY.register()

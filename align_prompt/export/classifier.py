@@ -42,17 +42,16 @@ def classifier_of(model: Model) -> Classifier:
     elif trainer.get_model_names():
         reason = "the method trains the image tower"
     learner = prompted.learner
-    weight, bias = getattr(learner, "weight", None), getattr(learner, "bias", None)
-    probe = isinstance(weight, Tensor) and isinstance(bias, Tensor)
     if not reason and learner.conditional:
         reason = "its text depends on the picture"
-    if not reason and prompted.score is not cosine_score and not probe:
+    if not reason and prompted.score is not cosine_score and learner.linear() is None:
         reason = "its score is not a matrix product with the feature of a picture"
     if reason:
         raise ValueError(f"{model.method} has no classifier matrix: {reason}")
     model.encode_classes()
-    if isinstance(weight, Tensor) and isinstance(bias, Tensor):
-        return Classifier(weight.detach().cpu(), bias.detach().cpu(), False)
+    if (linear := learner.linear()) is not None:
+        weight, bias, normalized = linear
+        return Classifier(weight.detach().cpu(), bias.detach().cpu(), normalized)
     with torch.no_grad():
         weight = prompted.clip.logit_scale.float().exp() * normalise(trainer.text.pooled)
     return Classifier(weight.cpu(), torch.zeros(len(weight)), True)

@@ -15,7 +15,7 @@ def images_of(model, pictures):
     return torch.stack([to_tensor(path, transform, (32, 32)) for path in pictures])
 
 
-@pytest.mark.parametrize("method", ["CoOp", "KgCoOp", "LAMM", "LinearProbe", "ZeroshotCLIP"])
+@pytest.mark.parametrize("method", ["CoOp", "KgCoOp", "LAMM", "LinearProbe", "LPPP", "ZeroshotCLIP"])
 def test_a_classifier_matrix_gives_the_logits(method, trained, backbone, pictures, tmp_path):
     if method == "ZeroshotCLIP":
         import align_prompt

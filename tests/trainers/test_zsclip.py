@@ -68,6 +68,8 @@ def test_sets_of_templates():
     assert template_set("select7", "OxfordPets", PETS) == IMAGENET_TEMPLATES_SELECT
     assert template_set("released", "OxfordPets", PETS) == (*IMAGENET_TEMPLATES_SELECT, PETS)
     assert template_set("released", "ImageNet", "a photo of a {}.") == IMAGENET_TEMPLATES_SELECT
+    assert template_set("imagenet7", "ImageNet", "a photo of a {}.") == IMAGENET_TEMPLATES_SELECT
+    assert template_set("imagenet7", "OxfordPets", PETS) == (PETS,)
     assert len(template_set("released", "ImageNetV2", "a photo of a {}.")) == 8
     with pytest.raises(ValueError, match=r"'all'.*dataset, imagenet80, select7, released"):
         template_set("all", "OxfordPets", PETS)
@@ -91,3 +93,17 @@ def test_an_unknown_set_is_refused():
     trainer = trainer_of(ZeroshotCLIP, "eighty")
     with pytest.raises(ValueError, match=r"TRAINER.ZEROSHOT.TEMPLATES is 'eighty'.*imagenet80"):
         trainer.check_cfg(trainer.cfg)
+
+
+def test_sentences_about_the_classes_alone_and_beside_the_templates(tiny_clip):
+    names, own = ["cat", "yin_yang"], [["a small animal.", "it purrs."], ["a black and white circle."]]
+    texts = {"descriptions": own, "both": [[PETS.format("cat"), *own[0]], [PETS.format("yin yang"), *own[1]]]}
+    for kind, sentences in texts.items():
+        trainer = trainer_of(ZeroshotCLIP, kind)
+        trainer.descriptions = own
+        found = trainer.build_learner(tiny_clip, names).features
+        rows = [by_sentences(tiny_clip, "{}", some) for some in sentences]
+        torch.testing.assert_close(found, torch.stack(rows), rtol=1e-4, atol=1e-5)
+        mark = trainer.fingerprint_extra()["template"]
+        assert "descriptions " in mark
+        assert mark.startswith(PETS) == (kind == "both")

@@ -12,12 +12,12 @@ from yacs.config import CfgNode
 
 from clip import Encoded
 from dassl.config import Option, method_options
-from dassl.data.data_manager import build_data_loader
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score
 from trainers.parts.logistic_regression import Regression, fit_regression, search_strength
 from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner
+from trainers.parts.support import check_every_class, support_features
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ class LinearClassifier(Learner):
 
     def text_features(self) -> Encoded | None:
         return Encoded(self.weight, self.weight[:, None])
+
+    def linear(self) -> tuple[Tensor, Tensor, bool] | None:
+        return self.weight, self.bias, False
 
 
 @TRAINER_REGISTRY.register()
@@ -84,17 +87,9 @@ class LinearProbe(PromptTrainer):
 
     def fit(self) -> dict[str, float]:
         """Fits the classifier; raises ValueError if a class has no training image."""
-        dataset, part = self.dm.dataset, self.cfg.DATALOADER.TEST
-        loader = build_data_loader(
-            self.cfg, data_source=dataset.train_x, batch_size=part.BATCH_SIZE, tfm=self.dm.tfm_test, is_train=False
-        )
-        train = self.as_arrays(loader)
-        empty = sorted(set(range(self.num_classes)) - set(train[1].tolist()))
-        if empty:
-            raise ValueError(
-                f"{len(empty)} classes have no training image, such as {self.lab2cname[empty[0]]!r}: "
-                f"a linear probe needs some of every class"
-            )
+        (feature,), label = support_features(self)
+        check_every_class(self, label)
+        train = self.as_arrays(feature, label)
         fitted: dict[float, Regression] = {}
 
         def fit(strength: float) -> Regression:
@@ -104,7 +99,7 @@ class LinearProbe(PromptTrainer):
 
         figures = {}
         if self.searched:
-            val = self.as_arrays(self.val_loader)
+            val = self.as_arrays(*self.frozen_features(self.val_loader))
             strength = search_strength(lambda value: fit(value).accuracy(*val), self.options.ROUNDS)
             figures["val_accuracy"] = 100 * fit(strength).accuracy(*val)
         elif self.options.C is not None:
@@ -121,7 +116,7 @@ class LinearProbe(PromptTrainer):
             learner.bias.copy_(torch.from_numpy(chosen.bias))
         return {"C": float(strength), **figures, "train_accuracy": 100 * chosen.accuracy(*train)}
 
-    def as_arrays(self, loader) -> tuple[np.ndarray, np.ndarray]:
-        """Features (K, E) in double precision and labels (K,) of a loader's images."""
-        feature, label = self.frozen_features(loader)
+    @staticmethod
+    def as_arrays(feature: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Features (K, E) in double precision and labels (K,)."""
         return feature.double().cpu().numpy(), label.cpu().numpy()

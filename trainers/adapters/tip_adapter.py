@@ -15,15 +15,14 @@ from yacs.config import CfgNode
 
 from clip import Encoded
 from dassl.config import Option, method_options
-from dassl.data.data_manager import build_data_loader
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
-from trainers.base import PromptTrainer, Score, ensemble_features
+from trainers.base import PromptTrainer, Score
 from trainers.parts.cache_model import Cache
 from trainers.parts.losses import normalise
-from trainers.parts.options import count, precision
+from trainers.parts.options import count, precision, templates
 from trainers.parts.prompts import Learner
-from trainers.parts.templates import TEMPLATE_SETS, template_set
+from trainers.parts.support import support_features
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +61,7 @@ class TipAdapter(PromptTrainer):
 
     node = "TIP_ADAPTER"
     model_name = "tip_adapter"
+    own_templates = "imagenet7"
     by_steps = False
     best: tuple[float, Tensor] | None = None  # `released`: accuracy on the test images and the keys that gave it
 
@@ -72,11 +72,7 @@ class TipAdapter(PromptTrainer):
             {
                 "FINETUNE": Option(False, "Tip-Adapter-F"),
                 "AUGMENT_EPOCH": count(10, "augmented views of a training image that its key is the mean of"),
-                "TEMPLATES": Option(
-                    "",
-                    'sentences, see [zero-shot CLIP](zsclip.md); "" = select7 on ImageNet, dataset elsewhere',
-                    choices=("", *TEMPLATE_SETS),
-                ),
+                "TEMPLATES": templates(),
                 "SCALE": Option(
                     None, "s, of the zero-shot logits; None = the backbone's own; released: 100", above=0, kind=float
                 ),
@@ -123,11 +119,9 @@ class TipAdapter(PromptTrainer):
             )
 
     def build_learner(self, model, classnames) -> Learner:
-        options, name = self.options, self.cfg.DATASET.NAME
-        kind = options.TEMPLATES or ("select7" if name == "ImageNet" else "dataset")
-        self.templates = template_set(kind, name, self.template)
+        options = self.options
         return Cache(
-            ensemble_features(model, classnames, self.templates),
+            self.text_classifier(model, classnames),
             images=len(self.dm.dataset.train_x),
             alpha=self.released.alpha if options.INIT_ALPHA is None else options.INIT_ALPHA,
             beta=options.INIT_BETA,
@@ -168,20 +162,12 @@ class TipAdapter(PromptTrainer):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Keys: normalised mean over the augmented views of each training image."""
-        views, items = self.options.AUGMENT_EPOCH, list(self.dm.dataset.train_x)
-        loader = build_data_loader(
-            self.cfg,
-            data_source=items * views,  # every view is an item, and so has its own augmentation
-            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=self.dm.tfm_train,
-            is_train=False,
-            seed=max(0, self.cfg.SEED),
-        )
-        feature, label = self.frozen_features(loader)
+        views = self.options.AUGMENT_EPOCH
+        feature, label = support_features(self, views)
         learner: Any = self.model.learner
-        learner.keys.copy_(normalise(feature.unflatten(0, (views, len(items))).mean(dim=0)))
-        learner.labels.copy_(label[: len(items)])
-        logger.info("Cache of %d keys from %d views each", len(items), views)
+        learner.keys.copy_(normalise(feature.mean(dim=0)))
+        learner.labels.copy_(label)
+        logger.info("Cache of %d keys from %d views each", len(label), views)
 
     def split_features(self, split: str) -> tuple[Tensor, Tensor]:
         """Features and labels of the val or test images, computed at the first call."""
@@ -281,6 +267,3 @@ class TipAdapter(PromptTrainer):
             learner: Any = self.model.learner
             learner.resize(len(state_dict["keys"]))
         return state_dict
-
-    def fingerprint_extra(self) -> dict[str, str]:
-        return {**super().fingerprint_extra(), "template": " | ".join(self.templates)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dassl.config import Option
 from dassl.engine.precision import PRECISIONS
 from trainers.parts.prompts import CLASS_POSITIONS
+from trainers.parts.templates import TEMPLATE_SETS
 from transport.sinkhorn import THRESHOLDS
 
 
@@ -28,6 +29,11 @@ def weight(default: float | None, of: str) -> Option:
 def share(default: float, of: str) -> Option:
     """Option of a share above 0, at most 1."""
     return Option(default, of, above=0, high=1)
+
+
+def templates(of: str = 'sentences, see [zero-shot CLIP](zsclip.md); "" = imagenet7') -> Option:
+    """Option of the sentences of a text classifier, see `CLIPTrainer.text_classifier`."""
+    return Option("", of, choices=("", "descriptions", "both", *TEMPLATE_SETS))
 
 
 def context(default: int) -> Option:

@@ -165,6 +165,10 @@ class Learner(nn.Module):
         """Features of all classes where they need no forward of the text tower; None: encode `text_prompts()`."""
         return None
 
+    def linear(self) -> tuple[Tensor, Tensor, bool] | None:
+        """Weight (C, E) and bias (C,) of a score that is linear in the image feature, and if that is normalised."""
+        return None
+
     def label_tokens(self) -> Prompts | None:
         """Vectors in the place of words of the class names, one layer (R, q, d); None: the words as they are."""
         return None

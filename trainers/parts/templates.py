@@ -131,7 +131,7 @@ def template_for(dataset_name: str, override: str = "", own: str | None = None) 
     return check_template(own or TEMPLATES.get(dataset_name, DEFAULT_TEMPLATE))
 
 
-TEMPLATE_SETS = ("dataset", "imagenet80", "select7", "released")
+TEMPLATE_SETS = ("dataset", "imagenet80", "select7", "released", "imagenet7")
 
 
 def template_set(kind: str, dataset_name: str, template: str) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def template_set(kind: str, dataset_name: str, template: str) -> tuple[str, ...]
     Args:
         kind: `dataset`: the data set's own; `imagenet80`, `select7`: the lists above, on every data set; `released`:
             the seven and the data set's own, the seven alone on the data set named ImageNet (the released code of CoOp,
-            ZeroshotCLIP2).
+            ZeroshotCLIP2); `imagenet7`: the seven on ImageNet, the data set's own elsewhere (Tip-Adapter, LP++, APE).
         dataset_name: DATASET.NAME.
         template: the data set's own.
 
@@ -149,7 +149,7 @@ def template_set(kind: str, dataset_name: str, template: str) -> tuple[str, ...]
     """
     if kind not in TEMPLATE_SETS:
         raise ValueError(f"the set of templates is {kind!r}, expected one of {', '.join(TEMPLATE_SETS)}")
-    if kind == "dataset":
+    if kind == "dataset" or (kind == "imagenet7" and dataset_name != "ImageNet"):
         return (template,)
     if kind == "imagenet80":
         return IMAGENET_TEMPLATES

@@ -8,9 +8,9 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from trainers.adapters import linear_probe
 from trainers.adapters.linear_probe import LinearProbe
 from trainers.base import PromptedCLIP
+from trainers.parts import support
 from trainers.parts.logistic_regression import fit_regression, search_strength
 
 
@@ -39,6 +39,7 @@ def trainer(tiny_clip, names, rng, monkeypatch):
                 "TRAINER": LinearProbe.defaults(),
                 "DATALOADER": {"TEST": {"BATCH_SIZE": 4}},
                 "TEST": {"FEATURE_CACHE": False},
+                "SEED": 1,
             }
         )
         new.cfg.TRAINER.LINEAR_PROBE.merge_from_list(list(options))
@@ -51,7 +52,7 @@ def trainer(tiny_clip, names, rng, monkeypatch):
                 label[label == 3] = 2
             sets[name] = (base[label] + 0.7 * torch.randn(len(label), 3, 32, 32, generator=rng), label)
         train = Loader(*sets["train"])
-        monkeypatch.setattr(linear_probe, "build_data_loader", lambda *args, **kwargs: train)
+        monkeypatch.setattr(support, "build_data_loader", lambda *args, **kwargs: train)
         new.val_loader = Loader(*sets["val"]) if val else None
         dataset = SimpleNamespace(train_x=[None] * 20, val=["v"], test=["t"])
         new.dm = SimpleNamespace(dataset=dataset, tfm_test=None, num_classes=5, lab2cname=dict(enumerate(names)))

@@ -15,9 +15,9 @@ import clip
 import train
 from dassl.config import get_cfg_default
 from dassl.engine import command as command_module
-from trainers.adapters import tip_adapter
 from trainers.adapters.tip_adapter import TipAdapter
-from trainers.base import PromptedCLIP
+from trainers.base import PromptedCLIP, PromptTrainer
+from trainers.parts import support
 from trainers.parts.cache_model import Cache
 from trainers.parts.templates import IMAGENET_TEMPLATES_SELECT
 
@@ -69,7 +69,7 @@ def build(tiny_clip, names, rng, monkeypatch):
             stacked = [torch.cat(parts) for parts in zip(*trainer.views)]
             return Loader(*stacked, size=batch_size)
 
-        monkeypatch.setattr(tip_adapter, "build_data_loader", loader)
+        monkeypatch.setattr(support, "build_data_loader", loader)
         trainer.loader_calls = calls
         trainer.val_loader = Loader(*trainer.sets["val"]) if val else None
         trainer.test_loader = Loader(*trainer.sets["test"])
@@ -192,7 +192,7 @@ def test_test_images_in_the_place_of_validation_images_are_not_searched_on(build
 
 
 def test_choosing_on_test_images_warns_and_is_recorded(build, caplog, monkeypatch):
-    monkeypatch.setattr(tip_adapter.PromptTrainer, "build_model", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "build_model", lambda self: None)
     for dataset, options in (("ImageNet", []), ("Mine", ["FINETUNE", True])):
         trainer = build("SELECT", "released", *options, dataset=dataset)
         caplog.clear()
