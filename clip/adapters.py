@@ -1,7 +1,8 @@
 """Adapters: modules beside the projections of a tower's blocks, which can be switched off and merged into the weights.
 
 An adapter is a module that is called with the input and the output of what it adapts and returns the output that takes
-its place: ``adapter(x, out)``. A module ``adapter.merged(weight, bias)`` returns the same change made to the weights
+its place: ``adapter(x, out)``. One with ``adapter.around(module, x, ...)`` gets all that the module would get instead,
+and calls it itself. A module ``adapter.merged(weight, bias)`` returns the same change made to the weights
 themselves, where that is possible. Parameter names of the towers stay OpenAI's, whatever is adapted: an adapter is in
 no state dict of the model; keep the modules that :func:`add_adapters` returns.
 """
@@ -64,8 +65,11 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """``adapter(x, base(x, ...))``, or ``base(x, ...)`` where adapters are switched off."""
+        off = id(self) in switched_off.get()
+        if not off and (around := getattr(self.adapter, "around", None)):
+            return around(self.base, x, *args, **options)
         out = self.base(x, *args, **options)
-        return out if id(self) in switched_off.get() else self.adapter(x, out)
+        return out if off else self.adapter(x, out)
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # torch has overloads
         """As of the module that is adapted, under its own names."""

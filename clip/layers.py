@@ -206,6 +206,14 @@ class Attention(nn.Module):
         parts = (getattr(self, name)(x) for name in PROJECTIONS)
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
+    def keys_values(self, x: Tensor) -> KeyValue:
+        """Keys and values of x (rows, L, d), for positions that are seen and ask nothing."""
+        if self.in_proj_weight is None or self.in_proj_bias is None:
+            return KeyValue(*self.project(x)[1:])
+        width = x.shape[-1]
+        both = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])  # (rows, L, 2 d)
+        return KeyValue(*both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind())
+
     def maps(self, x: Tensor, mask: Mask = None, *_: Any) -> Tensor:
         """Attention weights (rows, heads, L, L) of x (rows, L, d)."""
         q, k = self.project(x)[:2]
@@ -273,16 +281,17 @@ def set_drop_path(blocks: nn.Module, rate: float) -> None:
         block.drop_path = rate * i / max(1, len(members) - 1)
 
 
-def append_prompts(x: Tensor, prompts: Prompts | None, depth: int) -> tuple[Tensor, Prompts | None]:
+def append_prompts(x: Tensor, prompts: Prompts | None, depth: int, late: bool = False) -> tuple[Tensor, Prompts | None]:
     """Puts vision prompts behind the image tokens.
 
     Args:
         x: (rows, L, d) class token and patches.
         prompts: n vectors per layer, without slots; None for none.
         depth: number of blocks.
+        late: prompts whose first layers are None are taken; :func:`run_blocks` appends them.
 
     Returns:
-        (rows, L + n, d), and the prompts with their slots L..L+n-1 for the deeper layers.
+        (rows, L + n, d), or x for late prompts; and the prompts with their slots L..L+n-1 for the deeper layers.
 
     Raises:
         ValueError: prompts of another shape, deeper than the tower, or with slots.
@@ -292,8 +301,9 @@ def append_prompts(x: Tensor, prompts: Prompts | None, depth: int) -> tuple[Tens
     rows, length, width = x.shape
     if prompts.slots is not None:
         raise ValueError("vision prompts are appended to the patches; their slots must be None")
-    count = check_prompts(prompts, rows, width, depth, "vision prompts")
-    x = torch.cat([x, prompts.first.to(x.dtype).expand(rows, -1, -1)], dim=1)
+    count = check_prompts(prompts, rows, width, depth, "vision prompts", late)
+    if prompts.layers[0] is not None:
+        x = torch.cat([x, prompts.first.to(x.dtype).expand(rows, -1, -1)], dim=1)
     return x, Prompts(prompts.layers, torch.arange(length, length + count, device=x.device))
 
 
@@ -310,7 +320,8 @@ def run_blocks(
         blocks: called as ``block(x, *extra)``.
         x: (rows, L, d), with ``prompts.layers[0]`` already in it.
         extra: further arguments of every block.
-        prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None.
+        prompts: ``layers[i]``, i >= 1, overwrites ``slots`` at the input of block i unless it is None; of late prompts
+            the first one is appended.
         recompute: keep only the inputs of the blocks and compute them again in the backward pass.
 
     Returns:
@@ -324,7 +335,12 @@ def run_blocks(
         if prompts is not None and deep is not None:
             if prompts.slots is None:
                 raise ValueError("deep prompts need slots inside a transformer")
-            x = overwrite(x, prompts.slots, deep)
+            late = all(layer is None for layer in prompts.layers[:i])
+            x = (
+                torch.cat([x, deep.to(x.dtype).expand(len(x), -1, -1)], 1)
+                if late
+                else overwrite(x, prompts.slots, deep)
+            )
         if recompute and torch.is_grad_enabled():
             x = recomputed(block, x, *extra)
         else:
@@ -404,7 +420,7 @@ class Transformer(nn.Module):
         if prompts is not None:
             if prompts.prompt_index is not None:
                 raise ValueError("prompts inside a transformer are given by row; their prompt_index must be None")
-            check_prompts(prompts, x.shape[0], self.width, self.layers, "prompts")
+            check_prompts(prompts, x.shape[0], self.width, self.layers, "prompts", late=True)
         blocks = [
             partial(block, kv_cache=None if kv_cache is None else kv_cache[i], new_kv=new_kv)
             for i, block in enumerate(self.resblocks)

@@ -133,7 +133,8 @@ class VisionTransformer(nn.Module):
         Args:
             tokens: (rows, L, d) from :meth:`embed`, class token first; patches may be left out and rows repeated.
             prompts: n vectors appended after the last token (positions L..L+n-1, without positional embedding, before
-                ``ln_pre``); deeper layers overwrite them at the input of their block. ``slots`` must be None.
+                ``ln_pre``); deeper layers overwrite them at the input of their block. ``slots`` must be None. Where the
+                first layers are None, the vectors are appended at the first block that has some.
             keep: numbers of the patches in `tokens`, where some were left out. Not needed here, because the tokens
                 carry their positions; every tower takes it, because others do need it.
 
@@ -145,7 +146,7 @@ class VisionTransformer(nn.Module):
         """
         if tokens.dim() != 3 or tokens.shape[-1] != self.width:
             raise ValueError(f"image tokens have shape {tuple(tokens.shape)}; expected (rows, L, {self.width})")
-        x, prompts = append_prompts(tokens, prompts, self.transformer.layers)
+        x, prompts = append_prompts(tokens, prompts, self.transformer.layers, late=True)
         x = self.transformer(self.ln_pre(x), prompts=prompts)
         x = self.ln_post(x)
         proj = self.proj.to(x.dtype)

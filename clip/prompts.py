@@ -18,7 +18,8 @@ class Prompts(NamedTuple):
     Attributes:
         layers: J tensors of shape (n, d) or (rows, n, d). ``layers[0]`` enters with the tokens, ``layers[i]``
             overwrites the same places at the input of block i; None leaves them as the block before made them, which
-            is also what block J and later ones see.
+            is also what block J and later ones see. Vision tower (ViT): the first layers may be None, then the vectors
+            enter at the first block that has some.
         slots: text tower: (n,) or (rows, n) integer positions in the sequence. Vision tower: None, prompts are
             appended.
         prompt_index: text tower: (rows,) which of K prompts a row has, of layers (K, n, d). The same result as layers
@@ -40,6 +41,11 @@ class Prompts(NamedTuple):
         if layer is None:
             raise ValueError("layer 0 of prompts is None; expected a tensor, only deeper layers may be left out")
         return layer
+
+    @property
+    def length(self) -> int:
+        """n, vectors of a layer."""
+        return next(layer for layer in self.layers if layer is not None).shape[-2]
 
     def rows(self, index: Tensor) -> Prompts:
         """Prompts of the rows (k,) of a batch, (k, n, d), without prompt_index; shared prompts stay as they are."""
@@ -89,7 +95,7 @@ def overwrite(x: Tensor, slots: Tensor, values: Tensor) -> Tensor:
     return x.scatter(1, slots.unsqueeze(-1).expand(-1, -1, width), values)
 
 
-def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str) -> int:
+def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str, late: bool = False) -> int:
     """Checks the shapes of prompts before they enter a tower.
 
     Args:
@@ -98,6 +104,7 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
         width: width d of the tower.
         depth: most layers allowed, the number of blocks.
         what: name for the message, such as "vision prompts".
+        late: the first layers may be None.
 
     Returns:
         n, the number of prompt vectors per row.
@@ -112,14 +119,14 @@ def check_prompts(prompts: Prompts, rows: int, width: int, depth: int, what: str
         )
     if not 1 <= len(layers) <= depth:
         raise ValueError(f"{what} have {len(layers)} layers; expected 1 to {depth}")
-    if layers[0] is None:
+    if layers[0] is None and not (late and any(layer is not None for layer in layers)):
         raise ValueError(f"{what}: layer 0 is None; expected a tensor, only deeper layers may be left out")
     for layer in layers:
         if layer is not None and layer.dim() not in (2, 3):
             raise ValueError(
                 f"{what}: a layer has shape {tuple(layer.shape)}; expected (n, {width}) or ({rows}, n, {width})"
             )
-    count = layers[0].shape[-2]
+    count = prompts.length
     if prompts.prompt_index is not None:
         if tuple(prompts.prompt_index.shape) != (rows,) or prompts.prompt_index.dtype != torch.int64:
             raise ValueError(

@@ -276,6 +276,7 @@ class PromptTrainer(CLIPTrainer):
     model_name = "prompt_learner"
     by_steps = True  # False: what is learned is made in one go by `fit`, without epochs of gradient steps
     local_features = False  # the score reads the tokens of encoded images, not only their pooled features
+    other_classes = False  # what was loaded had been learned on other classes than those at hand
 
     def build_learner(self, model: CLIP, classnames: list[str]) -> Learner:
         raise NotImplementedError(f"{type(self).__name__} must say what it learns")
@@ -334,6 +335,11 @@ class PromptTrainer(CLIPTrainer):
         check_weights(path, self.model.learner, weights)
         self.model.learner.load_state_dict(weights)
         logger.info("Start from %s", path)
+
+    def load_checkpoints(self, found) -> None:
+        super().load_checkpoints(found)
+        names = self.classnames()
+        self.other_classes = any(list(content.get("classnames") or names) != names for _, content in found.values())
 
     def fit(self) -> dict[str, float]:
         """Fill the learner from the training data; returns figures for the record. For methods not `by_steps`."""

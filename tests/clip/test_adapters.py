@@ -280,3 +280,25 @@ def test_what_learns_stays_fp32(tiny):
     assert tiny.transformer.resblocks[0].attn.q_proj.base.weight.dtype == torch.bfloat16
     clip.convert_weights(tiny, torch.bfloat16)  # nothing learns: adapters are cast with the rest
     assert {parameter.dtype for parameter in adapters.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_keys_and_values_alone(split):
+    attention, x = Attention(64, 2), torch.randn(2, 5, 64)
+    expected = attention.project(x)[1:]
+    if split:
+        attention.split()
+    torch.testing.assert_close(tuple(attention.keys_values(x)), tuple(expected), **CLOSE)
+
+
+def test_an_adapter_around_a_module_calls_it_itself(tiny, ids):
+    class Twice(nn.Module):
+        def around(self, base, x, *args, **options):
+            return base(2 * x, *args, **options)
+
+    model = copy.deepcopy(tiny)
+    model.add_adapters(lambda *_: Twice(), ["text"], [0], ["mlp"])
+    block, seen = model.transformer.resblocks[0], torch.randn(1, 3, model.transformer.width)
+    torch.testing.assert_close(block.mlp(seen), tiny.transformer.resblocks[0].mlp(2 * seen), **CLOSE)
+    with model.without_adapters():
+        torch.testing.assert_close(model.encode_text(ids).pooled, tiny.encode_text(ids).pooled)

@@ -205,6 +205,24 @@ def test_misuse_is_named(tiny, images, ids):
         tiny.visual.encode(torch.zeros(2, 5, 63))
 
 
+def test_vision_prompts_that_enter_late(tiny, images, rng):
+    """Nothing is there before the first block that has vectors; text has its vectors from the start."""
+    late, last = vectors(rng, 2, 3)
+    prompts = Prompts((*[None] * (LAYERS - 2), late, last), None)
+    x = tiny.visual.ln_pre(tiny.visual.embed(images))
+    for i, block in enumerate(tiny.visual.blocks):
+        if i >= LAYERS - 2:
+            vectors_here = (late if i == LAYERS - 2 else last).expand(len(x), -1, -1)
+            x = torch.cat([x if i == LAYERS - 2 else x[:, :-3], vectors_here], dim=1)
+        x = block(x)
+    expected = tiny.visual.ln_post(x) @ tiny.visual.proj
+    found = tiny.encode_image(images, prompts)
+    torch.testing.assert_close(found.tokens, expected, **CLOSE)
+    torch.testing.assert_close(found.pooled, expected[:, 0], **CLOSE)
+    with pytest.raises(ValueError, match="layer 0 is None"):
+        tiny.encode_image(images, Prompts((None, None), None))
+
+
 def test_a_layer_left_out_keeps_what_the_block_before_made(tiny, ids, rng):
     """None at the layers between: only the input and the last block are prompted."""
     first, third = vectors(rng, 2, 3)

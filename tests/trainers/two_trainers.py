@@ -35,7 +35,13 @@ def tiny():
 def built(cls, model, seed):
     torch.manual_seed(seed)
     options = {}
-    for key, value in {"PROMPT_DEPTH": 3, "PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 3, "BLOCK": 2}.items():
+    for key, value in {
+        "PROMPT_DEPTH": 3,
+        "PROMPT_DEPTH_TEXT": 3,
+        "PROMPT_DEPTH_VISION": 3,
+        "BLOCK": 2,
+        "LAYER": 3,
+    }.items():
         if key in cls.defaults()[cls.node]:
             options[key] = value
     if "N_CTX" in cls.defaults()[cls.node]:

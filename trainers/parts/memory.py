@@ -59,7 +59,7 @@ class MemoryPlan:
             prompts: M visual modes, layers (M, m, d).
             rows: B * M.
         """
-        length = tokens.shape[1] + prompts.first.shape[-2]
+        length = tokens.shape[1] + prompts.length
         if not self.budget:
             return Chunks(self.image_rows) if self.image_rows else None
         free = self._free(model) - SPARE * 4 * rows * length * clip.text_projection.shape[1] * 4  # features of tokens

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clip import CLIP, Encoded, Prompts
 from clip.chunks import Chunks, in_chunks, split_rows
+from clip.record import record
 from clip.text_plan import Remembered
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.memory import MemoryPlan
@@ -91,7 +92,7 @@ class PromptedCLIP(nn.Module):
         if tokens is None:
             tokens = self.clip.visual.embed(image)
         if prompts is None:
-            return self.clip.visual.encode(tokens)
+            return self._encode_images(tokens)
         modes = self.learner.vision_modes
         rows = torch.arange(tokens.shape[0] * modes, device=tokens.device)  # b * M + m
 
@@ -101,11 +102,19 @@ class PromptedCLIP(nn.Module):
                 return round_to_fp16(layer) if self.learner.half_prompts else layer
 
             layers = tuple(None if layer is None else of_rows(layer) for layer in prompts.layers)
-            return self.clip.visual.encode(tokens.index_select(0, some // modes), prompts._replace(layers=layers))
+            return self._encode_images(tokens.index_select(0, some // modes), prompts._replace(layers=layers))
 
         chunks = self.memory.image(self, self.clip, tokens, prompts, rows.shape[0])
         parts = in_chunks(encode, [(some,) for some in split_rows(rows, chunks)], chunks)
         return parts[0] if len(parts) == 1 else Encoded(*(torch.cat(side) for side in zip(*parts)))
+
+    def _encode_images(self, tokens: Tensor, prompts: Prompts | None = None) -> Encoded:
+        visual, learner = self.clip.visual, self.learner
+        if not learner.reads_inside:
+            return visual.encode(tokens, prompts)
+        with record(self.clip, "vision", layers=learner.inside) as seen:
+            encoded = visual.encode(tokens, prompts)
+        return learner.image_features(encoded, seen)
 
     def forward(self, image: Tensor, text: Encoded | None = None, tokens: Tensor | None = None) -> Output:
         """Logits of images (B, 3, H, W) against all classes.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import clip
 from clip import CLIP, Encoded, Prompts
+from clip.record import Record
 from clip.resnet import ModifiedResNet
 
 PLACEHOLDER = "X"
@@ -147,6 +148,8 @@ class Learner(nn.Module):
     conditional = False
     chunk_rows = 512
     half_prompts = False  # injected prompts go `round_to_fp16`
+    reads_inside = False  # `image_features` gets what the image tower computes inside
+    inside: tuple[int, ...] = ()  # its blocks whose output is then recorded
     text_modes = 1
     vision_modes = 1
 
@@ -175,6 +178,10 @@ class Learner(nn.Module):
 
     def vision_prompts(self) -> Prompts | None:
         return None
+
+    def image_features(self, encoded: Encoded, seen: Record) -> Encoded:
+        """Features in the place of `encoded` images, of a learner that `reads_inside`, from what was recorded."""
+        return encoded
 
 
 class FixedText(Learner):
