@@ -17,6 +17,7 @@ from align_prompt.prediction import Prediction
 from align_prompt.source import Source
 from dassl.data.class_list import ClassList
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.evaluation.calibration import fit_temperature
 from trainers.base import PromptedCLIP
 from trainers.parts.losses import normalise
 
@@ -33,7 +34,8 @@ class Model:
         precision: in the place of the method's PREC.
 
     Attributes:
-        temperature: divides the logits before the softmax; 1 unless `calibrate` or a bundle says otherwise.
+        temperature: divides the logits before the softmax; 1 unless `calibrate`, a bundle or a run with TEST.CALIBRATE
+            says otherwise.
         trainer: the trainer of the method, for what this class does not offer.
 
     Raises:
@@ -296,21 +298,14 @@ class Model:
         Raises:
             ValueError: a label is not a class, or their number differs from that of the pictures.
         """
-        from scipy.optimize import minimize_scalar
-
         places = {name: place for place, name in enumerate(self._classnames)}
         unknown = [label for label in labels if label not in places]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is none of the {len(places)} classes of the model")
-        logits = self.logits(images).double()
+        logits = self.logits(images)
         if len(logits) != len(labels) or not len(labels):
             raise ValueError(f"there are {len(logits)} pictures and {len(labels)} labels, expected one label for each")
-        target = torch.tensor([places[label] for label in labels])
-
-        def loss(log_temperature: float) -> float:
-            return float(torch.nn.functional.cross_entropy(logits / torch.exp(torch.tensor(log_temperature)), target))
-
-        self.temperature = float(torch.tensor(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x).exp())
+        self.temperature = fit_temperature(logits, torch.tensor([places[label] for label in labels]))
         return self.temperature
 
 

@@ -115,6 +115,7 @@ def of_run(folder: Path, imports: Sequence[str] = ()) -> Source:
         folder=folder,
         result=result,
         backbone_hash=str(result.get("fingerprint", {}).get("backbone", "")),
+        temperature=float((result.get("calibration") or {}).get("temperature", 1.0)),
     )
 
 

@@ -177,6 +177,16 @@ def test_train_evaluate_and_load(method, run, built, tmp_path, capsys):
     assert logits_of(built[-1]).shape[1] == 34
 
 
+def test_a_calibrated_run_predicts_calibrated_probabilities(run, tmp_path):
+    options = ["TEST.CALIBRATE", True, "TEST.PREDICTIONS", True, "TEST.OOD_DATASETS", "('emoji_clocks',)"]
+    result = run("CoOp", "calibrated", options=[*options, "OPTIM.MAX_EPOCH", 1])
+    check_predictions(tmp_path / "calibrated", result)
+    model = align_prompt.load(tmp_path / "calibrated")
+    assert model.temperature == result["calibration"]["temperature"] != 1
+    assert model.trainer.similarity_scale() == pytest.approx(float(model.prompted.clip.logit_scale.exp()))
+    assert set(result["ood"]) == {"emoji_clocks", "average"}
+
+
 @pytest.mark.parametrize("method", LEARNING)
 def test_loss_falls_and_only_the_learner_changes(method, run, built, monkeypatch, tmp_path):
     before = {}

@@ -220,6 +220,10 @@ class CLIPTrainer(TrainerX):
             self.update_lr()
         return shown
 
+    def similarity_scale(self) -> float:
+        scale = getattr(getattr(self.model, "clip", self.model), "logit_scale", None)
+        return 1.0 if scale is None else float(scale.exp())
+
     @torch.no_grad()
     def before_inference(self) -> None:
         """Classes are encoded once, not once per batch, unless the text depends on the image."""

@@ -13,7 +13,7 @@ import datasets  # noqa: F401 - registers the data sets
 from align_prompt.model import Model
 from clip.adapters import without_adapters
 from dassl.data.datasets import build_dataset
-from dassl.evaluation.evaluator import CALIBRATION_BINS, calibration_error
+from dassl.evaluation.calibration import calibration_error
 from trainers.parts.losses import normalise
 
 MOST_POINTS = 2000  # of t-SNE
@@ -50,14 +50,6 @@ class Outcome(NamedTuple):
         return calibration_error(self.probability, self.correct)
 
 
-class Bins(NamedTuple):
-    """Accuracy, mean probability (NaN if empty) and count of the predictions in each bin (i/n, (i+1)/n]."""
-
-    accuracy: Tensor
-    probability: Tensor
-    count: Tensor  # type: ignore[assignment] # hides a method of tuples
-
-
 def own_test_set(model: Model, root: str) -> Labeled:
     """The test set of a run, from the data sets below `root`.
 
@@ -87,14 +79,6 @@ def outcome(model: Model, data: Labeled) -> Outcome:
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """(C, C) counts: row = true class, column = predicted class."""
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-
-
-def reliability(probability: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> Bins:
-    """Bins of a reliability diagram, the bins of the expected calibration error."""
-    place = (probability.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    accuracy, mean = (torch.bincount(place, value.double(), bins) / count for value in (correct, probability))
-    return Bins(accuracy, mean, count)
 
 
 def worst(found: Outcome, count: int = 20) -> list[int]:

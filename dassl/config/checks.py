@@ -76,6 +76,22 @@ def _views(cfg: CfgNode) -> str:
     return f"DATALOADER.K_TRANSFORMS is {views}, expected 1 with INPUT.NO_TRANSFORM"
 
 
+def _more_tests(cfg: CfgNode) -> str:
+    test = cfg.TEST
+    asked = [key for key in ("CALIBRATE", "OOD_DATASETS", "JOINT") if test[key]]
+    if not asked:
+        return ""
+    if test.EVALUATOR != "Classification":
+        return f"TEST.{asked[0]} is {test[asked[0]]!r}, expected it unset with TEST.EVALUATOR {test.EVALUATOR}"
+    if test.CALIBRATE and test.SPLIT == "val":
+        return "TEST.CALIBRATE is True, expected False with TEST.SPLIT val, whose images it learns from"
+    if test.JOINT and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+        return (
+            f"TEST.JOINT is True, expected DATASET.SUBSAMPLE_CLASSES all with it (is {cfg.DATASET.SUBSAMPLE_CLASSES})"
+        )
+    return ""
+
+
 RELATIONS: tuple[tuple[set[str], Callable[[CfgNode], str]], ...] = (
     ({"OPTIM.WARMUP_EPOCH", "OPTIM.MAX_EPOCH"}, _warmup),
     ({"OPTIM.LR"}, _rate),
@@ -83,5 +99,6 @@ RELATIONS: tuple[tuple[set[str], Callable[[CfgNode], str]], ...] = (
     ({"OPTIM.NEW_LAYERS"}, _layers),
     ({"INPUT.GB_K", "INPUT.SIZE", "INPUT.TRANSFORMS"}, _blur),
     ({"DATALOADER.K_TRANSFORMS"}, _views),
+    ({"TEST.CALIBRATE", "TEST.OOD_DATASETS", "TEST.JOINT", "TEST.SPLIT", "DATASET.SUBSAMPLE_CLASSES"}, _more_tests),
 )
 """Keys that have to be right by themselves first, and what is wrong with them together ("" if nothing is)."""

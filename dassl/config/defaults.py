@@ -240,6 +240,15 @@ TEST: dict[str, Any] = {
     ),
     "NO_TEST": Option(False, "no evaluation at the end"),
     "SPLIT": Option("test", "the images of the evaluation", choices=("test", "val")),
+    "CALIBRATE": Option(
+        False, "+ fit a temperature to the validation images; probabilities under it are those of `predict`"
+    ),
+    "OOD_DATASETS": Option(
+        (), "+ data sets whose test images belong to none of the classes: AUROC and FPR95 of finding them", kind=str
+    ),
+    "JOINT": Option(
+        False, "+ accuracy of base and of new classes, each among all classes (with SUBSAMPLE_CLASSES all)"
+    ),
     "VIEWS": Option(0, "+ random training transforms of every test image, for methods that adapt to it", low=0),
     "FINAL_MODEL": Option("last_step", "the checkpoint that is tested at the end", choices=("last_step", "best_val")),
     "FEATURE_CACHE": Option(

@@ -132,6 +132,7 @@ class DataManager:
         self.dataset = dataset
         self.tfm_train = tfm_train
         self.tfm_test = tfm_test
+        self.tfm_eval = tfm_eval  # with the TEST.VIEWS
         self.train_loader_x = train_loader_x
         self.train_loader_u = train_loader_u
         self.val_loader = val_loader

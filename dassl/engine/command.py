@@ -17,9 +17,10 @@ from dassl.config.imports import import_modules, imports_of
 from dassl.engine.build import TRAINER_REGISTRY, add_trainer_defaults, build_trainer, extend_config
 from dassl.engine.checkpoints import last_epoch
 from dassl.engine.machine import cuda_calls, machine_of, set_backends, settle_precision
+from dassl.engine.open_world import DATASET_CONFIGS, check_evaluation
 from dassl.engine.result import build_result
 from dassl.engine.run import RunFolder
-from dassl.engine.status import read_result
+from dassl.engine.status import read_result, run_state
 from dassl.utils import collect_env_info, distributed, set_random_seed, setup_logger
 from dassl.utils.errors import error_line, lost_worker, resource_advice
 from dassl.utils.torchtools import BEST_MODEL
@@ -73,7 +74,7 @@ def _dataset_file(name: str | None) -> str | None:
     """Path of a data set's config; a name alone stands for configs/datasets/NAME.yaml of the project."""
     if not name or Path(name).name != name or name.endswith(".yaml"):
         return name
-    return str(Path(__file__).parents[2] / "configs" / "datasets" / f"{name}.yaml")
+    return str(DATASET_CONFIGS / f"{name}.yaml")
 
 
 def known_config(imports: Iterable[str] = ()) -> CfgNode:
@@ -125,6 +126,8 @@ def evaluate(trainer: Any, args: argparse.Namespace) -> str | None:
         if directory:
             epoch = checkpoint_epoch(directory, args.load_epoch)
             trainer.load_model(directory, epoch=epoch)
+            if run_state(directory) == "done":  # labels of what is evaluated do not decide
+                trainer.temperature = (read_result(directory).get("calibration") or {}).get("temperature")
             trainer.epoch = trainer.epoch if epoch is None else epoch - 1  # of the figures in metrics.jsonl
             loaded = f"{directory} ({'best on validation data' if epoch is None else f'epoch {epoch}'})"
         else:
@@ -134,6 +137,7 @@ def evaluate(trainer: Any, args: argparse.Namespace) -> str | None:
             f"the images to evaluate are all of one class, {trainer.lab2cname[0]!r}, so that every answer is right; "
             "to learn the classes of images without labels use `python -m align_prompt predict RUN IMAGE...`"
         )
+    check_evaluation(trainer)
     trainer.test()
     return loaded
 

@@ -7,7 +7,7 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed, load_pretrained_weights
 
-from . import resume
+from . import open_world, resume
 from .base import TrainerBase, unwrap
 from .machine import machine_of
 from .precision import WHOLE, AccumulationStep, GradientProjection, Precision
@@ -68,6 +68,7 @@ class SimpleTrainer(TrainerBase):
     test_loader: Any
 
     audit: Audit | None = None  # of the data, in the main process
+    temperature: float | None = None  # of the trained run that is evaluated, see TEST.CALIBRATE
 
     def __init__(self, cfg: CfgNode, data: Any = None):
         super().__init__()
@@ -89,6 +90,7 @@ class SimpleTrainer(TrainerBase):
         self._resumed: dict[str, Any] | None = None
         self._data = data
         self.build_data_loader()
+        self.other_loaders = {} if cfg.TEST.NO_TEST or data is not None else open_world.other_loaders(self)
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
@@ -214,6 +216,8 @@ class SimpleTrainer(TrainerBase):
         if not self._models:
             logger.info("%s has nothing to train", type(self).__name__)
             self.max_epoch = 0
+        if not self.cfg.TEST.NO_TEST:
+            open_world.check_evaluation(self)
         start = self.start_epoch if start_epoch is None else start_epoch
         try:
             super().train(start, self.max_epoch if max_epoch is None else max_epoch)
@@ -317,32 +321,57 @@ class SimpleTrainer(TrainerBase):
         """Hook before images are given to `model_inference`, in an evaluation or to predict."""
         self.set_model_mode("eval")
 
-    @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate on `split` (val or test, TEST.SPLIT by default) and return the first figure, accuracy in percent.
+    def similarity_scale(self) -> float:
+        """Factor between the logits and the similarities that scores of foreign images start from."""
+        return 1.0
 
-        "val" without a validation set is the test set, with a warning. No random generator moves.
-
-        Raises:
-            ValueError: another split.
-        """
-        split, loader = self._test_loader(self.cfg.TEST.SPLIT if split is None else split)
-        self.before_inference()
-        self.evaluator.reset()
-        logger.info("Evaluate on the *%s* set", split)
-        images, start = 0, time.perf_counter()
-        loader = self.evaluation_batches(loader)
-        with unchanged_random_state(), contextlib.closing(progress(self.cfg, loader, f"evaluate {split}")) as batches:
+    def outputs(self, loader: Any, title: str) -> Iterator[tuple[Any, Tensor, Any]]:
+        """What the model says to every batch of an evaluation loader: output, labels, the batch itself."""
+        with contextlib.closing(progress(self.cfg, loader, title)) as batches:
             for batch in batches:
                 image, label = self.parse_batch_test(batch)
                 with self.test_precision.autocast():
                     output = self.model_inference(image)
-                paths = {"paths": list(batch["impath"])} if self.cfg.TEST.PREDICTIONS else {}
-                self.evaluator.process(output, label, **paths)
-                images += len(label)
+                yield output, label, batch
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on `split` (val or test) and return the first figure, accuracy in percent.
+
+        Without `split` it is TEST.SPLIT, and what TEST.CALIBRATE, OOD_DATASETS and JOINT ask for is measured too. "val"
+        without a validation set is the test set, with a warning. No random generator moves.
+
+        Raises:
+            ValueError: another split.
+        """
+        with unchanged_random_state():
+            return self._test(split)
+
+    def _test(self, asked: str | None) -> float:
+        split, loader = self._test_loader(self.cfg.TEST.SPLIT if asked is None else asked)
+        self.before_inference()
+        self.evaluator.reset()
+        if asked is None and self.cfg.TEST.CALIBRATE:
+            fitted = self.temperature is None
+            self.evaluator.temperature = open_world.temperature_of(self) if fitted else self.temperature
+        inside = open_world.ScoreList(self.similarity_scale()) if asked is None and self.other_loaders else None
+        logger.info("Evaluate on the *%s* set", split)
+        images, start = 0, time.perf_counter()
+        loader = self.evaluation_batches(loader)
+        for output, label, batch in self.outputs(loader, f"evaluate {split}"):
+            paths = {"paths": list(batch["impath"])} if self.cfg.TEST.PREDICTIONS else {}
+            self.evaluator.process(output, label, **paths)
+            images += len(label)
+            if inside is not None:
+                inside.add(output)
         results = self.evaluator.evaluate()
         seconds = time.perf_counter() - start
         figures = {**results, **self.evaluator.summary()} if hasattr(self.evaluator, "summary") else dict(results)
+        if inside is not None:
+            figures["ood"] = open_world.detect_others(self, inside)
+        if asked is None and self.cfg.TEST.JOINT:
+            figures["joint"] = open_world.joint_figures(figures["per_class"], self.num_classes)
+            logger.info("* among all classes: base %(base).1f%%, new %(new).1f%%, H %(h).1f%%", figures["joint"])
         total, stored = sum(distributed.all_gather_object(images)), getattr(loader, "stored", False)
         evaluation = Evaluation(split, figures, total, seconds, stored)
         numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}

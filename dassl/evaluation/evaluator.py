@@ -18,12 +18,13 @@ from dassl.utils.files import atomic_write, write_text
 from dassl.utils.spreadsheet import safe_cell
 
 from .build import EVALUATOR_REGISTRY
+from .calibration import calibration_error, reliability
 
 __all__ = ["Classification", "EvaluatorBase", "calibration_error", "confusion_counts", "macro_f1"]
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_BINS = 15
+KINDS = (torch.long, torch.long, torch.float, torch.float, torch.bool)  # of the fields of Predictions
 PREDICTIONS = "predictions.csv"  # of TEST.PREDICTIONS, in the folder of the run
 GROUP = 32
 """Batches of a device other than the CPU whose outputs are read together, so that the host does not wait for each."""
@@ -49,11 +50,13 @@ class EvaluatorBase:
 
 
 class Predictions(NamedTuple):
-    """One entry per item: label, predicted label, probability of the prediction, whether the label is in the top 5."""
+    """One entry per item: label, predicted label, probability of the prediction, the same at the evaluator's
+    temperature, whether the label is in the top 5."""
 
     label: Tensor
     predicted: Tensor
     confidence: Tensor
+    calibrated: Tensor
     in_top5: Tensor
 
 
@@ -65,6 +68,9 @@ class Classification(EvaluatorBase):
 
     Args:
         lab2cname: class names by label; needed for per-class results.
+
+    Attributes:
+        temperature: divides the logits before the softmax that gives calibrated probabilities; None without one.
 
     Raises:
         ValueError: TEST.PER_CLASS_RESULT without class names.
@@ -79,6 +85,7 @@ class Classification(EvaluatorBase):
 
     def reset(self) -> None:
         """Forget everything."""
+        self.temperature: float | None = None
         self._parts: list[Predictions] = []
         self._paths: list[str] = []
         self._waiting: list[tuple[Tensor, ...]] = []  # which images have a NaN, and Predictions
@@ -100,11 +107,13 @@ class Classification(EvaluatorBase):
         logits = mo.detach().float()
         labels = gt.to(logits.device)
         predicted = logits.argmax(dim=1)
-        confidence = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
+        confidence = calibrated = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
+        if self.temperature is not None:
+            calibrated = (logits / self.temperature).softmax(dim=1).gather(1, predicted[:, None])[:, 0]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         in_top5 = (best == labels[:, None]).any(dim=1)
         self._paths += paths
-        self._waiting.append((logits.isnan().any(1), labels, predicted, confidence, in_top5))
+        self._waiting.append((logits.isnan().any(1), labels, predicted, confidence, calibrated, in_top5))
         if logits.device.type == "cpu" or len(self._waiting) == GROUP:
             self._read()
 
@@ -151,7 +160,8 @@ class Classification(EvaluatorBase):
 
         accuracy, error_rate, macro_f1, ece (expected calibration error, 15 bins) and top5 in percent, total, correct,
         and per_class: for each class present {label, total, correct, accuracy} under its name. A name that two classes
-        share is followed by the label.
+        share is followed by the label. reliability: for each bin of ece the count, the number of right predictions and
+        the sum of their probabilities. With a temperature also calibration: it, and ece and reliability under it.
 
         Raises:
             ValueError: `evaluate` has not run since the last `reset`.
@@ -162,7 +172,7 @@ class Classification(EvaluatorBase):
 
     def _gathered(self) -> Predictions:
         self._read()
-        empty = Predictions(*(torch.empty(0, dtype=kind) for kind in (torch.long, torch.long, torch.float, torch.bool)))
+        empty = Predictions(*(torch.empty(0, dtype=kind) for kind in KINDS))
         own = Predictions(*(torch.cat(column) for column in zip(empty, *self._parts)))
         arrays = distributed.all_gather_object(tuple(column.numpy() for column in own))
         return Predictions(*(torch.cat([torch.from_numpy(part) for part in column]) for column in zip(*arrays)))
@@ -176,11 +186,15 @@ class Classification(EvaluatorBase):
         self._counts = counts
         correct = int(counts.diagonal().sum())
         accuracy = 100.0 * correct / total
+        right = seen.label == seen.predicted
+        temperature = self.temperature
+        calibrated = {} if temperature is None else {"temperature": temperature, **_calibration(seen.calibrated, right)}
         return {
             "accuracy": accuracy,
             "error_rate": 100.0 - accuracy,
             "macro_f1": 100.0 * macro_f1(counts),
-            "ece": 100.0 * calibration_error(seen.confidence, seen.label == seen.predicted),
+            **_calibration(seen.confidence, right),
+            **({"calibration": calibrated} if calibrated else {}),
             "top5": 100.0 * int(seen.in_top5.sum()) / total,
             "total": total,
             "correct": correct,
@@ -218,7 +232,7 @@ class Classification(EvaluatorBase):
         logger.info("Confusion matrix is saved to %s", path)
 
     def _save_predictions(self) -> None:
-        """Write path, label, prediction and its probability of every image, in the order of the processes."""
+        """Write path, label, prediction and its (calibrated) probability of every image, by process."""
         paths = [path for part in distributed.all_gather_object(self._paths) for path in part]
         if not distributed.is_main_process():
             return
@@ -227,7 +241,7 @@ class Classification(EvaluatorBase):
         table = csv.writer(text, lineterminator="\n")
         table.writerow(("path", "label", "prediction", "probability"))
         for path, *labels, confidence in zip(
-            paths, seen.label.tolist(), seen.predicted.tolist(), seen.confidence.tolist()
+            paths, seen.label.tolist(), seen.predicted.tolist(), seen.calibrated.tolist()
         ):
             table.writerow((safe_cell(path), *(safe_cell(names.get(label, label)) for label in labels), confidence))
         write_text(text.getvalue(), Path(self.cfg.OUTPUT_DIR) / PREDICTIONS)
@@ -248,17 +262,9 @@ def macro_f1(counts: Tensor) -> float:
     return float(f1[labelled > 0].mean())
 
 
-def calibration_error(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error in [0, 1] (Guo et al., 2017, equation 3).
-
-    The mean over items of |accuracy - mean confidence| of the item's bin; bins are (i/n, (i+1)/n], of equal width.
-
-    Args:
-        confidence: probability of the predicted class (n,).
-        correct: whether the prediction was right (n,).
-    """
-    confidence = confidence.double()
-    place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.double)
-    gap.index_add_(0, place, correct.double() - confidence)
-    return float(gap.abs().sum() / len(confidence))
+def _calibration(probability: Tensor, right: Tensor) -> dict[str, Any]:
+    """Expected calibration error in percent, and sums per bin, which can be pooled over runs."""
+    bins = reliability(probability, right)
+    count, sums = bins.count.tolist(), [(side * bins.count).nan_to_num() for side in bins[:2]]
+    diagram = {"count": count, "correct": sums[0].round().long().tolist(), "probability": sums[1].tolist()}
+    return {"ece": 100.0 * calibration_error(probability, right), "reliability": diagram}
