@@ -98,6 +98,8 @@ class Recipe:
     domain: str = ""
     sets: int = 0
     """Into how many sets incremental learning divides the classes."""
+    joint: bool = False
+    """Base-to-new also measures base and new classes together."""
     imports: tuple[str, ...] = ()
     untrusted: str = ""
     """Reason why modules to import were not, and what needs them was not checked; see dassl.config.imports.run_only."""

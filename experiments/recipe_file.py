@@ -31,7 +31,7 @@ from experiments.recipe import (
 from experiments.settings import SETTINGS, step_parts
 
 _KEYS = ("task", "title", "config", "datasets", "source", "targets", "domain", "sets", "shots", "seeds", "methods")
-_OPTIONAL = ("imports", "published", "options", "variant")
+_OPTIONAL = ("joint", "imports", "published", "options", "variant")
 _METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "first", "shots", "seeds", "published")
 _FIRST_KEYS = ("config", "option")
 _WHEN_KEYS = ("shots", "datasets", "parts", "options")
@@ -128,7 +128,7 @@ class _Reader:
             self.problems.append(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
             return None
         setting = SETTINGS[task]
-        special = ("datasets", "source", "targets", "domain", "sets")
+        special = ("datasets", "source", "targets", "domain", "sets", "joint")
         unused = [key for key in special if key not in (*setting.needs, *setting.takes)]
         self.unknown(content, [key for key in (*_KEYS, *_OPTIONAL) if key not in unused], f"of task {task}")
         for key in setting.needs:
@@ -156,7 +156,10 @@ class _Reader:
         if task == "incremental" and any(method.first is not None for method in methods):
             self.problems.append("first is not possible in task incremental, whose steps start from one another")
         sets = self.sets(content.get("sets")) if "sets" in setting.needs else 0
-        parts = setting.parts or step_parts(sets)
+        joint = content.get("joint", False)
+        if not isinstance(joint, bool):
+            self.problems.append(f"joint is {joint!r}, expected true or false")
+        parts = (*(setting.parts or step_parts(sets)), *(["joint"] if joint is True else []))
         self.check_datasets_of(methods, parts)
         return Recipe(
             name=self.file.stem,
@@ -169,6 +172,7 @@ class _Reader:
             targets=targets,
             domain=domain,
             sets=sets,
+            joint=joint is True,
             imports=imports,
             untrusted=self.untrusted,
             published=self.published(content.get("published", [])),

@@ -3,7 +3,7 @@
 | setting | trained on | evaluated on |
 |---------|------------|--------------|
 | few_shot | K images of every class | all classes of the same data set |
-| base2new | K images of every base class | the base classes ("base"), the other half ("new") |
+| base2new | K images of every base class | the base classes ("base"), the others ("new"), all if asked ("joint") |
 | cross_dataset | K images of every class of the source, or one style of it | the source, other data sets ("target") |
 | domain_generalization | as cross_dataset | the source, its other domains ("target") |
 | incremental | K images per class of set 1, then set 2, ... | its own set, each earlier one, all so far jointly |
@@ -96,10 +96,14 @@ def _base2new(recipe: Recipe, dataset: str, places: Places) -> Steps:
     name = label(dataset)
     base = places.below("base2new/train_base", name)
     new = places.below("base2new/test_new", name)
-    return (
+    steps = (
         Step("base", name, dataset, base, _shots(places) + _classes("base")),
         Step("new", name, dataset, new, _shots(places) + _classes("new"), base),
     )
+    if not recipe.joint:
+        return steps
+    joint = places.below("base2new/test_joint", name)
+    return *steps, Step("joint", name, dataset, joint, (*_shots(places), *_classes("all"), "TEST.JOINT", "True"), base)
 
 
 def _source(recipe: Recipe, source: str, places: Places) -> Step:
@@ -157,7 +161,7 @@ def _sources(recipe: Recipe) -> tuple[str, ...]:
 
 SETTINGS = {
     "few_shot": Setting("few-shot classification", ("all",), ("datasets",), (), _datasets, _few_shot),
-    "base2new": Setting("base-to-new generalisation", ("base", "new"), ("datasets",), (), _datasets, _base2new),
+    "base2new": Setting("base-to-new generalisation", ("base", "new"), ("datasets",), ("joint",), _datasets, _base2new),
     "cross_dataset": Setting(
         "cross-dataset transfer", ("source", "target"), ("source", "targets"), ("domain",), _sources, _cross_dataset
     ),

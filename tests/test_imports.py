@@ -23,7 +23,8 @@ TOP = {
 }
 THIRD_PARTY = {
     "clip": {"torch", "torchvision", "ftfy", "regex", "safetensors", "numpy", "PIL", "tqdm", "packaging"},
-    "dassl": {"torch", "torchvision", "yacs", "numpy", "PIL", "tqdm", "filelock", "yaml", "gdown", "lazy_loader"},
+    "dassl": {"torch", "torchvision", "yacs", "numpy", "PIL", "tqdm", "filelock", "yaml", "gdown", "lazy_loader"}
+    | {"sklearn", "scipy"},  # of the figures beyond accuracy, when they are asked for
     "transport": {"torch"},
     "datasets": {
         "torch",

@@ -22,6 +22,7 @@ METRICS = {
     "base": "accuracy on base classes",
     "new": "accuracy on new classes",
     "h": "H",
+    "all": "accuracy among base and new classes",
     **{metric: text for metric, (text, _) in STEP_METRICS.items()},
 }
 TITLES = {
@@ -214,11 +215,14 @@ class _Builder:
         for name, own in self.rows(shots).items():
             mean_of_h = self.average(h, name, H_MEAN, "h", columns, own)
             h[name, H_MEAN] = replace(mean_of_h, published=self.mean_of_published(name, columns, own))
-        return [
+        found = [
             self.block(shots, "base", columns, base),
             self.block(shots, "new", columns, new),
             self.block(shots, "h", columns, h, (AVERAGE, H_MEAN)),
         ]
+        if "joint" in self.columns:
+            found.append(self.block(shots, "all", columns, self.measured("all", "joint", shots)))
+        return found
 
     def block(
         self, shots: int, metric: str, columns: Sequence[str], cells: Cells, averages: Sequence[str] = (AVERAGE,)

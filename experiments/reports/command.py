@@ -19,7 +19,7 @@ from experiments.reports.claims import to_markdown as claims_page
 from experiments.reports.compare import compare
 from experiments.reports.document import Report, build_report
 from experiments.reports.flags import PICTURES, build_parser
-from experiments.reports.forms import to_csv, to_html, to_latex, to_markdown
+from experiments.reports.forms import gains_csv, to_csv, to_html, to_latex, to_markdown
 from experiments.reports.ledger import LEDGER, load_ledger
 from experiments.reports.logs import find_logs
 from experiments.reports.plots import Plot, plots, save
@@ -91,6 +91,9 @@ def write(report: Report, figures: Sequence[Plot], folder: Path, formats: Sequen
         if kind in formats:
             files.append(folder / f"{name}.{kind}")
             files[-1].write_text(make(), encoding="utf-8")
+    if "csv" in formats and (classes := gains_csv(report)):
+        files.append(folder / f"{name}_classes.csv")
+        files[-1].write_text(classes, encoding="utf-8")
     return [*files, *(path for paths in pictures.values() for path in paths)]
 
 

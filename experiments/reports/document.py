@@ -68,6 +68,12 @@ class Report:
     comparisons: tuple[Comparison, ...] = ()
 
     @property
+    def zero_shot(self) -> str | None:
+        """The first method that has nothing to learn, which gains by class are measured from."""
+        untrained = {name for block in self.blocks for name in block.untrained}
+        return next((method.name for method in self.recipe.methods if method.name in untrained), None)
+
+    @property
     def done(self) -> int:
         return sum(entry.run is not None and entry.result is not None for entry in self.entries)
 

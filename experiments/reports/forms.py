@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dassl.utils.spreadsheet import safe_cell
 from experiments.reports.cells import Block, Cell, cell_frame, title_of
 from experiments.reports.document import Report
+from experiments.reports.open_world import class_gains, extra_figures, gain_rows
 from experiments.reports.plots import Plot, marker_svg, panel_svg
 from experiments.reports.published import PROVENANCES
 from experiments.reports.run_results import RunResult
@@ -131,6 +132,8 @@ def _render(kind: str, report: Report, **more: Any) -> str:
         ],
         cells=_cell_table(report),
         costs=_cost_table(report),
+        extras=_extra_table(report),
+        gains=_gain_table(report),
         titles=_titles,
         **more,
     )
@@ -216,6 +219,36 @@ def _cost_table(report: Report) -> Table:
         figures = [str(cost.shots), f"{cost.parameters:,}", f"{cost.seconds:.1f}", speed]
         rows.append([cost.method, *figures, ", ".join(cost.devices)])
     return Table(header, rows, (0, 5))
+
+
+def _extra_table(report: Report) -> Table:
+    frame = extra_figures(report.entries)
+    rows = [[row[0], row[1], str(row[2]), *map(_two, row[3:])] for row in frame.itertuples(index=False)]
+    return Table(tuple(frame.columns), rows, (0, 1))
+
+
+def _gain_table(report: Report) -> Table:
+    header = (
+        *("method", "data set", "part", "shots", "mean gain", "better / equal / worse"),
+        *("gain most", "lose most"),
+    )
+    rows = []
+    if report.zero_shot is not None:
+        for method, dataset, part, shots, mean, *signs, best, worst in gain_rows(
+            class_gains(report.entries, report.zero_shot)
+        ):
+            named = [", ".join(f"{name} {signed(gain, 1)}" for name, gain in side) or "-" for side in (best, worst)]
+            counts = " / ".join(map(str, signs))
+            rows.append([method, title_of(dataset), part, str(shots), signed(mean), counts, *named])
+    return Table(header, rows, (0, 1, 2, 6, 7))
+
+
+def gains_csv(report: Report) -> str:
+    """Accuracy of every class and its gain over the method without training; "" where there is none."""
+    gains = None if report.zero_shot is None else class_gains(report.entries, report.zero_shot)
+    if gains is None or gains.empty:
+        return ""
+    return gains.map(safe_cell).to_csv(index=False, lineterminator="\n")
 
 
 def _run_row(entry: RunResult) -> list[str]:

@@ -22,6 +22,7 @@ from matplotlib.markers import MarkerStyle
 
 from experiments.reports.cells import Block, shots_text, title_of
 from experiments.reports.document import Report
+from experiments.reports.open_world import Reliability, reliability
 from experiments.reports.published import AVERAGE
 from experiments.reports.stats import Summary
 from experiments.reports.tables import signed
@@ -207,6 +208,30 @@ class _Figures:
                 found.append(Plot(f"difference_{block.name}", title, note, (panel,)))
         return found
 
+    def reliability(self) -> list[Plot]:
+        """Reliability diagrams: accuracy where a method says a probability, one panel per method."""
+        found = reliability(self.report.entries)
+
+        def panel(name: str, bins: Reliability) -> Panel:
+            def draw(axes: Axes) -> None:
+                seen = bins.count > 0
+                said, right = (side[seen] / bins.count[seen] for side in (bins.probability, bins.correct))
+                axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+                sizes = 6 + 60 * bins.count[seen] / bins.count.sum()
+                axes.plot(said, right, color=self.color[name], linewidth=1)
+                axes.scatter(said, right, s=sizes, color=self.color[name])
+                axes.set_xlim(0, 1)
+                axes.set_ylim(0, 1)
+                axes.set_xlabel("probability")
+                axes.set_ylabel("accuracy")
+                axes.grid(True)
+
+            return Panel(_short(name), draw, 2.4, 2.3)
+
+        note = "Pooled over data sets and seeds, at the most shots; larger points have more images. Dotted: calibrated."
+        panels = tuple(panel(name, bins) for name, bins in found.items() if name in self.color)
+        return [Plot("reliability", "Reliability", note, panels)] if panels else []
+
     def costs(self) -> list[Plot]:
         """Average against learned parameters and against seconds of training, at the largest number of shots."""
         scored = [block for block in self.report.blocks if block.metric in ("accuracy", "h", "joint")]
@@ -257,7 +282,8 @@ def plots(report: Report, baseline: str | None = None) -> list[Plot]:
     if baseline not in figures.color:
         raise ValueError(f'there is no method "{baseline}" as a baseline, choose from: {", ".join(names)}')
     return [
-        *figures.curves(), *figures.bars(), *figures.steps(), *figures.differences(baseline), *figures.costs()
+        *figures.curves(), *figures.bars(), *figures.steps(), *figures.differences(baseline),
+        *figures.reliability(), *figures.costs(),
     ]  # fmt: skip
 
 

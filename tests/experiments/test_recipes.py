@@ -316,6 +316,8 @@ TRANSFER = {"task": "cross_dataset", "datasets": None, "source": "digits"}
         ({**TRANSFER, "task": "domain_generalization", "domain": "a", "targets": ["a"]}, "targets has 'a', which is"),
         ({**TRANSFER, "domain": "a", "targets": ["no_such"]}, "targets: there is no config 'no_such'"),
         ({"published": {"place": "x"}}, "unknown key 'place' of published"),
+        ({"task": "base2new", "joint": 1}, "joint is 1, expected true or false"),
+        ({"joint": True}, "unknown key 'joint' of task few_shot"),
         ({"imports": ["no_such_module_at_all"]}, "cannot import 'no_such_module_at_all'"),
         ({"task": "cross_dataset", "datasets": None}, "source is missing.*targets is missing"),
     ],
