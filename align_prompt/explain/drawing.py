@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from align_prompt.explain.attention import Maps
-from align_prompt.explain.mistakes import Bins, Outcome
+from align_prompt.explain.mistakes import Outcome
+from dassl.evaluation.calibration import Bins
 from dassl.utils import read_image
 
 CELL = 1.25  # inches of a small picture

@@ -30,7 +30,7 @@ EXTREMES = 3  # classes named at either end of the gains
 class Reliability(NamedTuple):
     """Sums over the runs of a method, by bin of probability: predictions, right ones, and their probabilities."""
 
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment] # hides a method of tuples
     correct: np.ndarray
     probability: np.ndarray
 

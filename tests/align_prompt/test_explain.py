@@ -13,7 +13,7 @@ from align_prompt.explain import mistakes, sections
 from align_prompt.explain.attention import maps_of, method_maps, plain_maps, rollout
 from align_prompt.explain.plans import plans_of, token_names
 from align_prompt.explain.words import nearest, nearest_words
-from dassl.evaluation.evaluator import calibration_error
+from dassl.evaluation.calibration import calibration_error, reliability
 
 ALIGN = ("TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.N_CTX", 2)
 
@@ -202,7 +202,7 @@ def test_outcomes_of_a_test_set():
     assert mistakes.confusion(labels, predicted, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 0]]
     assert mistakes.worst(found) == [3, 1, 4]
     assert mistakes.worst(found, 1) == [3]
-    bins = mistakes.reliability(probability, found.correct, 15)
+    bins = reliability(probability, found.correct, 15)
     share = bins.count / len(labels)
     error = float((share * (bins.accuracy - bins.probability).abs().nan_to_num()).sum())
     assert error == pytest.approx(calibration_error(probability, found.correct), abs=1e-6)
