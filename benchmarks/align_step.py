@@ -30,11 +30,10 @@ from clip import CLIP, Encoded, convert_weights
 from clip.text_layout import text_layout
 from dassl.engine.precision import Precision
 from tests.transport.plain_loops import align_loop
-from trainers.align import ALIGN, TwoLevelTransport
+from trainers.align import ALIGN, TwoLevelTransport, align_logits
 from trainers.base import PromptedCLIP, freeze_all_but
 from trainers.parts.memory import MemoryPlan
 from trainers.parts.modes import MultiModeLearner
-from transport.scores import align_scores
 
 from .report import show
 
@@ -217,8 +216,8 @@ class Worker:
         with Clock() as clock:
             cross_entropy(self.model.score(*features), self.label).backward()
         with Clock() as longer:
-            result = align_scores(*self.loop.arguments(*features), max_iter=100, threshold=1e-30)
-            cross_entropy(result.scores, self.label).backward()
+            result = align_logits(*self.loop.arguments(*features), max_iter=100, threshold=1e-30, fast=True)
+            cross_entropy(result.logits, self.label).backward()
         return {**clock.seconds, "wall_100": longer.seconds["wall"], "cpu_100": longer.seconds["cpu"]}
 
     def check(self) -> dict[str, float]:
@@ -226,7 +225,9 @@ class Worker:
         features = self.features()
         with torch.no_grad():
             loop = self.loop(*features)
-            score = align_scores(*self.loop.arguments(*features), threshold=1e-2, stop="scaling_change").scores
+            score = align_logits(
+                *self.loop.arguments(*features), threshold=1e-2, stop="scaling_change", fast=True
+            ).logits
         return {"difference": float((loop - score).abs().max() / features[2])}
 
     def peak(self) -> dict[str, float]:

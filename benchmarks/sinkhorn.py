@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.transport.plain_loops import align_loop, sinkhorn_loop
-from transport.scores import align_scores
+from trainers.align import align_logits
 from transport.sinkhorn import sinkhorn
 
 from .report import show
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def features(arguments: argparse.Namespace, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """image_pooled, image_tokens, text_pooled, text_tokens, text_mask as `align_scores` takes them."""
+    """x, r, y, s and mask as `align_logits` takes them."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(SHARED, arguments.width, generator=generator)
 
@@ -63,10 +63,10 @@ def features(arguments: argparse.Namespace, share: float) -> tuple[Tensor, Tenso
 def score_ways(x: Tensor, r: Tensor, y: Tensor, s: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
     """The scores of `features` in several ways, by the name of their seconds."""
     return {
-        "blocks_s": lambda: align_scores(x, r, y, s, mask, 10.0).scores,
-        "one_block_s": lambda: align_scores(x, r, y, s, mask, 10.0, budget_bytes=1 << 40).scores,
+        "blocks_s": lambda: align_logits(x, r, y, s, mask, 10.0, fast=True).logits,
+        "one_block_s": lambda: align_logits(x, r, y, s, mask, 10.0, budget_bytes=1 << 40, fast=True).logits,
         "loop_s": lambda: align_loop(x, r, y, s, mask, 10.0)[0],
-        "all_iterations_s": lambda: align_scores(x, r, y, s, mask, 10.0, threshold=1e-30).scores,
+        "all_iterations_s": lambda: align_logits(x, r, y, s, mask, 10.0, threshold=1e-30, fast=True).logits,
     }
 
 
@@ -134,11 +134,11 @@ def run(arguments: argparse.Namespace) -> None:
         found = [{name: timed(way) for name, way in ways.items()} for _ in range(arguments.rounds)]
         figures = {name: statistics.median(one[name][0] for one in found) for name in ways}
         figures["times_faster_than_loop"] = figures["loop_s"] / figures["blocks_s"]
-        score = align_scores(*values, 10.0)
+        score = align_logits(*values, 10.0, fast=True)
         exact = found[0]["all_iterations_s"][1]
         figures["token_iterations"], figures["prompt_iterations"] = score.iterations.tolist()
         figures["token_entropy"], figures["prompt_entropy"] = float(score.token_entropy), float(score.prompt_entropy)
-        figures["largest_error_of_cosine"] = float((score.scores - exact).abs().max()) / 10
+        figures["largest_error_of_cosine"] = float((score.logits - exact).abs().max()) / 10
         images, texts = (normalize(values[k].detach(), dim=-1).flatten(0, 2) for k in (1, 3))
         settings = {"problems": arguments.batch * arguments.classes * arguments.modes**2}
         settings |= {"rows": arguments.image_tokens, "columns": arguments.text_tokens, "threads": arguments.threads}

@@ -5,7 +5,7 @@ import torch
 from test_trainers import backbone, built, root, run  # noqa: F401
 
 from dassl.engine import TRAINER_REGISTRY
-from transport.scores import align_scores
+from trainers.align import align_logits
 from transport.sinkhorn import sinkhorn
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -28,7 +28,7 @@ def test_scores_and_gradients_equal_those_of_the_cpu(mode, rng):
     found = []
     for device in ("cpu", "cuda"):
         leaves = [value.to(device).requires_grad_() for value in values]
-        scores = align_scores(*leaves, mask.to(device), 10.0, mode=mode).scores
+        scores = align_logits(*leaves, mask.to(device), 10.0, mode=mode, fast=True).logits
         scores.square().sum().backward()
         found.append([scores.cpu(), *(leaf.grad.cpu() for leaf in leaves if leaf.grad is not None)])
     for one, other in zip(*found):

@@ -7,7 +7,7 @@ weighted by a transport plan between the two sets of prompts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,18 @@ from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner, mode_similarity
 from trainers.parts.options import VISION_SCALE, count, precision, weight
 from trainers.parts.prompts import Learner
-from transport.scores import align_scores, set_sizes
-from transport.sinkhorn import GRADIENTS, entropies, full_precision, normalized, sinkhorn, transport_cost, uniform_mass
+from transport.set_distances import check_axes, set_distances, set_sizes
+from transport.sinkhorn import (
+    GRADIENTS,
+    check_choices,
+    entropies,
+    full_precision,
+    normalized,
+    sinkhorn,
+    transport_cost,
+    uniform_mass,
+    without_autocast,
+)
 
 from .base import PromptTrainer, Score
 
@@ -30,6 +40,26 @@ SCORES = ("paper", "released")
 PLANS = ("learned", "uniform")
 
 
+class AlignLogits(NamedTuple):
+    """Result of `align_logits`.
+
+    logits: (B, C).
+    prompt_plan: (B, C, M, N) plan T between the prompts, a constant.
+    token_plans: (B, C, M, N, J, L) plans T_mn between the tokens, constants; None of the fast form.
+    token_entropy, prompt_entropy: mean entropy of a level's plans over that of the uniform plan, in [0, 1]; 1 =
+        transport is a plain average.
+    iterations: (2,) mean Sinkhorn iterations of the token and of the prompt level.
+    """
+
+    logits: Tensor
+    prompt_plan: Tensor
+    token_plans: Tensor | None
+    token_entropy: Tensor
+    prompt_entropy: Tensor
+    iterations: Tensor
+
+
+@without_autocast
 def align_logits(
     x: Tensor,
     r: Tensor,
@@ -43,8 +73,12 @@ def align_logits(
     reg: float = 0.1,
     max_iter: int = 100,
     threshold: float | None = None,
+    stop: str | None = None,
     gradient: str = "constant",
-) -> tuple[Tensor, Tensor, Tensor]:
+    fast: bool = False,
+    budget_bytes: int | None = None,
+    sizes: list[int] | None = None,
+) -> AlignLogits:
     """ALIGN's two levels of transport, as they are defined (paper, Section 3).
 
     `paper`: d is what transport between the tokens costs, and the logit falls with the cost of transport between the
@@ -55,33 +89,53 @@ def align_logits(
     Args:
         x, r: image features (B, M, E) and tokens (B, M, J, E).
         y, s: text features (C, N, E) and tokens (C, N, L, E).
-        mask: (C, N, L) bool, tokens that belong to each sentence's set.
+        mask: (C, N, L) bool, tokens that belong to each sentence's set, at least one.
         scale, beta: logit scale, weight of the token level.
-        reg, max_iter, threshold: of both levels, see `sinkhorn`; `released` has the rule `scaling_change`.
-        gradient: see `transport_cost`.
+        reg, max_iter, threshold, stop: of both levels, see `sinkhorn`. None = the rule `marginal` of `paper`, and
+            `scaling_change` of `released`, under which the M * N token-level problems of an (image, class) pair stop
+            together, and so do all prompt-level problems.
+        gradient: of both levels of `paper` with learned plans, see `transport_cost`.
+        fast: the token level by `set_distances`, which keeps no (B, C, M, N, J, L) tensor, with its `budget_bytes` and
+            `sizes`.
 
-    Returns:
-        Logits (B, C), token-level plans (B, C, M, N, J, L) and prompt-level plans (B, C, M, N).
+    Raises:
+        ValueError: an option out of range, shapes that do not fit, or an empty token set.
+        FloatingPointError: features that are not finite.
     """
-    x, r, y, s = (F.normalize(full_precision(v), dim=-1) for v in (x, r, y, s))
-    paper, rule = mode == "paper", ("marginal" if mode == "paper" else "scaling_change")
-    gradient = gradient if plan == "learned" else "constant"
+    check_axes(x=(x, "BME"), r=(r, "BMJE"), y=(y, "CNE"), s=(s, "CNLE"), mask=(mask, "CNL"))
+    paper = mode == "paper"
+    check_choices(mode=(mode, SCORES), plan=(plan, PLANS), gradient=(gradient, GRADIENTS if paper else ("constant",)))
+    stop = stop or ("marginal" if paper else "scaling_change")
+    if plan == "uniform":
+        gradient = "constant"
+    x, y = (F.normalize(full_precision(v), dim=-1) for v in (x, y))
 
-    def transport(cost: Tensor, cols: Tensor, together: int | None) -> Tensor:
+    def transport(cost: Tensor, cols: Tensor, together: int | None) -> tuple[Tensor, Tensor]:
         rows = cost.new_full((cost.shape[-2],), 1 / cost.shape[-2])
         if plan == "uniform":
-            return (rows[:, None] * cols.unsqueeze(-2)).expand_as(cost)
-        return sinkhorn(cost, rows, cols, reg, max_iter, threshold, rule, 1 if paper else together).plan
+            return (rows[:, None] * cols.unsqueeze(-2)).expand_as(cost), cost.new_zeros(())
+        group, span = 1 if stop == "marginal" else together, 2 * (1 + beta)  # costs 1 - cosine lie in [0, 2]
+        found = sinkhorn(cost, rows, cols, reg, max_iter, threshold, stop, group, span)
+        return found.plan, found.iterations.to(cost.dtype).mean()
 
-    cost = 1 - torch.einsum("bmje,cnle->bcmnjl", r, s)  # token level
-    T_mn = transport(cost, uniform_mass(mask, cost.dtype)[:, None], x.shape[1] * y.shape[1])
-    d = transport_cost(cost, T_mn, reg, gradient)
+    if not paper:
+        r, s = r.detach(), s.detach()
+
+    T_mn = None
+    if fast:  # token level
+        settings = (reg, max_iter, threshold, stop, gradient, plan == "uniform")
+        d, entropy, iterations = set_distances(r, s, mask, *settings, budget_bytes, sizes)
+    else:
+        r, s = (F.normalize(full_precision(v), dim=-1) for v in (r, s))
+        cost = 1 - torch.einsum("bmje,cnle->bcmnjl", r, s)
+        T_mn, iterations = transport(cost, uniform_mass(mask, s.dtype)[:, None], x.shape[1] * y.shape[1])
+        d, entropy = transport_cost(cost, T_mn, reg, gradient), normalized(*entropies(T_mn)).mean()
 
     S = torch.einsum("bme,cne->bcmn", x, y)  # prompt level
-    C = 1 - S + beta * (d if paper else 1 - d.detach())
-    T = transport(C, C.new_full((C.shape[-1],), 1 / C.shape[-1]), None)
+    C = 1 - S + beta * (d if paper else 1 - d)
+    T, steps = transport(C, C.new_full((C.shape[-1],), 1 / C.shape[-1]), None)
     logits = scale * (1 - transport_cost(C, T, reg, gradient) if paper else (T * S).sum((-2, -1)))
-    return logits, T_mn, T
+    return AlignLogits(logits, T, T_mn, entropy, normalized(*entropies(T)).mean(), torch.stack([iterations, steps]))
 
 
 class TwoLevelTransport:
@@ -139,17 +193,11 @@ class TwoLevelTransport:
         x, r, y, s = self.features(image, text)
         length, learner = s.shape[2], self.learner
         mask, sizes = self.known_sets(lambda: self.text_sets(length), (learner.body, learner.end), length)
-        features = (x, r, y, s, mask, scale)
-        if self.options.FAST or torch.compiler.is_exporting():
-            found = align_scores(*features, **self.settings, sizes=sizes)
-            logits, entropy = found.scores, (found.token_entropy, found.prompt_entropy)
-        else:
-            with torch.autocast(x.device.type, enabled=False):
-                logits, tokens, prompts = align_logits(*features, **self.settings)
-            entropy = normalized(*entropies(tokens)).mean(), normalized(*entropies(prompts)).mean()
-        self.metrics = dict(zip(("token_entropy", "prompt_entropy"), entropy))
+        fast = self.options.FAST or torch.compiler.is_exporting()
+        found = align_logits(x, r, y, s, mask, scale, **self.settings, fast=fast, sizes=sizes)
+        self.metrics = {"token_entropy": found.token_entropy, "prompt_entropy": found.prompt_entropy}
         self.metrics |= {"mode_similarity_image": mode_similarity(x), "mode_similarity_text": mode_similarity(y)}
-        return logits
+        return found.logits
 
 
 @TRAINER_REGISTRY.register()

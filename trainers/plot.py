@@ -18,13 +18,14 @@ from trainers.parts.modes import ModeContext, mode_phrases, mode_sentences, star
 from trainers.parts.options import CLASS_TOKEN_POSITION, PLOT_OPTIONS, count, precision
 from trainers.parts.prompts import Learner, random_prompt
 from trainers.parts.set_transport import SetTransport
-from transport.sinkhorn import full_precision, sinkhorn
+from transport.sinkhorn import full_precision, sinkhorn, without_autocast
 
 from .base import PromptTrainer, Score
 
 POOLED = ("imagenet", "always", "never")
 
 
+@without_autocast
 def plot_logits(
     u: Tensor,
     w: Tensor,

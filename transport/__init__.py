@@ -1,1 +1,1 @@
-"""Entropic optimal transport: the Sinkhorn solver and the scores of PLOT, PLOT++ and ALIGN built on it."""
+"""Entropic optimal transport: the Sinkhorn solver, and the distances of many pairs of sets."""

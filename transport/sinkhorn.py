@@ -5,15 +5,21 @@ Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurI
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from transport.unrolled import unrolled_plan
+
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 THRESHOLDS = {"marginal": 1e-3, "scaling_change": 1e-2}
 """Stop rules of `sinkhorn` and their default thresholds."""
@@ -105,6 +111,9 @@ def sinkhorn(
         FloatingPointError: a cost that is not finite, with the number of such entries and problems.
     """
     rule = make_rule(stop, threshold, max_iter, reg)
+    if torch.compiler.is_exporting():  # fixed iterations and uniform rows: a graph makes no decisions
+        plan = unrolled_plan(full_precision(cost.detach()), col_mass, reg, max_iter)
+        return Transport(plan, plan.new_zeros(plan.shape[:-2]), plan.new_zeros(plan.shape[:-2]))
     if cost.dim() < 2 or 0 in cost.shape:
         raise ValueError(f"cost has shape {tuple(cost.shape)}, expected (..., R, K) and at least one problem")
     if stop == "marginal" and group != 1:
@@ -214,8 +223,7 @@ def uniform_mass(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> Rule:
     """Checked options of `sinkhorn`; None = the rule's default threshold. Raises ValueError."""
-    if stop not in THRESHOLDS:
-        raise ValueError(f"stop is {stop!r}, expected one of {', '.join(THRESHOLDS)}")
+    check_choices(stop=(stop, THRESHOLDS))
     threshold = THRESHOLDS[stop] if threshold is None else threshold
     if not (math.isfinite(reg) and reg > 0):
         raise ValueError(f"reg is {reg}, expected a finite number above 0")
@@ -224,6 +232,25 @@ def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> 
     if max_iter < 1:
         raise ValueError(f"max_iter is {max_iter}, expected at least 1")
     return Rule(stop, float(threshold), int(max_iter), float(reg))
+
+
+def check_choices(**found: tuple[str, Iterable[str]]) -> None:
+    """Values by name with what is allowed. Raises ValueError."""
+    for name, (value, allowed) in found.items():
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` of tensors, the first of which says the device, with autocast off."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from transport.sinkhorn import transport_cost
-
 
 def unrolled_plan(cost: Tensor, col_mass: Tensor, reg: float, iterations: int) -> Tensor:
     """Plans of many problems with uniform row masses.
@@ -36,21 +34,3 @@ def unrolled_plan(cost: Tensor, col_mass: Tensor, reg: float, iterations: int) -
         right, last = mass / torch.bmm(across, left), left
         left = 1 / (rows * torch.bmm(kernel, right))
     return (kernel * last * right.mT).reshape(size)
-
-
-def unrolled_distance(
-    images: Tensor, texts: Tensor, mass: Tensor, reg: float, iterations: int, gradient: str = "constant"
-) -> Tensor:
-    """Cost of transport, `transport_cost`, of every pair of an image set and a text set with cost 1 - r s^T.
-
-    Args:
-        images: (B, M, J, E), normalised.
-        texts: (C, N, L, E), normalised where they have mass.
-        mass: (C, N, L).
-
-    Returns:
-        (B, C, M, N).
-    """
-    cost = 1 - torch.einsum("bmje,cnle->bcmnjl", images, texts)
-    plan = unrolled_plan(cost, mass[:, None], reg, iterations)
-    return transport_cost(cost, plan, reg, gradient)

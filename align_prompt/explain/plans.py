@@ -84,9 +84,9 @@ def _token_plans(
     mask = transport.text_mask(s.shape[2])
     if transport.options.SCORE == "paper":  # every class stops by itself; in the released form all stop together
         y, s, mask, place = y[place, None], s[place, None], mask[place, None], 0
-    with torch.autocast(x.device.type, enabled=False):
-        logits, tokens, prompts = align_logits(x, r, y, s, mask, scale, **transport.settings)
-    return TokenPlans(tokens[0, place].cpu(), mask[place].cpu(), prompts[0, place].cpu(), float(logits[0, place]))
+    found = align_logits(x, r, y, s, mask, scale, **transport.settings)
+    tokens, prompts = (plan[0, place].cpu() for plan in (found.token_plans, found.prompt_plan))
+    return TokenPlans(tokens, mask[place].cpu(), prompts, float(found.logits[0, place]))
 
 
 @torch.no_grad()

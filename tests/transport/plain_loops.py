@@ -35,11 +35,11 @@ def sinkhorn_loop(
 
 
 def align_loop(
-    image_pooled: Tensor,
-    image_tokens: Tensor,
-    text_pooled: Tensor,
-    text_tokens: Tensor,
-    text_mask: Tensor,
+    x: Tensor,
+    r: Tensor,
+    y: Tensor,
+    s: Tensor,
+    mask: Tensor,
     scale: Tensor | float,
     mode: str = "paper",
     beta: float = 1.0,
@@ -48,22 +48,22 @@ def align_loop(
     threshold: float = 1e-2,
     stop: str = "scaling_change",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (B, C), prompt plans (B, C, M, N) and token costs d (B, C, M, N); arguments as of `align_scores`.
+    """Scores (B, C), prompt plans (B, C, M, N) and token costs d (B, C, M, N); arguments as of `align_logits`.
 
     With stop = `marginal` every problem is solved alone; with `scaling_change` the M * N token-level problems of a pair
     together, and all prompt-level problems together.
     """
-    x, y = (v / v.norm(dim=-1, keepdim=True) for v in (image_pooled, text_pooled))
-    r, s = (v / v.norm(dim=-1, keepdim=True) for v in (image_tokens, text_tokens))
+    x, y = (v / v.norm(dim=-1, keepdim=True) for v in (x, y))
+    r, s = (v / v.norm(dim=-1, keepdim=True) for v in (r, s))
     (images, m, j), (classes, n) = r.shape[:3], s.shape[:2]
     cosines, distances = [], []
     for b in range(images):
         for c in range(classes):
-            used = text_mask[c].any(0)
+            used = mask[c].any(0)
             cost = (1 - torch.einsum("mje,nle->mnjl", r[b], s[c][:, used])).flatten(0, 1)  # (M N, J, tokens of c)
             rows = cost.new_full((m * n, j), 1 / j)
-            mask = text_mask[c][:, used].to(cost)
-            cols = (mask / mask.sum(1, keepdim=True)).repeat(m, 1)
+            inside = mask[c][:, used].to(cost)
+            cols = (inside / inside.sum(1, keepdim=True)).repeat(m, 1)
             size = m * n if stop == "scaling_change" else 1
             plans = [
                 sinkhorn_loop(*parts, reg, max_iter, threshold, stop)

@@ -62,4 +62,4 @@ PLOT_OPTIONS = {
         None, "error at which Sinkhorn stops; None = 1e-3 (marginal) or 1e-2 (scaling_change)", above=0, kind=float
     ),
 }
-"""Options of the methods with `transport.scores.plot_scores`."""
+"""Options of the methods with `trainers.parts.set_transport.SetTransport`."""

@@ -9,19 +9,19 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from trainers.parts.modes import mode_similarity
-from transport.scores import plot_scores
+from transport.set_distances import set_distances
 from transport.sinkhorn import entropies, normalized
 
 
 class SetTransport:
-    """`plot_scores` with a method's options: (image_set, text_set, scale) -> scores (B, C).
+    """PLOT's transport with a method's options: (image_set, text_set, scale) -> scores (B, C).
 
     `metrics` holds the entropy of the last call's plans, 1 = uniform, and the mean cosine between the sentences of a
     class, so that a log shows what transport and modes add.
 
     Args:
         options: the method's config node.
-        definition: computes scores and plans in the place of `plot_scores`.
+        definition: computes scores and plans in the place of the fast form, which keeps no plans.
     """
 
     def __init__(self, options: CfgNode, definition: Callable[..., tuple[Tensor, Tensor]] | None = None):
@@ -36,10 +36,11 @@ class SetTransport:
 
     def __call__(self, image_set: Tensor, text_set: Tensor, scale: Tensor | float) -> Tensor:
         if self.definition is None or torch.compiler.is_exporting():
-            scores, entropy, _ = plot_scores(image_set, text_set, scale, **self.settings)
+            together = self.settings["stop"] == "scaling_change"
+            found = set_distances(image_set.unsqueeze(1), text_set.unsqueeze(1), **self.settings, together=together)
+            scores, entropy = scale * (1 - found.value.flatten(1)), found.entropy  # (B, C)
         else:
-            with torch.autocast(image_set.device.type, enabled=False):
-                scores, plan = self.definition(image_set, text_set, scale, **self.settings)
+            scores, plan = self.definition(image_set, text_set, scale, **self.settings)
             entropy = normalized(*entropies(plan)).mean()
         self.metrics = {"plan_entropy": entropy, "mode_similarity_text": mode_similarity(text_set)}
         return scores
