@@ -85,6 +85,7 @@ def _token_plans(
     if transport.options.SCORE == "paper":  # every class stops by itself; in the released form all stop together
         y, s, mask, place = y[place, None], s[place, None], mask[place, None], 0
     found = align_logits(x, r, y, s, mask, scale, **transport.settings)
+    assert found.token_plans is not None  # of the plain form
     tokens, prompts = (plan[0, place].cpu() for plan in (found.token_plans, found.prompt_plan))
     return TokenPlans(tokens, mask[place].cpu(), prompts, float(found.logits[0, place]))
 
