@@ -15,6 +15,7 @@ import align_prompt
 COMMANDS = {
     "predict": "name the classes of pictures with a trained model",
     "explain": "show what a trained model does, in pictures",
+    "demo": "try a trained model on a local page in the browser",
     "export": "write a trained model for use elsewhere: a bundle, ONNX, ...",
     "list": "what there is: methods, data sets, backbones, configs, recipes",
 }

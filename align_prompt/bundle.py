@@ -45,6 +45,7 @@ FORGOTTEN: dict[str, Any] = {
     "TRAIN.INIT_FROM": "",
     "TEST.FEATURE_CACHE": False,
     "TEST.PREDICTIONS": False,
+    "TEST.COMPUTE_CMAT": False,
     "TEST.PER_CLASS_RESULT": False,
     "TEST.EVALUATOR": "Classification",
 }

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from clip.layers import attend, check_image
+from clip.layers import attend, attention_weights, check_image
 from clip.prompts import Encoded, Prompts
 
 EXPANSION = 4
@@ -80,10 +80,15 @@ class AttentionPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (rows, L, d) with positions added. Returns (rows, L, E)."""
-        q, k, v = (
-            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (rows, heads, L, d / heads)
+        q, k, v = (self._by_head(part(x)) for part in (self.q_proj, self.k_proj, self.v_proj))
         return self.c_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Softmax weights (rows, heads, L, L) of :meth:`forward`."""
+        return attention_weights(self._by_head(self.q_proj(x)), self._by_head(self.k_proj(x)))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (rows, heads, L, d / heads)
 
 
 class ModifiedResNet(nn.Module):

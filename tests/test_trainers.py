@@ -12,32 +12,9 @@ import clip
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine import command as command_module
+from tests.short_options import SHORT
 from trainers.base import PromptTrainer
 
-# Options of each method that make its run short; a method without an entry runs with its defaults.
-SHORT = {
-    "ProGrad": ["TRAINER.PROGRAD.N_CTX", 4],
-    "TCP": ["TRAINER.TCP.BLOCK", 2],
-    "CoCoOp": ["TRAINER.COCOOP.N_CTX", 2, "TRAINER.COCOOP.CHUNK_ROWS", 1200, "DATASET.SUBSAMPLE_CLASSES", "base"],
-    "CoOp": ["TRAINER.COOP.N_CTX", 4],
-    "ALIGN": ["TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2]
-    + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2],
-    "VPT": ["TRAINER.VPT.PROMPT_DEPTH_VISION", 2],
-    "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_TEXT", 3, "TRAINER.IVLP.PROMPT_DEPTH_VISION", 2],
-    "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
-    "MaPLeLAMM": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
-    "ALIGNLAMM": ["TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2]
-    + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2],
-    "MMRL": ["TRAINER.MMRL.LAYER", 2, "TRAINER.MMRL.REP_DIM", 16],
-    "PromptSRC": ["TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2, "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2],
-    "PLOT": ["TRAINER.PLOT.N_CTX", 4, "TRAINER.PLOT.N", 2],
-    "PLOTPP": ["TRAINER.PLOTPP.M", 2],
-    "CLIPAdapter": ["TRAINER.CLIP_ADAPTER.RATIO", 0.8, "OPTIM.LR", 0.2],
-    "TipAdapter": ["TRAINER.TIP_ADAPTER.AUGMENT_EPOCH", 2, "TRAINER.TIP_ADAPTER.SEARCH_STEP", "(5,5)"],
-    "UTA": ["TRAINER.UTA.LAYERS", 2, "TRAINER.UTA.WIDTH", 64, "OPTIM.NAME", "adamw", "OPTIM.LR", 0.002],
-    "LPPP": ["TRAINER.LPPP.EPOCHS", 20],
-    "LinearProbe": ["TRAINER.LINEAR_PROBE.ROUNDS", 2, "TRAINER.LINEAR_PROBE.MAX_ITER", 50],
-}
 PRETRAINING = {"ContrastiveCLIP", "UTA"}
 FEW_SHOT = sorted(
     name

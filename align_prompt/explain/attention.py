@@ -1,4 +1,4 @@
-"""Maps of one picture: attention rollout, and the gradient of a logit, of a vision transformer."""
+"""Maps of one picture: attention, and the gradient of a logit, of a vision transformer or a ResNet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import clip
 from align_prompt.model import Model
@@ -18,9 +18,12 @@ from trainers.parts.prompted_clip import template_features
 
 
 class Maps(NamedTuple):
-    """Maps of one picture, for each visual mode: rollout and gradient, both (M, side, side), 0 or more."""
+    """Maps of one picture, for each visual mode: attention and gradient, both (M, side, side), 0 or more.
 
-    rollout: Tensor
+    The attention of a vision transformer is the rollout over its blocks, that of a ResNet of its pooling layer.
+    """
+
+    attention: Tensor
     gradient: Tensor
 
 
@@ -61,20 +64,18 @@ def on_grid(values: Tensor, patches: int) -> Tensor:
 def maps_of(
     model: CLIP, image: Tensor, encode: Callable[[Tensor], Encoded], logit: Callable[[Encoded], Tensor]
 ) -> Maps:
-    """Rollout, and gradient of a logit with respect to the normalised input of the last block.
+    """Attention, and gradient of a logit with respect to the normalised input of the last block, or the last map.
 
-    Not to the input itself: the normalisation does not see its length, so gradient times value would be 0 everywhere.
+    Not to the block's input itself: the normalisation does not see its length, so gradient times value would be 0
+    everywhere.
 
     Args:
         image: (1, 3, H, W).
         encode: from embedded patches (1, 1 + P, d) to features.
         logit: of the class in question, a scalar.
-
-    Raises:
-        ValueError: no vision transformer.
     """
     if isinstance(model.visual, ModifiedResNet):
-        raise ValueError("attention rollout needs a vision transformer, but the image tower is a ModifiedResNet")
+        return _resnet_maps(model.visual, image, encode, logit)
     blocks = model.visual.blocks
     kept: list[Tensor] = []
     last = getattr(blocks[-1], "ln_1", None) or blocks[-1].get_submodule("norm1")
@@ -90,6 +91,29 @@ def maps_of(
     joint = rollout([seen.attention[number].detach() for number in range(len(blocks))])
     rows = gradient_map(kept[0].detach(), gradient)
     return Maps(on_grid(joint[:, 0], patches).cpu(), on_grid(rows, patches).cpu())
+
+
+def _resnet_maps(
+    tower: ModifiedResNet, image: Tensor, encode: Callable[[Tensor], Encoded], logit: Callable[[Encoded], Tensor]
+) -> Maps:
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        kept.append(out.detach().requires_grad_())  # (1, d, side, side)
+        return kept[0]
+
+    hook = tower.layer4.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            tokens = tower.embed(image)
+            (gradient,) = torch.autograd.grad(logit(encode(tokens)), kept[0])
+    finally:
+        hook.remove()
+    last, slope = (value.detach().flatten(2).transpose(1, 2) for value in (kept[0], gradient))  # (1, P, d)
+    with torch.no_grad():
+        weights = tower.attnpool.maps(tokens).float().mean(dim=1)[:, 0]  # of the pooled position, (1, 1 + P)
+    side = kept[0].shape[-1]
+    return Maps(on_grid(weights, side**2).cpu(), gradient_map(last, slope).unflatten(1, (side, side)).cpu())
 
 
 def method_maps(model: Model, image: Tensor, place: int) -> Maps:

@@ -65,23 +65,25 @@ def _label_ratios(bar: Any, limit: float) -> None:
     bar.ax.minorticks_off()
 
 
-def token_plans(picture: np.ndarray, ratio: np.ndarray, names: Sequence[str], limit: float) -> Figure:
-    """Plans of one textual mode over the picture: a row for each token, a column for each visual mode.
+def token_plans(
+    picture: np.ndarray, ratio: np.ndarray, names: Sequence[str], columns: Sequence[str], limit: float
+) -> Figure:
+    """Plans over the picture: a row for each token, a column for each visual mode or epoch.
 
     Args:
         picture: (H, W, 3) in [0, 1], as the model sees it.
-        ratio: (M, side, side, L) plan divided by the uniform plan.
+        ratio: (columns, side, side, L) plan divided by the uniform plan.
         names: L tokens.
+        columns: their titles.
         limit: end of the color scale, see `ratio_limit`.
     """
-    modes = len(ratio)
-    figure, axes = _grid(len(names), modes, left=1.2, right=0.95)
+    figure, axes = _grid(len(names), len(columns), left=1.2, right=0.95)
     for row, name in enumerate(names):
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-        for m in range(modes):
-            image = _over(axes[row, m], picture, ratio[m, ..., row], **_ratio_scale(limit))
-    for m in range(modes):
-        axes[0, m].set_title(f"visual prompt {m + 1}", fontsize=8)
+        for column, values in enumerate(ratio):
+            image = _over(axes[row, column], picture, values[..., row], **_ratio_scale(limit))
+    for axis, title in zip(axes[0], columns):
+        axis.set_title(title, fontsize=8)
     _ratio_bar(figure, image, axes, limit)
     return figure
 
@@ -114,14 +116,40 @@ def set_plan(picture: np.ndarray, ratio: np.ndarray) -> Figure:
     return figure
 
 
-def attention_maps(picture: np.ndarray, plain: Maps, method: Maps, name: str) -> Figure:
-    """Rollout and gradient maps of plain CLIP and of every visual mode of a method, each from its least to its most."""
-    modes = len(method.rollout)
+def prompt_plans(ratio: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Plans between prompts (E, M, N) of several epochs, divided by the uniform plan, on one color scale."""
+    figure, axes = _grid(1, len(ratio), left=0.5, right=0.95, top=0.75)
+    limit = ratio_limit(ratio)
+    for axis, values, title in zip(axes[0], ratio, titles):
+        image = axis.imshow(values, aspect="auto", **_ratio_scale(limit))
+        axis.set_title(title, fontsize=8)
+    axes[0, 0].set_ylabel("visual prompts", fontsize=8)
+    axes[0, 0].set_xlabel("textual", fontsize=8)
+    _ratio_bar(figure, image, axes, limit)
+    return figure
+
+
+def distances_by_epoch(epochs: Sequence[int], lines: Sequence[tuple[str, Sequence[float], str]]) -> Figure:
+    """Lines over the epochs, (name, distance from the uniform plan of each epoch, color); equal names stand once."""
+    figure = Figure(figsize=(5.6, 3.6), dpi=110, layout="constrained")
+    axis, named = figure.subplots(), set[str]()
+    for name, values, color in lines:
+        axis.plot(epochs, values, color=color, linewidth=1, marker=".", label=None if name in named else name)
+        named.add(name)
+    axis.set(xlabel="epoch", ylabel="mass that is elsewhere than\nin the uniform plan (share)", ylim=(0, None))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def attention_maps(picture: np.ndarray, plain: Maps, method: Maps, name: str, attention: str) -> Figure:
+    """Attention and gradient maps of plain CLIP and of every visual mode, each from its least to its most."""
+    modes = len(method.attention)
     figure, axes = _grid(2, 2 + modes, left=0.8)
     titles = ["picture", "plain CLIP", *(f"{name}, {m + 1}" if modes > 1 else name for m in range(modes))]
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=8)
-    for row, (label, field) in enumerate((("rollout", "rollout"), ("gradient", "gradient"))):
+    for row, (label, field) in enumerate(((attention, "attention"), ("gradient", "gradient"))):
         axes[row, 0].imshow(picture)
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
         values = [getattr(plain, field)[0], *getattr(method, field)]

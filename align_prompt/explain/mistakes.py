@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from dassl.data.datasets import build_dataset
 from dassl.evaluation.calibration import calibration_error
 from trainers.parts.losses import normalise
 
-MOST_POINTS = 2000  # of t-SNE
+MOST_POINTS = 2000  # of t-SNE and UMAP
+SPECTRAL = 10  # pictures that UMAP's spectral start needs more than
+PROJECTIONS = {"tsne": "t-SNE", "umap": "UMAP"}
 
 
 class Labeled(NamedTuple):
@@ -105,16 +108,32 @@ def features_before_and_after(model: Model, paths: Sequence[str]) -> tuple[Tenso
     return torch.cat(before), after if after.dim() == 2 else normalise(after.mean(dim=1))
 
 
-def in_two_dimensions(features: Tensor, seed: int = 0) -> np.ndarray:
-    """t-SNE (n, 2) of features (n, E), by cosine distance (van der Maaten & Hinton, 2008).
+def check_projections(names: Sequence[str]) -> None:
+    """Raise ImportError if UMAP is among the projections and not installed."""
+    if "umap" in names and importlib.util.find_spec("umap") is None:
+        raise ImportError("--projection umap needs umap-learn: pip install umap-learn")
+
+
+def in_two_dimensions(features: Tensor, projection: str = "tsne", seed: int = 0) -> np.ndarray:
+    """Places (n, 2) of features (n, E), by cosine distance.
+
+    Args:
+        projection: "tsne" (van der Maaten & Hinton, 2008) or "umap" (McInnes et al., 2018), which is a package.
 
     Raises:
         ValueError: fewer than 4 pictures.
     """
-    from sklearn.manifold import TSNE
+    count = len(features)
+    if count < 4:
+        raise ValueError(f"{PROJECTIONS[projection]} of {count} pictures: expected at least 4")
+    if projection == "umap":
+        from umap import UMAP
 
-    if len(features) < 4:
-        raise ValueError(f"t-SNE of {len(features)} pictures: expected at least 4")
-    perplexity = min(30.0, (len(features) - 1) / 3)
-    method = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
+        start = "spectral" if count > SPECTRAL else "random"
+        method: Any = UMAP(n_neighbors=min(15, count - 1), metric="cosine", init=start, random_state=seed, n_jobs=1)
+    else:
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (count - 1) / 3)
+        method = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed)
     return method.fit_transform(features.float().numpy())

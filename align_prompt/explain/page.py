@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from dassl.utils import write_text
 from dassl.utils.files import atomic_write
@@ -25,6 +26,10 @@ class Shown(NamedTuple):
     name: str
     caption: str
     png: bytes
+
+    def image(self) -> Image.Image:
+        """The figure as a PIL image."""
+        return Image.open(io.BytesIO(self.png))
 
     @property
     def uri(self) -> str:

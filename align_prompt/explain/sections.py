@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from align_prompt.explain import drawing
 from align_prompt.explain.attention import method_maps, plain_maps
 from align_prompt.explain.mistakes import (
+    PROJECTIONS,
     confusion,
     features_before_and_after,
     in_two_dimensions,
@@ -28,10 +30,14 @@ from clip.resnet import ModifiedResNet
 from dassl.evaluation.calibration import reliability
 
 RATIO = "Red: more than the uniform plan, which prefers nothing; blue: less; 1 = the same."
+SCALES = "Each map has its own scale, so that their places can be compared and their strengths cannot."
 MAPS = (
     "Rollout: how much of each patch reaches the class token through the attention of all blocks. Gradient: the "
-    "patches whose tokens, as the last block reads them, raise the logit of the class. Each map has its own scale, so "
-    "that their places can be compared and their strengths cannot."
+    f"patches whose tokens, as the last block reads them, raise the logit of the class. {SCALES}"
+)
+RESNET_MAPS = (
+    "Attention: weights of the places of the last map in the pooling layer, mean over its heads. Gradient: the places "
+    f"whose channels raise the logit of the class. {SCALES}"
 )
 WORDS = (
     "Entries of the vocabulary nearest to each learned vector, by Euclidean distance. Near is relative: compare the "
@@ -74,14 +80,18 @@ def picture_section(model: Model, number: int, path: str, name: str | None) -> S
         _plans(section, model, image, place, picture, prefix)
     else:
         section.text.append(f"{model.method} has no transport plans; ALIGN, ALIGNLAMM, PLOT and PLOTPP have.")
-    if isinstance(model.prompted.clip.visual, ModifiedResNet):
-        section.text.append("Attention maps need a vision transformer, and the image tower is a ResNet.")
-        return section
     plain, own = plain_maps(model, image, place), method_maps(model, image, place)
     for who, maps in (("plain", plain), ("method", own)):
         section.numbers |= {f"{prefix}_{who}_{kind}": values.numpy() for kind, values in maps._asdict().items()}
-    section.show(f"{prefix}_attention", MAPS, drawing.attention_maps(picture, plain, own, model.method))
+    resnet = isinstance(model.prompted.clip.visual, ModifiedResNet)
+    figure = drawing.attention_maps(picture, plain, own, model.method, "attention" if resnet else "rollout")
+    section.show(f"{prefix}_attention", RESNET_MAPS if resnet else MAPS, figure)
     return section
+
+
+def patches_of(model: Model, image: Tensor) -> int:
+    """Patches of a preprocessed image."""
+    return (image.shape[-1] // cast(int, model.prompted.clip.visual.patch_size)) ** 2
 
 
 def place_of(model: Model, name: str) -> int:
@@ -106,8 +116,7 @@ def _plans(section: Section, model: Model, image: Tensor, place: int, picture: n
     if isinstance(found, SetPlan):
         _set_plan(section, found, picture, prefix)
     else:
-        grid = image.shape[-1] // cast(int, model.prompted.clip.visual.patch_size)
-        _token_plans(section, model, found, place, picture, prefix, grid**2)
+        _token_plans(section, model, found, place, picture, prefix, patches_of(model, image))
 
 
 def _set_plan(section: Section, found: SetPlan, picture: np.ndarray, prefix: str) -> None:
@@ -135,12 +144,14 @@ def _token_plans(
         f"prompts, which have no place in the picture, {100 * prompts:.1f} % (uniform: {100 * uniform:.1f} %)."
     )
     limit = drawing.ratio_limit(ratio[:, :, :patches].numpy())
-    side = round(patches**0.5)
+    side, titles = round(patches**0.5), [f"visual prompt {m + 1}" for m in range(len(ratio))]
     for n in range(ratio.shape[1]):
         part = ratio[:, n, :patches][..., found.mask[n]].unflatten(1, (side, side))  # (M, side, side, L)
         words = [name for name, part_of in zip(names[n], found.mask[n].tolist()) if part_of]
         caption = f"Textual prompt {n + 1}: its tokens (rows) against the patches of each visual prompt. {RATIO}"
-        section.show(f"{prefix}_tokens{n + 1}", caption, drawing.token_plans(picture, part.numpy(), words, limit))
+        section.show(
+            f"{prefix}_tokens{n + 1}", caption, drawing.token_plans(picture, part.numpy(), words, titles, limit)
+        )
     matrix = (found.prompts * found.prompts.numel()).numpy()
     section.show(f"{prefix}_prompts", f"Plan between the prompts. {RATIO}", drawing.matrix_plan(matrix))
 
@@ -168,8 +179,8 @@ def words_section(model: Model, place: int) -> Section | None:
     return section
 
 
-def data_section(model: Model, root: str) -> Section:
-    """Confusion, calibration, worst mistakes and t-SNE of the run's test set below `root`."""
+def data_section(model: Model, root: str, projections: Sequence[str] = ("tsne",)) -> Section:
+    """Confusion, calibration, worst mistakes and projections of the run's test set below `root`."""
     data = own_test_set(model, root)
     found, names = outcome(model, data), model.classnames
     section = Section(f"Test set: {len(data.paths)} pictures")
@@ -198,11 +209,14 @@ def data_section(model: Model, root: str) -> Section:
     some = spread_sample(len(data.paths))
     if len(some) >= 4:
         features = features_before_and_after(model, [data.paths[k] for k in some])
-        before, after = map(in_two_dimensions, features)
-        section.numbers |= {"tsne_before": before, "tsne_after": after, "tsne_labels": data.labels[some].numpy()}
-        caption = (
-            "t-SNE of image features by plain CLIP and by the method (mean over its visual prompts). Distances between "
-            "groups, and their sizes, mean nothing. Classes beyond the 20th are gray crosses."
-        )
-        section.show("tsne", caption, drawing.scatter(before, after, data.labels[some].numpy(), names))
+        labels = data.labels[some].numpy()
+        for name in projections:
+            before, after = (in_two_dimensions(part, name) for part in features)
+            section.numbers |= {f"{name}_before": before, f"{name}_after": after, f"{name}_labels": labels}
+            caption = (
+                f"{PROJECTIONS[name]} of image features by plain CLIP and by the method (mean over its visual "
+                "prompts). Distances between groups, and their sizes, mean nothing. Classes beyond the 20th are gray "
+                "crosses."
+            )
+            section.show(name, caption, drawing.scatter(before, after, labels, names))
     return section

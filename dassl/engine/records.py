@@ -31,7 +31,7 @@ def rewind_events(directory: str | os.PathLike[str], sizes: dict[str, int]) -> N
 
 
 class MetricsLog:
-    """Appends records to OUTPUT_DIR/metrics.jsonl, each as one whole line.
+    """Appends records to OUTPUT_DIR/metrics.jsonl, each as one whole line; nothing without an OUTPUT_DIR.
 
     Every record has "kind" (train: one printed step; epoch: means of an epoch; val or test: one evaluation) and
     "epoch", counted from 1. Numbers that are not finite become null, which JSON has a word for.
@@ -39,16 +39,19 @@ class MetricsLog:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.path = Path(directory) / FILE_NAME
+        self.kept = bool(os.fspath(directory))  # a model that only predicts has no folder
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; the folder is made if it is missing."""
+        if not self.kept:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain(record), allow_nan=False) + "\n")
 
     def size(self) -> int:
         """Bytes written so far."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        return self.path.stat().st_size if self.kept and self.path.exists() else 0
 
     def rewind(self, epoch: int, size: int | None = None) -> None:
         """Drop what a run wrote before it was stopped and will write again, so that nothing is there twice.

@@ -9,6 +9,7 @@ from PIL import Image
 
 import align_prompt
 import clip
+from align_prompt.source import find_source
 from dassl.data.class_list import ClassList
 from dassl.engine import build_trainer
 from dassl.engine.command import known_config
@@ -81,6 +82,14 @@ def checkpoint(backbone, tmp_path):
 
 
 @pytest.fixture
-def trained(checkpoint):
-    """trained(method, KEY, VALUE, ...): the model of such a checkpoint."""
-    return lambda *arguments: align_prompt.load(checkpoint(*arguments), device="cpu")
+def trained(checkpoint, backbone):
+    """trained(method, KEY, VALUE, ...): the model of such a checkpoint, or zero-shot CLIP."""
+
+    def make(method, *options):
+        if method.startswith("ZeroshotCLIP"):  # learns nothing, so that it has no checkpoint
+            source = find_source(backbone)
+            source.cfg.TRAINER.NAME = method
+            return align_prompt.Model(source, NAMES, "cpu")
+        return align_prompt.load(checkpoint(method, *options), device="cpu")
+
+    return make

@@ -1,6 +1,9 @@
 """Explanations: the numbers against the scores and plain loops, and the files that are written."""
 
+import importlib.util
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +11,17 @@ import torch
 from loaded_models import NAMES
 from PIL import Image
 
+import align_prompt
+import clip
 from align_prompt.__main__ import main
-from align_prompt.explain import mistakes, sections
+from align_prompt.explain import epochs, mistakes, sections
 from align_prompt.explain.attention import maps_of, method_maps, plain_maps, rollout
 from align_prompt.explain.plans import plans_of, token_names
 from align_prompt.explain.words import nearest, nearest_words
+from align_prompt.registries import names_of_methods
 from dassl.evaluation.calibration import calibration_error, reliability
+from dassl.utils import save_checkpoint
+from tests.short_options import SHORT
 
 ALIGN = ("TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.N_CTX", 2)
 
@@ -110,6 +118,18 @@ def test_rollout_is_that_of_a_loop():
         rollout([])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", names_of_methods())
+def test_every_method_has_maps(method, trained, pictures):
+    """Also methods that are added later."""
+    model = trained(method, *SHORT.get(method, ()))
+    image = next(iter(model.image_batches(pictures[:1])))
+    own, plain = method_maps(model, image, 1), plain_maps(model, image, 1)
+    for maps, rows in ((own, model.prompted.learner.vision_modes), (plain, 1)):
+        assert maps.attention.shape == maps.gradient.shape == (rows, 2, 2)
+        assert (maps.attention > 0).all()
+
+
 @pytest.mark.parametrize("method", ["ALIGN", "CoCoOp", "CLIPLoRA", "MaPLe"])
 def test_maps_of_methods(method, trained, pictures):
     depth = {"ALIGN": ALIGN, "MaPLe": ("TRAINER.MAPLE.PROMPT_DEPTH", 2)}
@@ -118,12 +138,12 @@ def test_maps_of_methods(method, trained, pictures):
     own, plain = method_maps(model, image, 1), plain_maps(model, image, 1)
     modes = model.prompted.learner.vision_modes
     for maps, rows in ((own, modes), (plain, 1)):
-        assert maps.rollout.shape == maps.gradient.shape == (rows, 2, 2)
-        assert (maps.rollout > 0).all()
-        assert (maps.rollout.sum((1, 2)) < 1).all()
+        assert maps.attention.shape == maps.gradient.shape == (rows, 2, 2)
+        assert (maps.attention > 0).all()
+        assert (maps.attention.sum((1, 2)) < 1).all()
         assert (maps.gradient >= 0).all()
     same = method == "CoCoOp"  # leaves the image tower as it is
-    assert torch.allclose(own.rollout[:1], plain.rollout, atol=1e-6) == same
+    assert torch.allclose(own.attention[:1], plain.attention, atol=1e-6) == same
     assert all(value.grad is None for value in model.prompted.parameters())
 
 
@@ -159,6 +179,50 @@ def test_the_gradient_is_that_of_the_last_block_alone(trained, pictures):
         torch.testing.assert_close(found.gradient.flatten(), expected, rtol=1e-3, atol=1e-6)
         positive += int((expected > 1e-5).sum())
     assert positive
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    torch.manual_seed(0)
+    shape = {"vision_layers": (1, 1, 1, 1), "vision_width": 8, "vision_heads": 4, "vision_patch_size": None}
+    text = {"context_length": 77, "vocab_size": 2048, "transformer_width": 32, "transformer_heads": 2}
+    model = clip.CLIP(embed_dim=32, image_resolution=96, transformer_layers=2, **shape, **text)
+    with torch.no_grad():  # so that the last map has the size of its positions or more
+        model.visual.layer4[0].downsample.get_submodule("1").weight.mul_(300)
+    path = tmp_path_factory.mktemp("clip") / "resnet.safetensors"
+    clip.save_model(model, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("method", ["CoOp", "PLOT"])
+def test_maps_of_a_resnet_are_those_of_a_loop(method, resnet, trained, pictures):
+    """Derivative of the logit when the channels of one place of the last map are scaled, and the pool's attention."""
+    model = trained(method, "MODEL.BACKBONE.NAME", resnet, "INPUT.SIZE", (96, 96))
+    image, tower = next(iter(model.image_batches(pictures[:1]))), model.prompted.clip.visual
+    kept, positive = [], 0
+    hook = tower.layer4.register_forward_hook(lambda _, __, out: kept.append(out))
+    tokens = tower.embed(image).detach()
+    hook.remove()
+    pool = tower.attnpool
+
+    def logits(scale):
+        x = (kept[0].detach() * scale).flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1) + pool.positional_embedding
+        return model.prompted.compare(tower.encode(x), model.trainer.text).logits[0]
+
+    for place in range(len(NAMES)):
+        own, plain = method_maps(model, image, place), plain_maps(model, image, place)
+        scale = torch.ones(3, 3, requires_grad=True)
+        (expected,) = torch.autograd.grad(logits(scale)[place], scale)
+        close = {"rtol": 1e-3, "atol": 1e-4 * float(expected.abs().max())}
+        torch.testing.assert_close(own.gradient[0], expected.clamp(min=0), **close)
+        positive += int((expected > close["atol"]).sum())
+    assert positive
+    heads = []
+    for q, k in zip(pool.q_proj(tokens[0, 0]).chunk(pool.heads), pool.k_proj(tokens[0]).chunk(pool.heads, dim=-1)):
+        heads.append(((k @ q) / len(q) ** 0.5).softmax(0)[1:].view(3, 3))
+    torch.testing.assert_close(own.attention[0], torch.stack(heads).mean(0).detach(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(own.attention, plain.attention)
 
 
 def test_nearest_words_are_those_of_a_loop(trained):
@@ -234,7 +298,7 @@ def test_the_page_is_whole_and_needs_nothing_else(method, explain, checkpoint, p
         with Image.open(file) as image:
             assert min(image.size) > 100
     with np.load(folder / "numbers.npz", allow_pickle=False) as numbers:
-        assert {"picture1_method_rollout", "picture1_plain_gradient", "picture1_seen"} <= set(numbers)
+        assert {"picture1_method_attention", "picture1_plain_gradient", "picture1_seen"} <= set(numbers)
         if method == "ALIGN":
             assert numbers["picture1_token_plans"].shape[:3] == (4, 4, 6)
             assert numbers["picture1_prompt_plan"].sum() == pytest.approx(1, abs=2e-3)
@@ -252,7 +316,83 @@ def test_a_test_set_has_its_own_part(trained, pictures, monkeypatch):
     torch.testing.assert_close(before, after)  # CoOp leaves the image tower as it is
 
 
-def test_clear_errors(explain, checkpoint, trained, pictures, tmp_path):
+def test_projections(monkeypatch):
+    """Two groups that point elsewhere stay two groups; UMAP is given what fits the number of pictures."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 8, generator=draw) * 0.1
+    features[:20, 0] += 1
+    features[20:, 1] += 1
+    places = mistakes.in_two_dimensions(features)
+    distance = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    assert ((distance.argmin(1) < 20) == (np.arange(40) < 20)).all()
+    given = []
+
+    class UMAP:
+        def __init__(self, **options):
+            given.append(options)
+
+        def fit_transform(self, values):
+            return values[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    assert mistakes.in_two_dimensions(features[:5], "umap").shape == (5, 2)
+    assert mistakes.in_two_dimensions(features, "umap").shape == (40, 2)
+    assert [(how["n_neighbors"], how["init"], how["metric"]) for how in given] == [
+        (4, "random", "cosine"),
+        (15, "spectral", "cosine"),
+    ]
+    for name in mistakes.PROJECTIONS:
+        with pytest.raises(ValueError, match="of 3 pictures: expected at least 4"):
+            mistakes.in_two_dimensions(features[:3], name)
+
+
+@pytest.fixture
+def two_epochs(checkpoint):
+    """two_epochs(method, ...): path of the second of two checkpoints of one run, which differ."""
+
+    def make(method, *options):
+        path = checkpoint(method, *options)
+        content = torch.load(path, weights_only=True)
+        for value in content["state_dict"].values():
+            if value.is_floating_point():
+                value.mul_(-1.5)
+        save_checkpoint({**content, "epoch": 2}, str(path.parent))
+        return path.with_name("model.pth.tar-2")
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["ALIGN", "PLOT", "PLOTPP"])
+def test_plans_by_epoch_are_those_of_each_checkpoint(method, two_epochs, pictures):
+    options = {"ALIGN": (*ALIGN, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2, "TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2)}
+    path = two_epochs(method, *options.get(method, ()))
+    model = align_prompt.load(path, device="cpu")
+    before = model.logits(pictures)
+    section = epochs.epochs_section(model, 1, pictures[0], NAMES[1])
+    assert section.numbers["picture1_epochs"] == [1, 2]
+    assert len(section.figures) == {"ALIGN": 2 + 4, "PLOT": 2, "PLOTPP": 2}[method]
+    assert torch.equal(model.logits(pictures), before)
+    for row, name in enumerate(("model.pth.tar-1", path.name)):
+        found, *_ = plans(align_prompt.load(path.with_name(name), device="cpu"), pictures[0], 1)
+        if method == "ALIGN":
+            np.testing.assert_array_equal(section.numbers["picture1_epoch_token_plans"][row], found.tokens)
+            np.testing.assert_array_equal(section.numbers["picture1_epoch_prompt_plans"][row], found.prompts)
+        else:
+            np.testing.assert_array_equal(section.numbers["picture1_epoch_plans"][row], found.plan)
+    values = next(v for k, v in section.numbers.items() if k.endswith("plans"))
+    assert not np.allclose(values[0], values[1], atol=1e-4)
+
+
+def test_distance_from_the_uniform_plan():
+    plan = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]])
+    assert epochs.from_uniform(plan, torch.tensor([True, True, False])) == pytest.approx(0.5)
+    assert epochs.from_uniform(torch.full((4, 5), 1 / 20)) == pytest.approx(0, abs=1e-6)
+
+
+def test_clear_errors(explain, checkpoint, trained, pictures, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "umap" else find(name, *more))
     path = checkpoint("CoOp")
     (tmp_path / "no.png").write_text("no picture")
     for arguments, message in (
@@ -261,6 +401,8 @@ def test_clear_errors(explain, checkpoint, trained, pictures, tmp_path):
         ([path, tmp_path / "no.png"], "not an image file"),
         ([path, tmp_path / "none.png"], "No file exists"),
         ([path, "--data", tmp_path], "does not name its data set"),
+        ([path, pictures[0], "--by-epoch"], "of 1 epochs, expected at least 2 to see a change: train with TRAIN.CHECK"),
+        ([path, pictures[0], "--projection", "umap"], "umap-learn"),
     ):
         code, folder, err = explain(*arguments)
         assert code == 2

@@ -184,3 +184,16 @@ def test_no_torch_for_the_import_and_for_help():
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[2])
+
+
+def test_nothing_is_written_where_one_stands(checkpoint, pictures, tmp_path, monkeypatch):
+    path = checkpoint("CoOp", "TEST.PREDICTIONS", True, "TEST.COMPUTE_CMAT", True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model = align_prompt.load(path, device="cpu")
+    model.predict(pictures)
+    image = next(iter(model.image_batches(pictures, 5)))
+    batch = {"img": image, "label": torch.zeros(5, dtype=torch.long), "impath": pictures}
+    monkeypatch.setattr(model.trainer, "test_loader", [batch])
+    model.trainer.test()
+    assert not list(Path().iterdir())
