@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.prepare.photos import gcompris, tuxpaint
 from datasets.prepare.splits import read_lines, read_mat
 from datasets.prepare.unpack import clear_faults, entries, free_space, unpack, walk
 
@@ -108,7 +109,9 @@ def imagenet_val(archive: Path, folder: Path, home: Path, quiet: bool = False) -
 
 CONVERTERS: Mapping[str, Callable[..., None]] = {
     "cifar": cifar,
+    "gcompris": gcompris,
     "imagenet_train": imagenet_train,
     "imagenet_val": imagenet_val,
+    "tuxpaint": tuxpaint,
 }
 """Name in a Source -> function(archive, new folder, the data set's folder, quiet)."""

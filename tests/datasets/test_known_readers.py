@@ -288,7 +288,7 @@ def test_catalogue_agrees_with_the_published_figures():
 
 def test_every_reader_is_registered_with_a_config():
     folder = Path(datasets.__file__).parents[1] / "configs" / "datasets"
-    assert len(CATALOG) == 17
+    assert len(CATALOG) == 18
     for name, info in CATALOG.items():
         assert DATASET_REGISTRY.get(name).info is info
         assert DATASET_REGISTRY.get(name).template.count("{}") == 1
