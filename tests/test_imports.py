@@ -56,6 +56,7 @@ SHARED = {
     "trainers.imagenet_templates": {"trainers.parts"},
     "trainers.parts.options": {"trainers.parts.prompts", "trainers.parts.templates"},
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
+    "trainers.parts.refined_cache": {"trainers.parts.cache_model", "trainers.parts.losses"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.modes": {"trainers.parts.prompts"},
     "trainers.parts.set_transport": {"trainers.parts.modes"},

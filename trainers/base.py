@@ -161,6 +161,11 @@ class CLIPTrainer(TrainerX):
         kind = {"descriptions": "dataset", "both": self.own_templates}.get(kind, kind)
         return template_set(kind, self.cfg.DATASET.NAME, self.template)
 
+    def sentences(self, classnames: list[str], templates: tuple[str, ...] = ()) -> list[list[str]]:
+        """Sentences of every class: those of some templates, then the descriptions."""
+        own = [[template.format(readable(name)) for template in templates] for name in classnames]
+        return [[*some, *more] for some, more in zip(own, self.descriptions)]
+
     def text_classifier(self, model: CLIP, classnames: list[str]) -> Tensor:
         """Classifier (C, E) of the option TEMPLATES: the mean of each class's normalised features, normalised again.
 
@@ -169,9 +174,7 @@ class CLIPTrainer(TrainerX):
         kind = self.options.TEMPLATES
         if kind not in ("descriptions", "both"):
             return ensemble_features(model, classnames, self.templates)
-        first = self.templates if kind == "both" else ()
-        own = [[one.format(readable(name)) for one in first] for name in classnames]
-        return description_ensemble(model, [[*some, *more] for some, more in zip(own, self.descriptions)])
+        return description_ensemble(model, self.sentences(classnames, self.templates if kind == "both" else ()))
 
     def teacher_template(self, own: Mapping[str, str]) -> str:
         """Template of a text teacher: INPUT.TEMPLATE if given, else the method's `own` by data set, else `template`."""

@@ -6,6 +6,7 @@ import torch
 from yacs.config import CfgNode
 
 import clip
+from dassl.config import get_cfg_default
 from trainers.base import PromptedCLIP
 from trainers.parts import support
 
@@ -33,7 +34,7 @@ def class_feature(model, name, template=TEMPLATE):
 
 
 def support_trainer(
-    method, model, names, monkeypatch, shots=3, views=1, val=True, dataset="Mine", others=(), **options
+    method, model, names, monkeypatch, shots=3, views=1, val=True, dataset="Mine", others=(), optim=(), **options
 ):
     """A trainer on the named classes, `shots` training and 2 validation images each.
 
@@ -59,11 +60,13 @@ def support_trainer(
         {
             "TRAINER": nodes,
             "DATASET": data,
-            "DATALOADER": {"TEST": {"BATCH_SIZE": 4}},
+            "DATALOADER": {"TEST": {"BATCH_SIZE": 4}, "TRAIN_X": {"BATCH_SIZE": 4}},
+            "OPTIM": get_cfg_default().OPTIM,
             "TEST": {"FEATURE_CACHE": False, "FINAL_MODEL": "last_step"},
             "SEED": 1,
         }
     )
+    trainer.cfg.OPTIM.merge_from_list([item for pair in dict(optim).items() for item in pair])
     trainer.check_cfg(trainer.cfg)
     trainer.sets = {"train": [images(shots) for _ in range(views)], "val": images(2)}
     trainer.loader_calls = []

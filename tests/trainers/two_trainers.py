@@ -41,6 +41,7 @@ def built(cls, model, seed):
         "PROMPT_DEPTH_VISION": 3,
         "BLOCK": 2,
         "LAYER": 3,
+        "BLOCKS": 2,
     }.items():
         if key in cls.defaults()[cls.node]:
             options[key] = value
@@ -54,7 +55,9 @@ def gradients(trainer, image, label):
     trainer.model.zero_grad(set_to_none=True)
     loss = sum(trainer.losses({"img": image, "label": label}).values())
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in trainer.model.learner.named_parameters()}
+    return loss.detach(), {
+        name: p.grad.clone() for name, p in trainer.model.learner.named_parameters() if p.requires_grad
+    }
 
 
 def compare(cls, rank):

@@ -106,9 +106,11 @@ class LPPP(PromptTrainer):
                 learner.alpha.grad = None
             F.cross_entropy(learner.logits(feature), label).backward()
             optim.step()
+            gradient = learner.alpha.grad
+            assert gradient is not None
             with torch.no_grad():
                 if number % own.ALPHA_EVERY == 0:
-                    learner.alpha -= alpha_step * learner.alpha.grad
+                    learner.alpha.sub_(alpha_step * gradient)
                 found = float(number) if val is None else learner.accuracy(*val)
             if found >= best:  # the later of equals, as released
                 best, kept = found, {name: value.clone() for name, value in learner.state_dict().items()}

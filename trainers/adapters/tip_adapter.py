@@ -19,7 +19,6 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from trainers.base import PromptTrainer, Score
 from trainers.parts.cache_model import Cache
-from trainers.parts.losses import normalise
 from trainers.parts.options import count, precision, templates
 from trainers.parts.prompts import Learner
 from trainers.parts.support import support_features
@@ -159,14 +158,12 @@ class TipAdapter(PromptTrainer):
         self.fill_cache()
         return self.search()
 
-    @torch.no_grad()
     def fill_cache(self) -> None:
         """Keys: normalised mean over the augmented views of each training image."""
         views = self.options.AUGMENT_EPOCH
         feature, label = support_features(self, views)
         learner: Any = self.model.learner
-        learner.keys.copy_(normalise(feature.mean(dim=0)))
-        learner.labels.copy_(label)
+        learner.fill(feature, label)
         logger.info("Cache of %d keys from %d views each", len(label), views)
 
     def split_features(self, split: str) -> tuple[Tensor, Tensor]:

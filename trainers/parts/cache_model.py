@@ -5,6 +5,8 @@ Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classifi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,11 @@ from trainers.parts.losses import normalise
 from trainers.parts.prompts import FixedText
 
 BLOCK = 1 << 24  # entries of the largest tensor of the search
+
+
+def steps_to(end: float, count: int, device: torch.device, start: float = 0.1) -> Tensor:
+    """`count` values from `start` up to `end`, which is left out."""
+    return torch.tensor([start + i * (end - start) / count for i in range(count)], device=device)
 
 
 class Cache(FixedText):
@@ -44,6 +51,12 @@ class Cache(FixedText):
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("beta", torch.tensor(float(beta)))
 
+    @torch.no_grad()
+    def fill(self, feature: Tensor, label: Tensor) -> None:
+        """Keys and labels (K,) from features (V, K, E) of V views of each image: the normalised mean of its views."""
+        self.keys.copy_(normalise(feature.mean(dim=0)))
+        self.labels.copy_(label)
+
     def resize(self, images: int) -> None:
         """Make room for the keys of another number of images."""
         self.keys.data = self.keys.new_zeros(images, self.keys.shape[1])
@@ -54,13 +67,21 @@ class Cache(FixedText):
         classes = torch.arange(len(self.features), device=self.labels.device)
         return (self.labels[:, None] == classes).to(self.keys.dtype)
 
+    def affinity(self, feature: Tensor) -> Tensor:
+        """Similarity (B, K) of normalised features (B, E) to the keys."""
+        return feature @ self.keys.T
+
+    def zero_shot(self, feature: Tensor) -> Tensor:
+        """Cosines (B, C) of normalised features (B, E) and classes."""
+        return feature @ self.features.T
+
     def logits(self, image: Tensor, scale: Tensor | float) -> Tensor:
         """scale * f W + alpha * exp(-beta * (1 - f F)) V for the normalised features f of images (B, E): (B, C)."""
         alpha, beta = self.start if self.training else (self.alpha, self.beta)
         with torch.autocast(image.device.type, enabled=False):
             feature = normalise(image)
-            affinity = feature @ self.keys.T  # (B, K)
-            return scale * feature @ self.features.T + alpha * torch.exp(-beta * (1 - affinity)) @ self.values()
+            cached = torch.exp(-beta * (1 - self.affinity(feature))) @ self.values()
+            return scale * self.zero_shot(feature) + alpha * cached
 
     @torch.no_grad()
     def correct(self, image: Tensor, label: Tensor, scale: Tensor | float, alphas: Tensor, betas: Tensor) -> Tensor:
@@ -69,7 +90,7 @@ class Cache(FixedText):
         values = self.values()
         rows = max(1, BLOCK // max(len(alphas) * len(self.features), len(self.keys)))
         for part, truth in zip(normalise(image).split(rows), label.split(rows)):
-            zero_shot, affinity = scale * part @ self.features.T, part @ self.keys.T
+            zero_shot, affinity = scale * self.zero_shot(part), self.affinity(part)
             for i, beta in enumerate(betas):
                 cached = torch.exp(-beta * (1 - affinity)) @ values  # (rows, C)
                 logits = zero_shot + alphas[:, None, None] * cached  # (alphas, rows, C)
@@ -82,8 +103,8 @@ class Cache(FixedText):
         image: Tensor,
         label: Tensor,
         scale: Tensor | float,
-        ends: tuple[float, float],
-        steps: tuple[int, int],
+        ends: Sequence[float],
+        steps: Sequence[int],
     ) -> int:
         """Set alpha and beta to the first pair with the most hits, beta in the outer loop (released code).
 
@@ -97,10 +118,7 @@ class Cache(FixedText):
         Returns:
             Number of images that the pair puts into their class.
         """
-        betas, alphas = (
-            torch.tensor([0.1 + i * (end - 0.1) / count for i in range(count)], device=self.keys.device)
-            for end, count in zip(ends, steps)
-        )
+        betas, alphas = (steps_to(end, count, self.keys.device) for end, count in zip(ends, steps))
         hits = self.correct(image, label, scale, alphas, betas)
         first = int((hits == hits.max()).flatten().nonzero()[0])
         self.beta.copy_(betas[first // len(alphas)])
