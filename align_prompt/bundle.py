@@ -24,6 +24,7 @@ from yacs.config import CfgNode
 import clip
 from clip import CLIP, Encoded
 from clip.eva import EvaVisionTransformer
+from clip.towers.model import TowerCLIP
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.command import known_config
 from dassl.utils import atomic_write
@@ -76,7 +77,7 @@ def write_bundle(model: Model, path: Path, backbone: bool = False, features: boo
         features: store the encoded classes, if they take at most TEXT_LIMIT bytes.
 
     Raises:
-        ValueError: no classes.
+        ValueError: no classes; towers of another library that should go in.
     """
     model.encode_classes()
     trainer, source = model.trainer, model.source
@@ -102,6 +103,11 @@ def write_bundle(model: Model, path: Path, backbone: bool = False, features: boo
             tensors |= parts
     if backbone:
         clip_model = source.backbone or clip.load(model.backbone)[0]
+        if isinstance(clip_model, TowerCLIP):
+            raise ValueError(
+                f"the backbone, {clip_model.family}, cannot be put into the file: leave it out, and the file names "
+                f"{model.backbone}"
+            )
         tensors |= {f"backbone/{key}": _small(value) for key, value in clip_model.state_dict().items()}
         content["backbone"] |= {"name": model.backbone_title, "facts": _facts(clip_model)}
         content["config"]["MODEL.BACKBONE.NAME"] = model.backbone_title

@@ -15,6 +15,7 @@ import clip
 from align_prompt.images import as_pictures, batches, read_pictures, stacked
 from align_prompt.prediction import Prediction
 from align_prompt.source import Source
+from clip.towers.names import is_name
 from dassl.data.class_list import ClassList
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.evaluation.calibration import fit_temperature
@@ -98,7 +99,8 @@ class Model:
     @property
     def backbone_title(self) -> str:
         """Name of the CLIP, or the last part of its path."""
-        return self.backbone if self.backbone in clip.available_models() else Path(self.backbone).name
+        named = self.backbone in clip.available_models() or is_name(self.backbone)
+        return self.backbone if named else Path(self.backbone).name
 
     @property
     def folder(self) -> Path | None:

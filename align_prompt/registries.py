@@ -39,8 +39,9 @@ def listed(kind: str) -> list[str]:
         return config_names("datasets")
     if kind == "backbones":
         from clip import available_models
+        from clip.towers.names import FORMS, pretrained_names
 
-        return available_models()
+        return [*available_models(), *pretrained_names(), *FORMS]
     if kind == "configs":
         methods = sorted({path.stem for path in (CONFIGS / "trainers").iterdir()})
         return [f"{method}/{name}" for method in methods for name in config_names(f"trainers/{method}")]

@@ -215,8 +215,13 @@ def tower_blocks(model: Any, tower: str) -> nn.Sequential:
     if tower != "vision":
         raise ValueError(f"the tower is {tower!r}, expected one of {', '.join(TOWERS)}")
     if not hasattr(model.visual, "blocks"):
-        raise ValueError(f"blocks are asked for, but the image tower is a {type(model.visual).__name__} without any")
+        raise ValueError(f"blocks are asked for, but the image tower is a {kind_of(model.visual)} without any")
     return model.visual.blocks
+
+
+def kind_of(tower: Any) -> str:
+    """Name of the network of an image tower, for messages."""
+    return getattr(tower, "kind", type(tower).__name__)
 
 
 def _numbers(blocks: Blocks, count: int, tower: str) -> list[int]:

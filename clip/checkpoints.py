@@ -7,12 +7,12 @@ What the weights cannot tell is read from what lies with them. The activation is
 3. for Hugging Face names: ``hidden_act`` of ``config.json`` beside the file;
 4. for files of the UTA release (an EVA-style image tower beside a text tower under ``text.``): GELU, as EVA-CLIP has;
 5. for open_clip files: ``quick_gelu`` of ``open_clip_config.json`` beside the file (absent there means GELU);
-6. QuickGELU for TorchScript archives and for pickles under OpenAI's names, which is what OpenAI publishes. Where such a
-   pickle carries none of OpenAI's marks (fp16 weights, ``input_resolution`` beside them) a warning says so.
+6. QuickGELU for TorchScript archives and for pickles with OpenAI's ``input_resolution`` beside the weights: OpenAI's.
 
-A file that open_clip or transformers certainly wrote, without its configuration, is an error: the two activations give
-different features and nothing in the weights tells them apart. open_clip's marks are a text tower under ``text.``, a
-file name that begins with ``open_clip``, and safetensors under OpenAI's names (OpenAI published none).
+Any other file without a configuration is an error: the two activations give different features and nothing in the
+weights tells them apart. The architecture in front of the file's name decides (``ViT-B-32-quickgelu/FILE``).
+
+Relatives of CLIP, such as SigLIP, are handed to :mod:`clip.towers` with their configuration.
 """
 
 from __future__ import annotations
@@ -29,9 +29,19 @@ from safetensors.torch import save_file
 
 from clip.archive import CheckpointError, RawFile, read_file
 from clip.build import build_model
+from clip.configurations import (
+    HUGGING_FACE,
+    OPEN_CLIP,
+    beside,
+    hugging_face_pixels,
+    open_clip_pixels,
+    unlike_plain,
+)
 from clip.convert import OPENAI_NUMBERS, StateDict, layout, refuse_other_families, released_heads, unwrap
 from clip.eva import ROPE_GRID, EvaVisionTransformer
 from clip.model import CLIP, HEAD_WIDTH
+from clip.towers.load import SIGLIP, open_clip_model, siglip_model
+from clip.towers.model import TowerCLIP
 
 logger = logging.getLogger(__name__)
 
@@ -44,34 +54,6 @@ FILES_OF_A_FOLDER = (
     "open_clip_pytorch_model.bin",
 )
 HF_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
-OPEN_CLIP_PLAIN: dict[str, dict[str, Any]] = {
-    "vision_cfg": {
-        "ls_init_value": None,
-        "attentional_pool": False,
-        "no_ln_pre": False,
-        "pos_embed_type": "learnable",
-        "final_ln_after_pool": False,
-        "global_average_pool": False,
-        "pool_type": "tok",
-        "act_kwargs": None,
-        "norm_kwargs": None,
-        "timm_model_name": None,
-    },
-    "text_cfg": {
-        "ls_init_value": None,
-        "embed_cls": False,
-        "no_causal_mask": False,
-        "final_ln_after_pool": False,
-        "pool_type": "argmax",
-        "proj_bias": False,
-        "proj_type": "linear",
-        "act_kwargs": None,
-        "norm_kwargs": None,
-        "hf_model_name": None,
-    },
-}
-"""open_clip settings that change the network without a trace in plain CLIP's weights, with the value plain CLIP has."""
-OPEN_CLIP_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
 
 class CheckpointInfo(NamedTuple):
@@ -84,6 +66,7 @@ class CheckpointInfo(NamedTuple):
         mean: pixel mean per channel of the preprocessing, for pixels in [0, 1].
         std: pixel standard deviation per channel.
         rope_grid: of an EVA-style image tower (:class:`clip.eva.EvaVisionTransformer`), others have none.
+        interpolation: of images that are resized.
     """
 
     quick_gelu: bool | None = None
@@ -92,14 +75,19 @@ class CheckpointInfo(NamedTuple):
     mean: tuple[float, ...] = PIXEL_MEAN
     std: tuple[float, ...] = PIXEL_STD
     rope_grid: int = ROPE_GRID
+    interpolation: str = "bicubic"
 
 
-def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, CheckpointInfo]:
-    """The model in a checkpoint file or in a Hugging Face folder.
+def load_checkpoint(
+    path: Path, quick_gelu: bool | None = None, config: dict[str, Any] | None = None, name: str = ""
+) -> tuple[CLIP, CheckpointInfo]:
+    """The model in a checkpoint file or in a folder.
 
     Args:
         path: the file or folder.
         quick_gelu: the activation, where the source does not tell it or tells it wrongly.
+        config: in the place of an open_clip_config.json beside the file.
+        name: of the backbone as the user gave it, for messages.
 
     Returns:
         The fp32 model in evaluation mode, and the info it was built from.
@@ -107,20 +95,23 @@ def load_checkpoint(path: Path, quick_gelu: bool | None = None) -> tuple[CLIP, C
     Raises:
         FileNotFoundError: no such file, or no weights in the folder.
         ValueError: the file cannot be read safely, does not fit, or does not tell its activation.
+        ImportError: its towers are those of a package that is not installed.
     """
     path = _file_in(path)
     raw = read_file(path)
     try:
         weights = unwrap(raw.content)
-        refuse_other_families(weights)
-        info = _info(path, raw, weights)
+        if found := _other_towers(path, raw, weights, config, name or path.name):
+            return found
+        info = _info(path, raw, weights, config)
         if quick_gelu is not None:
             info = info._replace(quick_gelu=quick_gelu)
         if info.quick_gelu is None:
             raise CheckpointError(
-                "the weights do not tell QuickGELU from GELU and no configuration lies beside them: give "
-                "quick_gelu=True (OpenAI's weights, open_clip models named *-quickgelu) or quick_gelu=False (other "
-                "open_clip models), or put its config.json (transformers) or open_clip_config.json there"
+                "the weights do not tell QuickGELU from GELU and no configuration lies beside them. For open_clip and "
+                "OpenAI, name the architecture: MODEL.BACKBONE.NAME ViT-B-32/FILE for GELU, ViT-B-32-quickgelu/FILE "
+                "for QuickGELU (OpenAI's weights and open_clip models named *-quickgelu); or put its config.json "
+                "(transformers) or open_clip_config.json there; or give quick_gelu=True or False to clip.load"
             )
         model = build_model(weights, None, info.quick_gelu, info.vision_heads, info.transformer_heads, info.rope_grid)
         return model, info
@@ -142,8 +133,12 @@ def save_model(
             they are small and sensitive. None stores every weight as it is.
 
     Raises:
-        ValueError: the metadata contradict the model.
+        ValueError: the metadata contradict the model, or its towers are those of another library.
     """
+    if isinstance(model, TowerCLIP):
+        raise ValueError(
+            f"this backbone is {model.family}, whose weights have no file format here: keep its folder or name"
+        )
     path = Path(path)
     info: dict[str, Any] = {
         "format": "pt",
@@ -187,24 +182,49 @@ def _sort_metadata(path: Path) -> None:
         file.write(text.ljust(size))
 
 
-def _info(path: Path, raw: RawFile, weights: StateDict) -> CheckpointInfo:
+def _other_towers(
+    path: Path, raw: RawFile, weights: StateDict, config: dict[str, Any] | None, name: str
+) -> tuple[CLIP, CheckpointInfo] | None:
+    """The model if its towers are those of another library (`clip.towers`); None for plain CLIP.
+
+    Raises:
+        CheckpointError: a relative of CLIP without its configuration, or one that no library here builds.
+    """
+    if "quick_gelu" in raw.metadata:  # `save_model` wrote it
+        return None
+    if any(key.startswith("vision_model.") for key in weights):
+        own = beside(path, HUGGING_FACE) or {}
+        kind = own.get("model_type")
+        if kind in SIGLIP:
+            return siglip_model(own, weights, path.parent, name), CheckpointInfo(**hugging_face_pixels(path))
+        if kind not in (None, "clip"):
+            raise CheckpointError(
+                f"this is a {kind} model of Hugging Face (model_type in {HUGGING_FACE}), expected clip, "
+                f"{' or '.join(SIGLIP)}"
+            )
+    else:
+        config = config or beside(path, OPEN_CLIP)
+        if config is not None and unlike_plain(config):
+            model = open_clip_model(config, weights, path.parent, name)
+            return model, CheckpointInfo(**open_clip_pixels(config))
+    refuse_other_families(weights)
+    return None
+
+
+def _info(path: Path, raw: RawFile, weights: StateDict, config: dict[str, Any] | None) -> CheckpointInfo:
     if "quick_gelu" in raw.metadata:
         return _info_of_metadata(raw.metadata)
     names = layout(weights)
     if names == "uta":
         return CheckpointInfo(quick_gelu=False, vision_heads=released_heads(weights))
     if names == "huggingface":
-        return _info_of_huggingface(path.parent)
-    certain = names == "open_clip" or raw.kind == "safetensors" or path.name.startswith("open_clip")
-    config = path.with_name("open_clip_config.json")
-    if certain or (config.is_file() and raw.kind == "pickle"):
+        return _info_of_huggingface(path)
+    config = config or (beside(path, OPEN_CLIP) if raw.kind != "torchscript" else None)
+    if config is not None:
         return _info_of_open_clip(config, weights)
-    marks = any(key in weights for key in OPENAI_NUMBERS) or any(v.dtype == torch.float16 for v in weights.values())
-    if raw.kind == "pickle" and not marks:
-        logger.warning(
-            "%s does not tell its activation: taken as OpenAI's QuickGELU; give quick_gelu=False for GELU", path
-        )
-    return CheckpointInfo(quick_gelu=True)
+    marks = any(key in weights for key in OPENAI_NUMBERS)
+    own = raw.kind == "torchscript" or (raw.kind == "pickle" and names == "openai" and marks)
+    return CheckpointInfo(quick_gelu=True if own and not path.name.startswith("open_clip") else None)
 
 
 def _info_of_metadata(metadata: dict[str, str]) -> CheckpointInfo:
@@ -215,10 +235,10 @@ def _info_of_metadata(metadata: dict[str, str]) -> CheckpointInfo:
     return CheckpointInfo(**values)
 
 
-def _info_of_huggingface(folder: Path) -> CheckpointInfo:
-    if not (folder / "config.json").is_file():
+def _info_of_huggingface(path: Path) -> CheckpointInfo:
+    config = beside(path, HUGGING_FACE)
+    if config is None:
         return CheckpointInfo()
-    config = _read_json(folder / "config.json")
     towers = [config.get(key) or {} for key in ("vision_config", "text_config")]
     activations = {tower.get("hidden_act", "quick_gelu") for tower in towers}
     if len(activations) != 1 or not activations <= set(HF_ACTIVATIONS):
@@ -229,49 +249,23 @@ def _info_of_huggingface(folder: Path) -> CheckpointInfo:
     eps = {tower.get("layer_norm_eps", 1e-5) for tower in towers}
     if eps != {1e-5}:
         raise CheckpointError(f"config.json has layer_norm_eps {sorted(eps)}; CLIP has 1e-5")
-    info = CheckpointInfo(
+    return CheckpointInfo(
         HF_ACTIVATIONS[activations.pop()],
         towers[0].get("num_attention_heads"),
         towers[1].get("num_attention_heads"),
+        **hugging_face_pixels(path),
     )
-    pixels = folder / "preprocessor_config.json"
-    if pixels.is_file():
-        info = _with_pixels(info, _read_json(pixels), "image_mean", "image_std")
-    return info
 
 
-def _info_of_open_clip(path: Path, weights: StateDict) -> CheckpointInfo:
-    if not path.is_file():
-        return CheckpointInfo()
-    config = _read_json(path)
+def _info_of_open_clip(config: dict[str, Any], weights: StateDict) -> CheckpointInfo:
     model = config.get("model_cfg", config)
-    for part, plain in OPEN_CLIP_PLAIN.items():
-        given = model.get(part) or {}
-        plain = plain | dict.fromkeys(OPEN_CLIP_BLOCK, False)
-        other = {key: given[key] for key in plain if given.get(key, plain[key]) != plain[key]}
-        if other:
-            raise CheckpointError(f"{path.name} has {part} {other}, which plain CLIP does not have")
     vision = model.get("vision_cfg") or {}
     head_width = vision.get("head_width", HEAD_WIDTH)
     resnet = isinstance(vision.get("layers"), list)
     conv = weights.get("visual.attnpool.k_proj.weight" if resnet else "visual.conv1.weight")
     heads = None if conv is None else conv.shape[0] // head_width
-    info = CheckpointInfo(bool(model.get("quick_gelu", False)), heads, (model.get("text_cfg") or {}).get("heads"))
-    return _with_pixels(info, config.get("preprocess_cfg") or {}, "mean", "std")
-
-
-def _with_pixels(info: CheckpointInfo, config: dict[str, Any], mean: str, std: str) -> CheckpointInfo:
-    return info._replace(mean=tuple(config.get(mean, info.mean)), std=tuple(config.get(std, info.std)))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, not an object")
-    return content
+    own = (bool(model.get("quick_gelu", False)), heads, (model.get("text_cfg") or {}).get("heads"))
+    return CheckpointInfo(*own, **open_clip_pixels(config))
 
 
 def _file_in(path: Path) -> Path:

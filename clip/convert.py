@@ -81,8 +81,9 @@ def refuse_other_families(weights: StateDict) -> None:
         mark = next((key for key in weights if re.fullmatch(pattern, key)), None)
         if mark is not None:
             raise CheckpointError(
-                f"this is {family} (it has {mark}), whose towers are not those of CLIP; expected CLIP's ViT or ResNet "
-                "of OpenAI, open_clip (names without SigLIP, EVA, CoCa ...) or Hugging Face (CLIPModel)"
+                f"this is {family} (it has {mark}), and no configuration says which: give the architecture of "
+                "open_clip with the file, such as MODEL.BACKBONE.NAME ViT-B-16-SigLIP/FILE, or put its "
+                "open_clip_config.json (transformers: config.json) beside the file"
             )
 
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from clip.checkpoints import PIXEL_MEAN, PIXEL_STD, load_checkpoint
+from clip.configurations import HUGGING_FACE, OPEN_CLIP, beside, hugging_face_pixels, open_clip_pixels, side_of
 from clip.download import MODELS
+from clip.towers.names import HUB, of_hub, open_clip_config
 
 SIDES = {"RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336}
 """OpenAI's models that take other images than 224 x 224."""
@@ -32,7 +34,7 @@ class Input(NamedTuple):
 
 
 def input_of(name_or_path: str | Path) -> Input | None:
-    """Preprocessing of a model's name or checkpoint file; nothing is downloaded.
+    """Preprocessing of a model's name or checkpoint file; of the Hub the configuration is fetched, and nothing else.
 
     Returns:
         None for a name that is unknown, or a file that is missing or no CLIP: loading it says so.
@@ -44,19 +46,34 @@ def input_of(name_or_path: str | Path) -> Input | None:
         return Input(SIDES.get(name, 224))
     path = Path(EMBEDDED.get(name, name)).expanduser()
     try:
+        if name.startswith(HUB):
+            return _input_of_folder(of_hub(name, weights=False).path)
+        if not path.exists() and (config := open_clip_config(name)):
+            return Input(side_of(config) or 224, **open_clip_pixels(config))
         stat = path.stat()
         return _input_of_file(path, stat.st_mtime_ns, stat.st_size)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ImportError):
         return None
 
 
 @lru_cache(maxsize=32)
 def _input_of_file(path: Path, changed: int, size: int) -> Input:
-    found = _input_of_header(path)
+    found = _input_of_folder(path) if path.is_dir() else _input_of_header(path)
     if found is None:
         model, info = load_checkpoint(path)
-        found = Input(model.visual.input_resolution, info.mean, info.std)
+        found = Input(model.visual.input_resolution, info.mean, info.std, info.interpolation)
     return found
+
+
+def _input_of_folder(folder: Path) -> Input | None:
+    """From the configuration in a folder; None where it does not say the size of the images."""
+    if config := beside(folder / OPEN_CLIP, OPEN_CLIP):
+        pixels = open_clip_pixels(config)
+    else:
+        config = beside(folder / HUGGING_FACE, HUGGING_FACE) or {}
+        pixels = hugging_face_pixels(folder / HUGGING_FACE)
+    side = side_of(config)
+    return None if side is None else Input(side, **pixels)
 
 
 def _input_of_header(path: Path) -> Input | None:

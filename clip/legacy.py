@@ -29,6 +29,7 @@ from clip.layers import Block, Transformer
 from clip.model import CLIP, VisionTransformer
 from clip.prompts import Prompts, overwrite
 from clip.resnet import ModifiedResNet
+from clip.towers.model import TowerCLIP
 
 FACTS = ("quick_gelu", "vision_heads", "transformer_heads", "rope_grid")
 """Entries that :func:`plain_copy` stores beside the weights: what their shapes do not tell."""
@@ -158,7 +159,12 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
 
 
 def as_legacy(model: CLIP) -> LegacyCLIP:
-    """Gives `model` itself, and not a copy, the old way of being called; weights and their names stay."""
+    """Gives `model` itself, and not a copy, the old way of being called; weights and their names stay.
+
+    Raises:
+        ValueError: towers of another library.
+    """
+    _refuse_other_towers(model)
     for module in model.modules():
         if type(module) in LEGACY:
             module.__class__ = LEGACY[type(module)]
@@ -172,6 +178,11 @@ def as_legacy(model: CLIP) -> LegacyCLIP:
                 block.takes_prompts = True
     assert isinstance(model, LegacyCLIP)
     return model
+
+
+def _refuse_other_towers(model: CLIP) -> None:
+    if isinstance(model, TowerCLIP):
+        raise ValueError(f"`from clip import clip` needs CLIP's own towers; this backbone is {model.family}")
 
 
 def add_own_prompts(model: LegacyCLIP, design_details: dict[str, Any]) -> None:
@@ -231,6 +242,7 @@ def plain_copy(path: Path, folder: Path) -> Path:
     target = folder / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
     if not target.is_file():
         model, _ = load_checkpoint(path)
+        _refuse_other_towers(model)
         numbers = list(zip(FACTS, (model.quick_gelu, model.visual.heads, model.transformer.heads)))
         if isinstance(model.visual, EvaVisionTransformer):
             numbers.append(("rope_grid", model.visual.rope_grid))

@@ -31,6 +31,7 @@ from clip.prompts import Encoded, Prompts, check_prompts, overwrite
 from clip.resnet import ModifiedResNet
 from clip.text_layout import Layout
 from clip.text_plan import PlanInputs, Remembered, TextPlan, make_plan
+from clip.words import Words
 
 HEAD_WIDTH = 64
 """Width of one attention head in every model OpenAI published; pass `heads` for other models."""
@@ -201,6 +202,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
+        self.words = Words(context_length, vocab_size)
         self.quick_gelu = quick_gelu
         self.visual: VisionTransformer | EvaVisionTransformer | ModifiedResNet
         if isinstance(vision_layers, int):

@@ -44,8 +44,10 @@ def record(model: Any, tower: str, layers: Sequence[int] = (), attention: Sequen
         attention: numbers of blocks whose attention is kept, likewise.
 
     Raises:
-        ValueError: a tower or block that does not exist.
+        ValueError: a tower or block that does not exist, or a tower of another library.
     """
+    if family := getattr(model, "family", None):
+        raise ValueError(f"blocks are recorded of CLIP's own towers; this backbone is {family}")
     blocks = tower_blocks(model, tower)
     count, found = len(blocks), Record()
     for number in (*layers, *attention):

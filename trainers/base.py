@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import clip
 from clip import CLIP, Encoded
+from clip.adapters import kind_of
 from dassl.config import CfgNode, ConfigError
 from dassl.config.checks import problems_of
 from dassl.engine import TrainerX
@@ -82,6 +83,7 @@ class CLIPTrainer(TrainerX):
     text: Encoded | None = None  # the encoded classes during an evaluation
     batch: Any = None  # of the last training step
     own_templates = "dataset"  # the method's option TEMPLATES, where it has one, if that is ""
+    local_features = False  # the score reads the tokens of encoded images, not only their pooled features
     adapts = False  # at test time every image is given to `adapt`, alone and with gradients
 
     @property
@@ -186,12 +188,18 @@ class CLIPTrainer(TrainerX):
         """The backbone of MODEL.BACKBONE.NAME in fp32, in evaluation mode, on the CPU.
 
         Raises:
-            ValueError: image size, interpolation or pixel statistics of the config are not those of the checkpoint.
+            ValueError: image size, interpolation or pixel statistics of the config are not those of the checkpoint; or
+                the method compares patches and the image tower has none.
         """
         model, transform = getattr(self.dm, "backbone", None), None
         if model is None:
             model, transform = clip.load(self.cfg.MODEL.BACKBONE.NAME, device="cpu")
         check_input(self.cfg, model.visual.input_resolution, transform)
+        if self.local_features and not getattr(model.visual, "has_tokens", True):
+            raise ValueError(
+                f"{type(self).__name__} compares patches, but the image tower of {self.cfg.MODEL.BACKBONE.NAME} is a "
+                f"{kind_of(model.visual)}: choose a backbone with a vision transformer"
+            )
         self.backbone_hash = state_hash(model)
         return model
 
@@ -282,7 +290,6 @@ class PromptTrainer(CLIPTrainer):
 
     model_name = "prompt_learner"
     by_steps = True  # False: what is learned is made in one go by `fit`, without epochs of gradient steps
-    local_features = False  # the score reads the tokens of encoded images, not only their pooled features
     other_classes = False  # what was loaded had been learned on other classes than those at hand
 
     def build_learner(self, model: CLIP, classnames: list[str]) -> Learner:

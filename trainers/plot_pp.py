@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-import clip
 from clip import CLIP, Encoded, Prompts
 from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
@@ -109,7 +107,7 @@ class TwoSidedModes(ModeContext):
         overwrite_names: bool = False,
     ):
         vision_blocks(model)  # refuses a ResNet
-        size: dict[str, Any] = {"context_length": model.context_length, "vocab_size": model.vocab_size}
+        first = model.words.first
         lengths = [len(word_tokens(model, phrase)) for phrase in phrases]
         if 0 in lengths:
             raise ValueError(f"CTX_INIT is {list(phrases)!r}, expected one prefix or several, none of them empty")
@@ -117,11 +115,11 @@ class TwoSidedModes(ModeContext):
         device = model.token_embedding.weight.device
         ids, starts = [], []
         for phrase in phrases:
-            ids.append(clip.tokenize([f"{phrase} {readable(name)}." for name in classnames], **size))
-            starts.append(clip.tokenize([phrase], **size)[0, 1 : 1 + n])
+            ids.append(model.words.tokenize([f"{phrase} {readable(name)}." for name in classnames]))
+            starts.append(torch.tensor(word_tokens(model, phrase)[:n]))
         with torch.no_grad():
             ctx = model.token_embedding(torch.stack(starts).to(device)).float()  # (N, n, d)
-        slots = torch.arange(1, 1 + n).expand(len(classnames), len(phrases), n)
+        slots = torch.arange(first, first + n).expand(len(classnames), len(phrases), n)
         super().__init__(torch.stack(ids, dim=1), slots, ctx, learn_text)
         self.vision_modes = vision_modes
         self.ctx_vision: nn.Parameter = random_prompt(vision_modes, n_vision, model.visual.width)

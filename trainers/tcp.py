@@ -16,9 +16,7 @@ from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.losses import cosine_distance, normalise
 from trainers.parts.options import context, context_init, count, precision, weight
 from trainers.parts.prompts import (
-    PLACEHOLDER,
     Learner,
-    TemplateText,
     init_context,
     meta_net,
     random_prompt,
@@ -91,9 +89,9 @@ class ClassAwareContext(Learner):
         width, features = model.token_embedding.weight.shape[1], teacher.shape[1]
         self.ctx = nn.Parameter(init_context(model, init, n_ctx)) if init else random_prompt(n_ctx, width)
         self.meta_net = meta_net(features, features // REDUCTION, n_ctx * width, QuickGELU())
-        template = " ".join([PLACEHOLDER] * n_ctx + [sentence])
-        self.register_buffer("ids", TemplateText(model, classnames, template).ids, persistent=False)
-        self.register_buffer("slots", torch.arange(1, 1 + n_ctx), persistent=False)
+        texts = [sentence.format(readable(name)) for name in classnames]
+        self.register_buffer("ids", model.words.tokenize(texts, room=n_ctx), persistent=False)
+        self.register_buffer("slots", model.words.first + torch.arange(n_ctx), persistent=False)
         self.register_buffer("teacher", normalise(teacher), persistent=False)
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:

@@ -12,7 +12,6 @@ import clip
 from align_prompt.model import Model
 from clip import CLIP, Encoded
 from clip.adapters import without_adapters
-from clip.resnet import ModifiedResNet
 from trainers.parts.losses import cosine_logits
 from trainers.parts.prompted_clip import template_features
 
@@ -73,7 +72,12 @@ def maps_of(
         image: (1, 3, H, W).
         encode: from embedded patches (1, 1 + P, d) to features.
         logit: of the class in question, a scalar.
+
+    Raises:
+        ValueError: towers of another library.
     """
+    if family := getattr(model, "family", None):
+        raise ValueError(f"attention maps need CLIP's own towers; this backbone is {family}")
     if isinstance(model.visual, ModifiedResNet):
         return _resnet_maps(model.visual, image, encode, logit)
     blocks = model.visual.blocks

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from align_prompt.model import Model
 from clip import Encoded
-from clip.simple_tokenizer import shared_tokenizer
 from trainers.align import TwoLevelTransport, align_logits
 from trainers.parts.set_transport import SetTransport
 from trainers.plot import plot_logits
@@ -114,12 +113,12 @@ def token_names(model: Model, place: int) -> list[list[str]]:
     learner = model.prompted.learner
     ids, prompts = learner.text_prompts()
     modes = learner.text_modes
-    table = shared_tokenizer(model.prompted.clip.vocab_size)
+    words = model.prompted.clip.words
     label = learner.label_tokens()
     rows = []
     for row in range(place * modes, (place + 1) * modes):
-        end = int(ids[row].argmax())
-        names = [table.decode([token]).strip() for token in ids[row, : end + 1].tolist()]
+        end = int(words.ends(ids[row, None])[0])
+        names = [words.decode(token).strip() for token in ids[row, : end + 1].tolist()]
         for found, form in ((prompts, LEARNED), (label, "[name {}]")):
             if found is None or found.slots is None:
                 continue

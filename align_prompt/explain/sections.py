@@ -26,7 +26,6 @@ from align_prompt.explain.page import Section
 from align_prompt.explain.plans import SetPlan, TokenPlans, plans_of, token_names
 from align_prompt.explain.words import label_tokens_in_two_dimensions, nearest_words
 from align_prompt.model import Model
-from clip.resnet import ModifiedResNet
 from dassl.evaluation.calibration import reliability
 
 RATIO = "Red: more than the uniform plan, which prefers nothing; blue: less; 1 = the same."
@@ -80,6 +79,9 @@ def picture_section(model: Model, number: int, path: str, name: str | None) -> S
         _plans(section, model, image, place, picture, prefix)
     else:
         section.text.append(f"{model.method} has no transport plans; ALIGN, ALIGNLAMM, PLOT and PLOTPP have.")
+    if family := getattr(model.prompted.clip, "family", None):
+        section.text.append(f"Attention maps need CLIP's own towers, and this backbone is {family}.")
+        return section
     plain, own = plain_maps(model, image, place), method_maps(model, image, place)
     for who, maps in (("plain", plain), ("method", own)):
         section.numbers |= {f"{prefix}_{who}_{kind}": values.numpy() for kind, values in maps._asdict().items()}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from align_prompt.model import Model
-from clip.simple_tokenizer import shared_tokenizer
 from trainers.parts.label_tokens import LabelTokens
 
 CHUNK = 256  # vectors compared with the vocabulary at once
@@ -64,11 +63,11 @@ def nearest_words(model: Model, place: int, count: int = 5) -> list[Nearest]:
     if not vectors:
         return []
     backbone = model.prompted.clip
-    table, tokenizer = backbone.token_embedding.weight.detach().cpu(), shared_tokenizer(backbone.vocab_size)
+    table, words = backbone.token_embedding.weight.detach().cpu(), backbone.words
     stacked = torch.stack([vector.detach().cpu() for vector in vectors.values()])
     numbers, distances = nearest(table, stacked, count)
     return [
-        Nearest(name, float(vector.float().norm()), tuple(zip(map(tokenizer.decode, [[i] for i in row]), distance)))
+        Nearest(name, float(vector.float().norm()), tuple(zip(map(words.decode, row), distance)))
         for name, vector, row, distance in zip(vectors, stacked, numbers.tolist(), distances.tolist())
     ]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import clip
 from clip import CLIP
 from trainers.parts.losses import normalise
 from trainers.parts.prompts import readable
@@ -67,7 +66,7 @@ def description_features(model: CLIP, descriptions: Sequence[Sequence[str]]) -> 
     device = model.token_embedding.weight.device
     counts = [len(sentences) for sentences in descriptions]
     texts = [sentence for sentences in descriptions for sentence in sentences]
-    ids = clip.tokenize(texts, model.context_length, truncate=True, vocab_size=model.vocab_size)
+    ids = model.words.tokenize(texts, truncate=True)
     parts = [model.encode_text(some.to(device), tokens=False).pooled for some in ids.split(1024)]
     return list(torch.cat(parts).split(counts))
 

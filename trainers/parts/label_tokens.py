@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clip import CLIP, Prompts
 from trainers.parts.losses import distillation_loss, normalise
-from trainers.parts.prompts import PROMPT_STD, Learner, readable, word_tokens
+from trainers.parts.prompts import PROMPT_STD, Learner, readable
 
 TOKENS = ("all", "shortest", "one")
 PLACES = ("name", "prefix")
@@ -63,13 +63,13 @@ class LabelTokens(Learner):
         self.inner = inner
         self.text_modes, self.vision_modes = inner.text_modes, inner.vision_modes
         self.half_prompts = inner.half_prompts
-        words = [word_tokens(model, readable(name)) for name in classnames]
+        words = [model.words.ids(readable(name), inside=True) for name in classnames]
         ids, prompts = inner.text_prompts()
         names = cast(Tensor, inner.name_start).cpu()  # (R,)
         self.begin = names
         if place == "prefix" and prompts is not None and prompts.slots is not None:
             self.begin = prompts.slots.cpu().expand(len(ids), -1).amax(dim=1) + 1
-        self.end = ids.cpu().argmax(dim=1)
+        self.end = model.words.ends(ids.cpu())
         self._check(ids.cpu(), words, names)
         most = {"all": max(map(len, words)), "shortest": min(map(len, words)), "one": 1}[tokens]
         with torch.no_grad():

@@ -62,7 +62,7 @@ class MemoryPlan:
         length = tokens.shape[1] + prompts.length
         if not self.budget:
             return Chunks(self.image_rows) if self.image_rows else None
-        free = self._free(model) - SPARE * 4 * rows * length * clip.text_projection.shape[1] * 4  # features of tokens
+        free = self._free(model) - SPARE * 4 * rows * length * clip.visual.output_dim * 4  # features of tokens
         if not torch.is_grad_enabled():
             if self.image_rows:
                 return Chunks(self.image_rows)
@@ -98,7 +98,7 @@ class MemoryPlan:
     def _text(self, model: nn.Module, clip: CLIP, layout: Layout, tokens: bool) -> Chunks | None:
         width, blocks = clip.transformer.width, clip.transformer.layers
         longest = max(bucket.end for bucket in layout.buckets) + 1
-        features = len(layout.duplicate_of) * longest * clip.text_projection.shape[1] * 4 * (8 if tokens else 3)
+        features = len(layout.duplicate_of) * longest * clip.visual.output_dim * 4 * (8 if tokens else 3)
         free = self._free(model) - self.images - SPARE * features
 
         def one() -> Tensor:

@@ -127,7 +127,9 @@ class PromptedCLIP(nn.Module):
         """Logits of encoded images against all classes."""
         if text is None:
             text = self.encode_text(image)
-        return Output(self.score(image, text, self.clip.logit_scale.exp()), image, text)
+        logits = self.score(image, text, self.clip.logit_scale.exp())
+        bias = getattr(self.clip, "logit_bias", None)  # SigLIP's; the same for all classes
+        return Output(logits if bias is None else logits + bias, image, text)
 
 
 @torch.no_grad()

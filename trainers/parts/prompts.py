@@ -19,12 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import clip
 from clip import CLIP, Encoded, Prompts
+from clip.adapters import kind_of
 from clip.record import Record
-from clip.resnet import ModifiedResNet
 
-PLACEHOLDER = "X"
 PROMPT_STD = 0.02
 CLASS_POSITIONS = ("end", "middle", "front")
 
@@ -54,8 +52,7 @@ def readable(name: str) -> str:
 
 def word_tokens(model: CLIP, text: str) -> list[int]:
     """Token ids of `text` without start and end token."""
-    ids = clip.tokenize([text], context_length=model.context_length, vocab_size=model.vocab_size)[0]
-    return ids[1 : int(ids.argmax())].tolist()
+    return model.words.ids(text)
 
 
 def build_sentences(
@@ -81,22 +78,20 @@ def build_sentences(
     if rest and position != "end":
         raise ValueError(f"template words {rest!r} stay before the class name, so the position must be 'end'")
     names = [readable(name) for name in classnames]
-    prefix = " ".join([PLACEHOLDER] * n_ctx + ([rest] if rest else []))
-    plain = clip.tokenize(
-        [f"{prefix} {name}." for name in names], context_length=model.context_length, vocab_size=model.vocab_size
-    )
-    end = plain.argmax(dim=1)
-    n_rest = len(word_tokens(model, rest)) if rest else 0
+    first = model.words.first
+    plain = model.words.tokenize([f"{rest} {name}.".lstrip() for name in names], room=n_ctx)
+    end = model.words.ends(plain)
+    n_rest = len(model.words.ids(rest, inside=True)) if rest else 0
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
     ids, slots, body = plain.clone(), [], torch.zeros_like(plain, dtype=torch.bool)
     for c, name in enumerate(names):
-        n_name = len(word_tokens(model, name))
-        last = 1 + n_ctx + n_rest + n_name  # first position after the name
-        context, words = plain[c, 1 : 1 + n_ctx], plain[c, 1 + n_ctx : last]
-        ids[c, 1:last] = torch.cat([context[:before], words, context[before:]])
-        slots.append([*range(1, 1 + before), *range(last - n_ctx + before, last)])
-        body[c, 1:last] = True
-    name_start = torch.full((len(names),), 1 + before + n_rest)
+        n_name = len(model.words.ids(name, inside=True))
+        last = first + n_ctx + n_rest + n_name  # first position after the name
+        context, words = plain[c, first : first + n_ctx], plain[c, first + n_ctx : last]
+        ids[c, first:last] = torch.cat([context[:before], words, context[before:]])
+        slots.append([*range(first, first + before), *range(last - n_ctx + before, last)])
+        body[c, first:last] = True
+    name_start = torch.full((len(names),), first + before + n_rest)
     return Sentences(ids, torch.tensor(slots), body, end, name_start)
 
 
@@ -205,10 +200,10 @@ class TemplateText(Learner):
     def __init__(self, model: CLIP, classnames: Sequence[str], template: str, truncate: bool = False):
         super().__init__()
         texts = [template.format(readable(name)) for name in classnames]
-        ids = clip.tokenize(texts, model.context_length, truncate, model.vocab_size)
+        ids = model.words.tokenize(texts, truncate)
         self.register_buffer("ids", ids, persistent=False)
         words = word_tokens(model, template.split("{}")[0])
-        self.register_buffer("name_start", torch.full((len(ids),), 1 + len(words)), persistent=False)
+        self.register_buffer("name_start", torch.full((len(ids),), model.words.first + len(words)), persistent=False)
 
     def text_prompts(self) -> tuple[Tensor, Prompts | None]:
         return self.ids, None
@@ -273,11 +268,10 @@ def vision_blocks(model: CLIP) -> int:
     Raises:
         ValueError: it is not a vision transformer.
     """
-    if isinstance(model.visual, ModifiedResNet):
-        raise ValueError(
-            f"visual prompts need a vision transformer, but the image tower is a {type(model.visual).__name__}"
-        )
-    return len(model.visual.blocks)
+    blocks = getattr(model.visual, "blocks", None)
+    if blocks is None:
+        raise ValueError(f"visual prompts need a vision transformer, but the image tower is a {kind_of(model.visual)}")
+    return len(blocks)
 
 
 def check_tower_prompts(tower: str, n_ctx: int, depth: int, blocks: int) -> None:

@@ -25,7 +25,7 @@ class Teacher:
     """
 
     def __init__(self, model: CLIP, text: Tensor):
-        width = model.text_projection.shape[1]
+        width = model.visual.output_dim
         if text.dim() != 2 or text.shape[1] != width:
             raise ValueError(f"class features of a teacher have shape {tuple(text.shape)}, expected (C, {width})")
         self.model, self.text = model, text.detach()
@@ -79,7 +79,7 @@ def load_teacher(
         ValueError: images or features of another size.
     """
     model = clip.load(name, device)[0].requires_grad_(False)
-    own, side = model.text_projection.shape[1], model.visual.input_resolution
+    own, side = model.visual.output_dim, model.visual.input_resolution
     if side != resolution:
         raise ValueError(f"the teacher {name} takes {side}x{side} images, the student {resolution}x{resolution}")
     if width is not None and own != width:

@@ -9,6 +9,7 @@ import torch
 
 import clip
 from clip import CLIP
+from clip.towers.model import TowerCLIP
 from dassl.utils import distributed
 from trainers.base import CLIPTrainer, PromptedCLIP, cosine_score
 from trainers.parts.prompts import FixedText, Learner, TemplateText
@@ -29,6 +30,17 @@ class PretrainingTrainer(CLIPTrainer):
 
     eval_split: str | None = None  # of the evaluations during training; None = TEST.SPLIT
     saved_dtype: torch.dtype | None = torch.float16  # of the matrices in the file; None = as they were trained
+
+    def load_clip(self) -> CLIP:
+        """As of the base.
+
+        Raises:
+            ValueError: towers of another library, which cannot be written to a file of this project.
+        """
+        model = super().load_clip()
+        if isinstance(model, TowerCLIP):
+            raise ValueError(f"{type(self).__name__} trains CLIP's own towers; this backbone is {model.family}")
+        return model
 
     def check_eval_freq(self) -> None:
         """ValueError if EVAL_FREQ asks for evaluations of data without test images."""

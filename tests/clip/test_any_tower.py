@@ -1,0 +1,188 @@
+"""Backbones of open_clip, timm and transformers: the features of those libraries, and prompts in their blocks."""
+
+import foreign_models as foreign
+import pytest
+import torch
+
+import clip
+from tests.tolerance import assert_close
+
+open_clip = pytest.importorskip("open_clip", reason="open_clip_torch is not installed: pip install open_clip_torch")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+
+NAMES = [*foreign.OPEN_CLIP, *(f"transformers {kind}" for kind in foreign.HUGGING_FACE)]
+TEXTS = ["a photo of a cat.", "yin yang", "X"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with foreign.small_timm():
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """models(name): the library's model, its folder, and what was loaded from there; made once."""
+    known = {}
+
+    def make(name):
+        if name not in known:
+            folder = tmp_path_factory.mktemp("backbone") / name.replace(" ", "-")
+            if name in foreign.OPEN_CLIP:
+                theirs = foreign.of_open_clip(name)
+                foreign.saved_open_clip(theirs, name, folder)
+            else:
+                theirs = foreign.of_hugging_face(name.split()[1])
+                foreign.saved_hugging_face(theirs, name.split()[1], folder)
+            known[name] = theirs, folder, clip.load(folder)[0].requires_grad_(False)
+        return known[name]
+
+    return make
+
+
+def images(count=2):
+    return torch.randn(count, 3, foreign.SIDE, foreign.SIDE, generator=torch.Generator().manual_seed(3))
+
+
+def their_features(name, theirs, image, ids):
+    if name in foreign.OPEN_CLIP:
+        off = {"normalize": False}
+        return theirs.encode_image(image, **off), theirs.encode_text(ids, **off)
+    if name.endswith("siglip2"):
+        from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+        patches = torch.stack([convert_image_to_patches(one, 8) for one in image])
+        shapes, mask = torch.full((len(image), 2), 4), torch.ones(len(image), 16, dtype=torch.int32)
+        vision = theirs.get_image_features(patches, mask, shapes)
+    else:
+        vision = theirs.get_image_features(image)
+    text = theirs.get_text_features(ids)
+    return vision.pooler_output, text.pooler_output
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_features_are_those_of_the_library(models, name):
+    theirs, _, ours = models(name)
+    ids = ours.words.tokenize(TEXTS)
+    image, text = their_features(name, theirs, images(), ids)
+    assert_close(ours.encode_image(images()).pooled, image)
+    found = ours.encode_text(ids)
+    assert_close(found.pooled, text)
+    assert not torch.allclose(ours.encode_text(ids.flip(0)).pooled, text, atol=1e-3)
+    other = ours.encode_image(images().flip(-1)).pooled
+    assert not torch.allclose(other, image, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_token_ids_are_those_of_the_library(models, name):
+    if name == "transformers clip":
+        return  # CLIP's vocabulary, cut; tests/clip/test_tokenizer.py
+    _, folder, ours = models(name)
+    texts = [*TEXTS, "far too long to fit " * 30]
+    if name in foreign.OPEN_CLIP:
+        expected = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        size = {"padding": "max_length", "truncation": True, "max_length": 24}
+        expected = tokenizer(texts, return_tensors="pt", **size).input_ids
+    assert torch.equal(ours.words.tokenize(texts, truncate=True), expected)
+    with pytest.raises(ValueError, match="too long for context length"):
+        ours.words.tokenize(texts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_after_others(models, name):
+    words = models(name)[2].words
+    plain, roomy = words.tokenize(["x x of a cat"]), words.tokenize(["of a cat"], room=2)
+    first, end = words.first, int(words.ends(plain)[0])
+    behind = slice(end - len(words.ids("of a cat", inside=True)), None)  # "x x" are one or more tokens each
+    assert (
+        roomy[0, first + 2 : first + 2 + 77 - behind.start].tolist()[: end - behind.start]
+        == plain[0, behind][: end - behind.start].tolist()
+    )
+    assert int(words.ends(roomy)[0]) == first + 2 + end - behind.start
+    assert words.decode(words.ids("cat", inside=True)[-1]).strip(" #") in "cat"
+
+
+def blocks_of(module):
+    """Where prompts enter an image tower of a library, and its blocks."""
+    if hasattr(module, "trunk"):
+        return module.trunk.norm_pre, module.trunk.blocks
+    if hasattr(module, "transformer"):
+        return module.ln_pre, module.transformer.resblocks
+    return module.encoder.layers[0], module.encoder.layers
+
+
+def overwriting(hooks, blocks, layers, slots):
+    """Deeper prompts in the library's blocks: `slots` of their input become the layer's."""
+    for block, layer in zip(blocks[1:], layers[1:]):
+
+        def hook(_, args, layer=layer):
+            x = args[0].clone()
+            x[:, slots] = layer
+            return (x, *args[1:])
+
+        hooks.append(block.register_forward_pre_hook(hook))
+
+
+VITS = [name for name in NAMES if name not in ("RN50", *foreign.WITHOUT_TOKENS)]
+ROTARY = ("EVA02-B-16", "PE-Core-B-16")
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_visual_prompts_are_more_tokens_of_every_block(models, name):
+    theirs, _, ours = models(name)
+    layers = [0.5 * torch.randn(3, 32, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    found = ours.encode_image(images(), clip.Prompts(tuple(layers), None))
+    turned = ours.encode_image(images(), clip.Prompts(tuple(layer.flip(0) for layer in layers), None))
+    assert_close(turned.pooled, found.pooled)  # prompts have no position
+    assert found.tokens.shape == (2, 1 + found.tokens.shape[1] - 4 + 3, 32)
+    assert not torch.allclose(found.pooled, ours.encode_image(images()).pooled, atol=1e-3)
+    if name in ROTARY or name == "transformers clip" or name.endswith("siglip2"):
+        return
+    visual = theirs.visual if hasattr(theirs, "visual") else theirs.vision_model
+    start, blocks = blocks_of(visual)
+    hooks = [
+        start.register_forward_pre_hook(
+            lambda _, args: (torch.cat([args[0], layers[0].expand(len(args[0]), -1, -1)], 1), *args[1:])
+        )
+    ]
+    overwriting(hooks, blocks, layers, slice(-3, None))
+    hooks.append(blocks[-1].register_forward_hook(lambda _, __, out: out[:, :-3]))
+    try:
+        assert_close(found.pooled, their_features(name, theirs, images(), ours.words.tokenize(["a"]))[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("name", [*VITS, "convnext_base"])
+@torch.no_grad()
+def test_text_prompts_are_other_entries_of_the_token_table(models, name):
+    theirs, _, ours = models(name)
+    ids = ours.words.tokenize(["a cat.", "a long-haired dog."], room=2)
+    slots = torch.arange(ours.words.first, ours.words.first + 2)
+    width = ours.transformer.width
+    layers = [torch.randn(2, width, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    found = ours.encode_text(ids, clip.Prompts(tuple(layers), slots))
+    if name == "transformers clip":
+        return
+    text = getattr(theirs, "text", None) or getattr(theirs, "text_model", None) or theirs
+    table = text.embeddings.token_embedding if hasattr(text, "embeddings") else text.token_embedding
+    blocks = text.encoder.layers if hasattr(text, "encoder") else text.transformer.resblocks
+    unused = [n for n in range(5, 60) if not (ids == n).any()][:2]
+    kept = table.weight.detach().clone()
+    hooks = []
+    try:
+        table.weight[unused] = layers[0]
+        ids[:, slots] = torch.tensor(unused)
+        overwriting(hooks, blocks, layers, slots)
+        expected = their_features(name, theirs, images(), ids)[1]
+    finally:
+        table.weight.copy_(kept)
+        for hook in hooks:
+            hook.remove()
+    assert_close(found.pooled, expected)
