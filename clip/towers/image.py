@@ -211,7 +211,7 @@ class SiglipViT(ImageTower):
             return self.tower.embeddings(image)
         size, count = self.patch_size, self.input_resolution // self.patch_size
         patches = image.unflatten(3, (count, size)).unflatten(2, (count, size))  # (B, 3, rows, size, columns, size)
-        shapes = torch.full((len(image), 2), count, device=image.device)
+        shapes = torch.full((image.shape[0], 2), count, device=image.device)
         return self.tower.embeddings(patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), shapes)
 
     def extra(self, x: Tensor, length: int) -> tuple[Any, ...]:

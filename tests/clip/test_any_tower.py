@@ -1,10 +1,16 @@
 """Backbones of open_clip, timm and transformers: the features of those libraries, and prompts in their blocks."""
 
+from pathlib import Path
+
 import foreign_models as foreign
 import pytest
 import torch
 
 import clip
+from clip.adapters import kind_of
+from clip.chunks import Chunks
+from clip.towers.load import open_clip_model
+from clip.words import Words
 from tests.tolerance import assert_close
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip_torch is not installed: pip install open_clip_torch")
@@ -39,6 +45,32 @@ def models(tmp_path_factory):
         return known[name]
 
     return make
+
+
+def rows_of_the_page(models):
+    """The table in docs/backbones.md."""
+    yield "| backbone | image tower | prompts in it | text tower | tokenizer | bias |"
+    yield "|---|---|---|---|---|---|"
+    for name in NAMES:
+        model = models(name)[2]
+        tower, own = model.visual, not hasattr(model, "family")
+        causal = "causal" if own or model.transformer.cuts else "whole context"
+        shown = f"`{name}` of open_clip" if name in foreign.OPEN_CLIP else f"`{name.split()[1]}` of transformers"
+        cells = (
+            shown,
+            f"CLIP's own {kind_of(tower)}" if own else kind_of(tower),
+            "yes" if hasattr(tower, "blocks") else "no",
+            causal,
+            "CLIP's" if type(model.words) is Words else "of the checkpoint",
+            "yes" if getattr(model, "logit_bias", None) is not None else "no",
+        )
+        yield "| " + " | ".join(cells) + " |"
+
+
+def test_the_page_has_the_table_of_these_tests(models):
+    table = "\n".join(rows_of_the_page(models))
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    assert f"<!-- towers -->\n{table}\n<!-- /towers -->" in page, table
 
 
 def images(count=2):
@@ -186,3 +218,72 @@ def test_text_prompts_are_other_entries_of_the_token_table(models, name):
         for hook in hooks:
             hook.remove()
     assert_close(found.pooled, expected)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "transformers siglip2"])
+@torch.no_grad()
+def test_label_tokens_behind_the_end_change_nothing(models, name):
+    """The tower has no mask, so it reads the padding that shorter names fill up with."""
+    ours = models(name)[2]
+    ids = ours.words.tokenize(["a cat", "a dog"])
+    end = int(ours.words.ends(ids)[0])
+    words = torch.randn(2, 3, ours.transformer.width, generator=torch.Generator().manual_seed(1))
+    alone = ours.encode_text(ids, labels=clip.Prompts((words[:, :1],), torch.tensor([end - 2])))
+    filled = ours.encode_text(ids, labels=clip.Prompts((words,), torch.tensor([end - 2, end + 1, end + 2])))
+    assert torch.equal(filled.pooled, alone.pooled)
+    assert not torch.allclose(alone.pooled, ours.encode_text(ids).pooled, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_chunks_give_the_same_features_and_gradients(models, name):
+    ours = models(name)[2]
+    ids = ours.words.tokenize(["a cat", "a dog", "yin"], room=2)
+    grads = []
+    for chunks in (None, Chunks(1, 1)):
+        ctx = torch.full((2, ours.transformer.width), 0.1, requires_grad=True)
+        deep = torch.full((3, 2, ours.transformer.width), 0.2, requires_grad=True)
+        slots = torch.arange(ours.words.first, ours.words.first + 2)
+        found = ours.encode_text(ids, clip.Prompts((ctx, deep), slots), chunks=chunks)
+        (found.pooled.square().sum() + found.tokens[:, :3].sin().sum()).backward()
+        grads.append((found.pooled.detach(), ctx.grad, deep.grad))
+    for one, other in zip(*grads):
+        assert_close(one, other)
+        assert float(one.abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "transformers siglip", "EVA02-B-16"])
+@torch.no_grad()
+def test_logits_have_the_bias_of_the_checkpoint(models, name):
+    theirs, _, ours = models(name)
+    ids = ours.words.tokenize(TEXTS)
+    if name in foreign.OPEN_CLIP:
+        expected = theirs.get_logits(images(), ids)[0]
+    else:
+        expected = theirs(ids, images()).logits_per_image
+    assert_close(ours(images(), ids)[0], expected)
+    assert (ours.logit_bias is None) == (name == "EVA02-B-16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_those_of_the_checkpoint(models, name):
+    folder = models(name)[1]
+    found = clip.input_of(folder)
+    assert found == clip.Input(foreign.SIDE, *map(tuple, list(foreign.PIXELS.values())[:2]), "bilinear")
+    assert found == clip.Input.of(clip.load(folder)[1])
+
+
+def test_locals_of_a_class_token_are_its_projection(models):
+    """The local feature of a token of a tower with a class token is what CLIP's own towers give."""
+    theirs, folder, ours = models("ViT-B-32")
+    config = foreign.OPEN_CLIP["ViT-B-32"] | {"init_logit_bias": 0.0}  # no plain CLIP any more
+    weights = {**theirs.state_dict(), "logit_bias": torch.zeros(())}
+    other = open_clip_model({"model_cfg": config}, weights, folder, "ViT-B-32")
+    prompts = clip.Prompts((torch.randn(2, 32), torch.randn(2, 32)), None)
+    for given in (None, prompts):
+        own, found = ours.encode_image(images(), given), other.encode_image(images(), given)
+        assert_close(found.pooled, own.pooled)
+        assert_close(found.tokens, own.tokens)
+    ids = ours.words.tokenize(TEXTS)
+    own, found = ours.encode_text(ids), other.encode_text(ids)
+    assert_close(found.pooled, own.pooled)
+    assert_close(found.tokens[0, : int(ids[0].argmax())], own.tokens[0, : int(ids[0].argmax())])
