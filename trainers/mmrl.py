@@ -55,7 +55,7 @@ class Representation(TemplateText):
         self.before, self.tokens = first - 1, random_prompt(tokens, width)
         image_map, text_map = nn.Linear(width, visual.width), nn.Linear(width, text.width)  # the start of all blocks
         self.vision_maps = nn.ModuleList(copy.deepcopy(image_map) for _ in visual.blocks[self.before :])
-        norms, numbers = [block.ln_1 for block in text.resblocks], range(self.before, text.layers)
+        norms, numbers = [getattr(block, "ln_1", None) for block in text.resblocks], range(self.before, text.layers)
         self.text_maps = model.add_adapters(
             lambda _, at: TextTokens(self, copy.deepcopy(text_map), norms[at.block]), ["text"], numbers, ["attn"]
         )

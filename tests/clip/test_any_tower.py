@@ -58,7 +58,11 @@ def rows_of_the_page(models):
         shown = f"`{name}` of open_clip" if name in foreign.OPEN_CLIP else f"`{name.split()[1]}` of transformers"
         cells = (
             shown,
-            f"CLIP's own {kind_of(tower)}" if own else kind_of(tower),
+            f"CLIP's own {kind_of(tower)}"
+            if own
+            else kind_of(tower)
+            if name in foreign.OPEN_CLIP
+            else "of transformers",
             "yes" if hasattr(tower, "blocks") else "no",
             causal,
             "CLIP's" if type(model.words) is Words else "of the checkpoint",
