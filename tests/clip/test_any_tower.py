@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import clip_reference as reference
 import foreign_models as foreign
 import pytest
 import torch
@@ -291,3 +292,29 @@ def test_locals_of_a_class_token_are_its_projection(models):
     own, found = ours.encode_text(ids), other.encode_text(ids)
     assert_close(found.pooled, own.pooled)
     assert_close(found.tokens[0, : int(ids[0].argmax())], own.tokens[0, : int(ids[0].argmax())])
+
+
+@torch.no_grad()
+def test_a_language_model_as_text_tower(tmp_path):
+    """BERT in open_clip's wrapper, as of BiomedCLIP: padding is masked, the class token is pooled."""
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = transformers.BertConfig(vocab_size=128, max_position_embeddings=24, pad_token_id=0, **sizes)
+    bert.save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": "none", "hf_proj_type": "mlp"}
+    text |= {"hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 24, "hf_model_pretrained": False}
+    config = {"embed_dim": 32, "vision_cfg": foreign.VIT, "text_cfg": text}
+    theirs = reference.randomised(open_clip.model.CustomTextCLIP(**config)).eval()
+    folder = tmp_path / "model"
+    foreign.letters_tokenizer("bert").save_pretrained(folder)
+    ours = open_clip_model({"model_cfg": config}, theirs.state_dict(), folder, "bert")
+    ids = ours.words.tokenize(["a cat.", "yin yang"], room=2)
+    assert_close(ours.encode_text(ids).pooled, theirs.encode_text(ids))
+    slots = torch.arange(1, 3)
+    layers = tuple(torch.randn(2, 24, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    found = ours.encode_text(ids, clip.Prompts(layers, slots)).pooled
+    encoder, hooks = theirs.text.transformer, []
+    table = encoder.embeddings.word_embeddings.weight
+    table[[100, 101]] = layers[0]
+    ids[:, slots] = torch.tensor([100, 101])
+    overwriting(hooks, encoder.encoder.layer, layers, slots)
+    assert_close(found, theirs.encode_text(ids))
