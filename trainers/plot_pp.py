@@ -116,7 +116,7 @@ class TwoSidedModes(ModeContext):
         ids, starts = [], []
         for phrase in phrases:
             ids.append(model.words.tokenize([f"{phrase} {readable(name)}." for name in classnames]))
-            starts.append(torch.tensor(word_tokens(model, phrase)[:n]))
+            starts.append(model.words.tokenize([phrase])[0, first : first + n])
         with torch.no_grad():
             ctx = model.token_embedding(torch.stack(starts).to(device)).float()  # (N, n, d)
         slots = torch.arange(first, first + n).expand(len(classnames), len(phrases), n)

@@ -14,6 +14,7 @@ from plain_towers import (
 )
 
 import clip
+from clip.words import Words
 from dassl.engine.precision import WHOLE, Precision
 from trainers.parts.prompts import word_tokens
 from trainers.parts.templates import template_for
@@ -163,7 +164,7 @@ def test_start_of_the_released_code(tiny_clip, names, images):
     ],
 )
 def test_words_and_tokens_of_the_phrases(dataset, words, left):
-    model = SimpleNamespace(context_length=77, vocab_size=49408)
+    model = SimpleNamespace(words=Words(77, 49408))
     phrase = TEACHER_TEMPLATES.get(dataset, template_for(dataset)).removesuffix(" {}.")
     assert len(phrase.split()) == words
     assert word_tokens(model, phrase)[words:] == (word_tokens(model, left) if left else [])
