@@ -42,7 +42,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 """open_clip settings that change the model without a trace in plain CLIP's weights, with the value plain CLIP has."""
 BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 HALF = (0.5, 0.5, 0.5)
-RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+RESAMPLE: dict[Any, str] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow in transformers' configurations."""
 
 
