@@ -12,6 +12,7 @@ import clip
 from align_prompt.model import Model
 from clip import CLIP, Encoded
 from clip.adapters import without_adapters
+from clip.resnet import ModifiedResNet
 from trainers.parts.losses import cosine_logits
 from trainers.parts.prompted_clip import template_features
 

@@ -26,6 +26,7 @@ from align_prompt.explain.page import Section
 from align_prompt.explain.plans import SetPlan, TokenPlans, plans_of, token_names
 from align_prompt.explain.words import label_tokens_in_two_dimensions, nearest_words
 from align_prompt.model import Model
+from clip.resnet import ModifiedResNet
 from dassl.evaluation.calibration import reliability
 
 RATIO = "Red: more than the uniform plan, which prefers nothing; blue: less; 1 = the same."
