@@ -29,7 +29,10 @@ from safetensors.torch import save_file
 
 from clip.archive import CheckpointError, RawFile, read_file
 from clip.build import build_model
-from clip.configurations import (
+from clip.convert import OPENAI_NUMBERS, StateDict, layout, refuse_other_families, released_heads, unwrap
+from clip.eva import ROPE_GRID, EvaVisionTransformer
+from clip.model import CLIP, HEAD_WIDTH
+from clip.towers.configurations import (
     HUGGING_FACE,
     OPEN_CLIP,
     beside,
@@ -37,9 +40,6 @@ from clip.configurations import (
     open_clip_pixels,
     unlike_plain,
 )
-from clip.convert import OPENAI_NUMBERS, StateDict, layout, refuse_other_families, released_heads, unwrap
-from clip.eva import ROPE_GRID, EvaVisionTransformer
-from clip.model import CLIP, HEAD_WIDTH
 from clip.towers.load import SIGLIP, open_clip_model, siglip_model
 from clip.towers.model import TowerCLIP
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from clip.checkpoints import PIXEL_MEAN, PIXEL_STD, load_checkpoint
-from clip.configurations import HUGGING_FACE, OPEN_CLIP, beside, hugging_face_pixels, open_clip_pixels, side_of
 from clip.download import MODELS
+from clip.towers.configurations import HUGGING_FACE, OPEN_CLIP, beside, hugging_face_pixels, open_clip_pixels, side_of
 from clip.towers.names import HUB, of_hub, open_clip_config
 
 SIDES = {"RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336}
