@@ -11,8 +11,10 @@ mkdir -p "$output"
 bash scripts/setup.sh dev || exit 1
 status=0
 echo "GPU tests (at most 150 s) ..." >&2
-timeout 150 .venv/bin/python -m pytest -m gpu -q > "$output/tests.txt" 2>&1 || { status=$?; echo "GPU tests end with status $status" >&2; }
+# an interrupt, and not the end, so that pytest still says what failed until then; every test has its line
+timeout --signal=INT --kill-after=10 150 .venv/bin/python -m pytest -m gpu -vv --tb=short > "$output/tests.txt" 2>&1 \
+  || { status=$?; echo "GPU tests end with status $status" >&2; }
 tail -n 1 "$output/tests.txt"
-timeout 320 .venv/bin/python -m benchmarks gpu --output "$output" "$@" || status=$?
+timeout --kill-after=10 310 .venv/bin/python -m benchmarks gpu --output "$output" "$@" || status=$?
 echo "Results are in $output" >&2
 exit "$status"

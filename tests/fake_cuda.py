@@ -8,6 +8,7 @@ operations but the same types; autograd runs on the host's thread.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +37,15 @@ class CudaTensor(Tensor):
 
     host: Tensor
     gpu: FakeCuda
+    copied_on: Stream | None = None
+    recorded: list[Stream]
 
     @staticmethod
     def __new__(cls, host: Tensor, gpu: FakeCuda) -> CudaTensor:
         made = Tensor._make_wrapper_subclass(
             cls, host.size(), strides=host.stride(), storage_offset=host.storage_offset(), dtype=host.dtype
         )
-        made.host, made.gpu = host, gpu
+        made.host, made.gpu, made.recorded = host, gpu, []
         return made
 
     device = property(lambda self: torch.device("cuda", 0))
@@ -64,17 +67,35 @@ class CudaTensor(Tensor):
         return gpu.compute(func, args, kwargs)
 
 
+class Stream:
+    """A queue of copies; its events know those that were asked for before."""
+
+    def __init__(self, _device: Any = None) -> None:
+        self.copies: list[CudaTensor] = []
+
+    def record_event(self) -> list[CudaTensor]:
+        return list(self.copies)
+
+    def wait_event(self, event: list[CudaTensor]) -> None:
+        for tensor in event:
+            tensor.copied_on = None
+
+
 def on_host(value: Any) -> Any:
     """`value` with the host's tensors in the place of those on the device."""
     return tree_map(lambda x: x.host if isinstance(x, CudaTensor) else x, value)
 
 
 class FakeCuda(TorchFunctionMode):
-    """The device; active inside a `with` block. `waits` lists the places in this project where the host waited."""
+    """The device; active inside a `with` block. `waits` lists the places in this project where the host waited.
+
+    What was copied on a stream of its own must not be used before the stream of the computation has waited for it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.stream = self.main = Stream()  # of the computation, unless another one is chosen
 
     def __enter__(self):
         autocast, event = torch.autocast, mock.Mock()
@@ -82,7 +103,19 @@ class FakeCuda(TorchFunctionMode):
         def cpu_autocast(device_type: str, *args: Any, **kwargs: Any):
             return autocast("cpu", *args, **kwargs)
 
+        @contextlib.contextmanager
+        def on_stream(stream: Stream):
+            before, self.stream = self.stream, stream
+            try:
+                yield
+            finally:
+                self.stream = before
+
         self.patches = [
+            mock.patch.object(torch.cuda, "Stream", Stream),
+            mock.patch.object(torch.cuda, "stream", on_stream),
+            mock.patch.object(torch.cuda, "current_stream", side_effect=lambda device=None: self.stream),
+            mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: tensor.recorded.append(stream)),
             mock.patch.object(torch, "autocast", cpu_autocast),
             mock.patch.object(torch.cuda, "is_available", return_value=True),
             mock.patch.object(torch.cuda, "get_device_capability", return_value=(8, 0)),
@@ -153,7 +186,13 @@ class FakeCuda(TorchFunctionMode):
             return tensor
         if not non_blocking:
             self.wait(f"copy to {target}")
-        return self.to_device(tensor) if target == "cuda" else self.to_host(tensor)
+        if target != "cuda":
+            return self.to_host(tensor)
+        moved = self.to_device(tensor)
+        if self.stream is not self.main:
+            moved.copied_on = self.stream
+            self.stream.copies.append(moved)
+        return moved
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, CudaTensor) else _ToDevice.apply(tensor, self)
@@ -169,6 +208,8 @@ class FakeCuda(TorchFunctionMode):
         if packet is aten.copy_:
             return self.copy_(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(getattr(x, "copied_on", None) not in (None, self.stream) for x in tensors):
+            raise RuntimeError(f"{func} uses what another stream copies and nobody waited for")
         strangers = [x for x in tensors if not isinstance(x, CudaTensor) and x.dim() > 0]
         indices = [x for x in args[1] if x is not None] if packet in MASKED else []
         if strangers and not all(any(x is index for index in indices) for x in strangers):

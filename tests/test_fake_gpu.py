@@ -3,6 +3,7 @@
 Evaluations are of the whole trainer, through `test()`; numbers are compared with those of the CPU.
 """
 
+import contextlib
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fake_cuda import FakeCuda
 from test_trainers import SHORT, backbone, root  # noqa: F401
 
+from clip import Encoded
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, build_trainer, command
 from dassl.engine.precision import Scaler
 
@@ -99,6 +101,56 @@ def take_steps(trainer, batch, count):
     for trainer.batch_idx in range(count):
         found.append(trainer.forward_backward(batch))
     return found
+
+
+def test_an_epoch_is_that_of_the_cpu(make):
+    """Batches are prefetched: the same ones in the same order, with the same loss, and the loader ends alike."""
+    seen = []
+    for device in (FakeCuda, contextlib.nullcontext):
+        with device():
+            trainer = make("CoOp", "fp32")
+            step, found = trainer.forward_backward, []
+
+            def kept(batch, kind=trainer.device.type, step=step, found=found):
+                assert batch["img"].device.type == kind
+                found.append((batch["label"].tolist(), step(batch)["loss"]))
+                return {"loss": found[-1][1]}
+
+            trainer.forward_backward = kept
+            trainer.train_loader_x.order_generator.manual_seed(3)
+            trainer.epoch = 0
+            trainer.run_epoch()
+            seen.append((found, trainer.train_loader_x.state_dict()))
+    (ours, state), (theirs, other) = seen
+    assert [labels for labels, _ in ours] == [labels for labels, _ in theirs]
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-4)
+    assert torch.equal(state["generator"], other["generator"])
+    assert state["batches"] == other["batches"] == 0
+
+
+@pytest.mark.parametrize("precision", ["amp", "fp16", "bf16"])
+@pytest.mark.parametrize("method", ["ALIGN", "PLOT", "CoOp"])
+def test_losses_and_transport_are_float32(method, precision, make, gpu):
+    """Whatever the towers compute in: features are compared as outside of autocast, from the same numbers."""
+    trainer = make(method, precision)
+    score, calls = trainer.model.score, []
+
+    def spy(image, text, scale):
+        calls.append((image, text, scale, score(image, text, scale)))
+        return calls[-1][-1]
+
+    trainer.model.score = spy
+    trainer.set_model_mode("train")
+    with trainer.precision.autocast():
+        terms = trainer.losses(next(iter(trainer.train_loader_x)))
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    image, text, scale, found = calls[0]
+    assert image.pooled.dtype == trainer.precision.autocast_dtype
+    if method != "CoOp":
+        whole = (Encoded(*(x.detach().float() for x in side)) for side in (image, text))
+        expected = score(*whole, scale.detach().float())
+        assert found.dtype == torch.float32
+        assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 CASES = [(method, precision) for method in METHODS for precision in ("fp32", "amp", "fp16", "bf16")]

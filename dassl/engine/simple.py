@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 
 from dassl.data import DataManager
 from dassl.data.audit import Audit, audit_data
+from dassl.data.prefetch import prefetched
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, distributed, load_pretrained_weights
@@ -328,7 +329,7 @@ class SimpleTrainer(TrainerBase):
     def outputs(self, loader: Any, title: str) -> Iterator[tuple[Any, Tensor, Any]]:
         """What the model says to every batch of an evaluation loader: output, labels, the batch itself."""
         with contextlib.closing(progress(self.cfg, loader, title)) as batches:
-            for batch in batches:
+            for batch in prefetched(batches, self.device):
                 image, label = self.parse_batch_test(batch)
                 with self.test_precision.autocast():
                     output = self.model_inference(image)

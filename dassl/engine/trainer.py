@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import logging
 import math
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dassl.data.prefetch import prefetched
 from dassl.utils import AverageMeter, MetricMeter, distributed
 
 from .base import TrainerBase
@@ -46,7 +48,8 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self) -> None:
         """One pass over train_loader_x."""
-        _run_batches(self, ((batch,) for batch in self.train_loader_x), len(self.train_loader_x))
+        batches = prefetched(self.train_loader_x, self.device)
+        _run_batches(self, ((batch,) for batch in batches), len(self.train_loader_x))
 
     def parse_batch_train(self, batch: Any) -> Any:
         """Image, label and domain of a batch, on the device."""
@@ -69,8 +72,8 @@ class TrainerXU(SimpleTrainer):
         count = self.cfg.TRAIN.COUNT_ITER
         if count not in lengths:
             raise ValueError(f"TRAIN.COUNT_ITER is {count!r}, expected one of {', '.join(lengths)}")
-        pairs = zip(range(lengths[count]), _repeat(self.train_loader_x), _repeat(self.train_loader_u))
-        _run_batches(self, ((x, u) for _, x, u in pairs), lengths[count])
+        batches = (itertools.islice(_repeat(one), lengths[count]) for one in (self.train_loader_x, self.train_loader_u))
+        _run_batches(self, zip(*(prefetched(one, self.device) for one in batches)), lengths[count])
 
     def parse_batch_train(self, batch_x: Any, batch_u: Any) -> Any:
         """Labelled image and label, and unlabelled image, on the device."""

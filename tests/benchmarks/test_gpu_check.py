@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import multiprocessing
 import sys
+import time
 
 import pytest
 import torch
@@ -71,6 +73,31 @@ def test_a_process_that_fails_is_replaced(tmp_path, monkeypatch, ending, reason)
     page = gpu.page(rows, {"date": "2000-01-01"}, False)
     assert "| B (failed) |" in page
     assert "## Failures" in page
+
+
+def test_a_kill_leaves_what_was_measured(tmp_path, monkeypatch):
+    """The stand-in examines A and then hangs; the whole check is killed."""
+    worker = tmp_path / "worker"
+    worker.write_text(
+        f"#!{sys.executable}\nimport json, time\n"
+        "print(json.dumps({'method': 'A', 'images_s': 12.5, 'errors': {}}), flush=True)\ntime.sleep(5)\n"
+    )
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    monkeypatch.setattr(gpu, "methods", lambda: ["A", "B"])
+    monkeypatch.setattr(gpu, "environment", dict)
+    arguments = arguments_of("--rehearse", "--output", tmp_path / "found")
+    check = multiprocessing.get_context("fork").Process(target=gpu.run, args=(arguments,))
+    check.start()
+    page, data = tmp_path / "found" / "gpu.md", tmp_path / "found" / "gpu.json"
+    until = time.monotonic() + 200
+    while not data.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    check.kill()
+    check.join()
+    assert [row["method"] for row in json.loads(data.read_text())["rows"]] == ["A"]
+    assert "| A |" in page.read_text()
+    assert "12.5" in page.read_text()
 
 
 def test_time_that_is_over_is_said(monkeypatch):

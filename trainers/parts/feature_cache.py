@@ -26,6 +26,7 @@ from clip import Encoded
 from dassl.data.data_manager import DatasetWrapper
 from dassl.data.fingerprint import files_hash, transform_repr
 from dassl.data.loader import SeededLoader
+from dassl.data.prefetch import prefetched
 from dassl.data.samplers import SequentialSampler
 from dassl.utils import distributed
 from dassl.utils.tools import user_cache
@@ -289,7 +290,7 @@ class FeatureBatches:
         alone = distributed.get_world_size() == 1
         writer = self.file.writer() if self.file is not None and alone else None
         try:
-            for batch in self.loader:
+            for batch in prefetched(self.loader, self.device):
                 encoded = self.encode(batch["img"].to(self.device))
                 if writer is not None:
                     writer.put(batch["index"], encoded)

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,44 @@ def test_an_elastic_restart_resumes_exactly(whole, tmp_path):
     for ours, theirs in zip(reports, whole[2]):
         assert ours["weights"] == theirs["weights"]
         assert ours["seen"] == theirs["seen"][-9:]
+        assert ours["draw"] == theirs["draw"]
+    assert run_state(tmp_path / "run") == "done"
+
+
+def launch_nodes(folder, **variables):
+    """Two launchers of one process each, as on two machines: their exit codes, seconds from the kill to the end."""
+    reports = folder / "reports"
+    reports.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
+    code += [f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=job", "--local_addr=127.0.0.1", str(SCRIPT)]
+    arguments = [str(reports), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent), **variables}
+    with (folder / "out.txt").open("ab") as out:
+        both = [subprocess.Popen([*code, *arguments], stdout=out, stderr=out, env=environment) for _ in range(2)]
+    try:
+        codes = [node.wait(400) for node in both]
+    finally:
+        for node in both:
+            node.kill()
+    killed = reports / "killed"
+    return codes, time.time() - killed.stat().st_mtime if killed.exists() else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_machines_end_together_and_go_on_when_started_again(whole, tmp_path):
+    codes, seconds = launch_nodes(tmp_path, STOP_IN_EPOCH="2")
+    assert 0 not in codes
+    assert seconds < 60
+    assert reports_in(tmp_path / "reports") == []
+    codes, _ = launch_nodes(tmp_path)
+    assert codes == [0, 0], (tmp_path / "out.txt").read_text()[-3000:]
+    for ours, theirs in zip(reports_in(tmp_path / "reports"), whole[2]):
+        assert ours["weights"] == theirs["weights"]
+        assert ours["seen"] == theirs["seen"][18:]
         assert ours["draw"] == theirs["draw"]
     assert run_state(tmp_path / "run") == "done"
 
