@@ -108,6 +108,7 @@ def test_an_epoch_is_that_of_the_cpu(make):
     seen = []
     for device in (FakeCuda, contextlib.nullcontext):
         with device():
+            torch.manual_seed(0)
             trainer = make("CoOp", "fp32")
             step, found = trainer.forward_backward, []
 

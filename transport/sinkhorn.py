@@ -312,8 +312,11 @@ def solve(cost: Tensor, rows: Tensor, cols: Tensor, rule: Rule, group: int, larg
 
 def _exponent(cost: Tensor, low: Tensor, reg: float) -> Tensor:
     """(low - cost) / reg as (P, X, Y), contiguous whatever the cost is."""
+    low = low.view(*cost.shape[:-2], 1, 1)
+    if torch.compiler.is_compiling():  # a compiled graph would give `out` the strides of the cost
+        return ((low - cost) * (1 / reg)).reshape(-1, *cost.shape[-2:])
     exponent = torch.empty(cost.shape, dtype=cost.dtype, device=cost.device)
-    torch.sub(low.view(*cost.shape[:-2], 1, 1), cost, out=exponent).mul_(1 / reg)
+    torch.sub(low, cost, out=exponent).mul_(1 / reg)
     return exponent.view(-1, *cost.shape[-2:])
 
 
