@@ -65,5 +65,5 @@ def test_a_config_resolves_to_the_values_it_had(name):
 def test_configs_hold_what_differs():
     pairs = sum(len(leaves(yaml.safe_load(file.read_text()))) for file in FILES)
     assert len(FILES) <= 50
-    assert pairs <= 650
+    assert pairs <= 21 * len(FILES)
     assert "emoji" in config_names(CONFIGS / "trainers" / "CoOp")

@@ -5,7 +5,7 @@ import pkgutil
 
 from dassl.engine.build import TRAINER_REGISTRY
 
-LAST = f"{__name__}.lamm"  # wraps methods that are registered before
+LAST = (f"{__name__}.dept", f"{__name__}.lamm")  # wrap methods that are registered before
 NO_METHODS = (f"{__name__}.parts", f"{__name__}.imagenet_templates")
 
 
@@ -16,7 +16,7 @@ def _methods() -> list[str]:
 
 
 def _register() -> None:
-    for name in sorted(_methods(), key=lambda name: (name == LAST, name)):
+    for name in sorted(_methods(), key=lambda name: (name in LAST, name)):
         importlib.import_module(name)
 
 

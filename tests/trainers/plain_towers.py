@@ -79,7 +79,7 @@ def trainer_of(method, model, names, template="a photo of a {}.", others=(), dat
     nodes = method.defaults()
     for node, changes in {method.node: options, **dict(others)}.items():
         nodes[node].merge_from_list([item for pair in changes.items() for item in pair])
-    data = {"DATASET": {"NAME": dataset, "NUM_SHOTS": 4}, "INPUT": {"TEMPLATE": ""}}
+    data = {"DATASET": {"NAME": dataset, "NUM_SHOTS": 4, "DESCRIPTIONS": []}, "INPUT": {"TEMPLATE": ""}}
     trainer.cfg = CfgNode({"TRAINER": nodes, **data, "TEST": {"FINAL_MODEL": "last_step"}})
     trainer.check_cfg(trainer.cfg)
     trainer.device = torch.device("cpu")

@@ -6,12 +6,15 @@ Axes: C classes, L tokens, n text context length, m visual prompt length, d widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
 from clip.text_plan import Remembered
+from dassl.engine.checkpoints import check_weights, read_checkpoint
 from trainers.parts.prompts import (
     Learner,
     Sentences,
@@ -271,3 +274,39 @@ class MultiModeLearner(Learner):
             maps = [project(text) for project, text in zip(self.projections, texts)]  # (M, n, d)
             layers = tuple(map(torch.add, maps, layers) if layers else maps)
         return Prompts(layers, None) if layers else None
+
+
+def saved_prompts(model: CLIP, classnames: Sequence[str], path: str) -> MultiModeLearner:
+    """Learner with the independent prompts that a run of PromptSRC or IVLP has saved, for other classes, too.
+
+    Args:
+        model: a CLIP of the run's backbone.
+        classnames: C names.
+        path: its checkpoint, model.pth.tar-N.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it holds no such prompts, or those of a model of other widths.
+    """
+    content = read_checkpoint(Path(path))
+    weights = content["state_dict"]
+    deep, vision = (sum(name.startswith(f"{kind}.") for name in weights) for kind in ("deep", "vision"))
+    if "ctx" not in weights or not vision or any(name.startswith("projections.") for name in weights):
+        raise ValueError(f'"{path}" holds no independent prompts of both towers: expected those of PromptSRC or IVLP')
+    saved = CfgNode.load_cfg(content.get("config") or "{}").get("TRAINER", CfgNode())
+    own = saved.get(str(saved.get("NAME", "")).upper(), CfgNode())
+    learner = MultiModeLearner(
+        model,
+        classnames,
+        n_ctx=weights["ctx"].shape[-2],
+        depth=1 + deep,
+        init=own.get("CTX_INIT", ""),
+        keep_rest=own.get("KEEP_REST", True),
+        coupled=False,
+        vision_n_ctx=weights["vision.0"].shape[-2],
+        vision_depth=vision,
+        half_prompts=own.get("HALF_PROMPTS", False),
+    )
+    check_weights(Path(path), learner, weights)
+    learner.load_state_dict(weights)
+    return learner

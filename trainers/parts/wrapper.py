@@ -59,6 +59,14 @@ class Wrapper:
         """All loss terms besides cross-entropy, those of the wrapped method being `terms`."""
         return terms
 
+    def score(self, inner: Score) -> Score:
+        """Score around the wrapped method's."""
+        return inner
+
+    def weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All loss terms, cross-entropy `ce` among them, with the weights they have."""
+        return terms
+
     def weights(self, path: Path, checkpoint: Mapping[str, Any], own: Weights) -> dict[str, Tensor]:
         """Learned weights of a checkpoint for the classes of this run; `own` is what the wrapped method does.
 
@@ -106,11 +114,14 @@ def wrap(method: type[PromptTrainer], wrapper: type[Wrapper], name: str) -> type
             return self.wrapper.learner(super().build_learner(model, classnames), model, classnames)
 
         def build_score(self, learner) -> Score:
-            return super().build_score(self.wrapper.inner(learner))
+            return self.wrapper.score(super().build_score(self.wrapper.inner(learner)))
 
         def build_model(self) -> None:
             super().build_model()
             self.wrapper.built()
+
+        def losses(self, batch) -> dict[str, Tensor]:
+            return self.wrapper.weigh(super().losses(batch))
 
         def extra_losses(self, output, label) -> dict[str, Tensor]:
             self._metrics = super().extra_metrics()  # before the wrapper scores anything
