@@ -41,8 +41,8 @@ THIRD_PARTY = {
     },
     "trainers": {"torch", "yacs", "numpy", "sklearn", "safetensors", "filelock"},
 }
-# Who may import whom among the rooms of the project; tools, benchmarks, tests and the scripts may import anything.
 EXTRAS = {"clip/towers": {"open_clip", "timm", "transformers"}}  # of a folder, which it imports inside functions only
+# Who may import whom among the rooms of the project; tools, benchmarks, tests and the scripts may import anything.
 ALLOWED = {
     "clip": set(),
     "dassl": set(),
@@ -173,3 +173,14 @@ def test_the_entry_point_names_no_method():
     for name in ("train.py", "dassl/engine/command.py"):
         text = (ROOT / name).read_text().lower()
         assert not [m for m in methods if f"trainers.{m}" in text or f"import {m}" in text]
+
+
+def test_extras_are_imported_when_they_are_needed():
+    """A backbone of CLIP's own needs none of them, and importing them takes seconds."""
+    for folder, packages in EXTRAS.items():
+        for path in (ROOT / folder).glob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            first = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+            names = {alias.name for node in first for alias in node.names}
+            names |= {node.module or "" for node in first if isinstance(node, ast.ImportFrom)}
+            assert not packages & {name.split(".")[0] for name in names}, path

@@ -66,8 +66,8 @@ def needed(package: str, name: str) -> Any:
     except ImportError as error:
         pip = {"open_clip": "open_clip_torch"}.get(package, package)
         raise ImportError(
-            f"the backbone {name!r} needs the package {pip} ({error}): pip install {pip}, or all extras with "
-            'pip install "align-prompt[towers]"'
+            f"the backbone {name!r} needs the package {pip} ({error}): pip install {pip}, or the extra "
+            "align-prompt[towers]"
         ) from error
 
 
