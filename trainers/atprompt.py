@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-import clip
 from clip import CLIP, Prompts
 from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
 from trainers.parts.options import count, precision
-from trainers.parts.prompts import PLACEHOLDER, Learner, random_prompt, readable, word_tokens
+from trainers.parts.prompts import Learner, random_prompt, readable
 
 RELEASED = {
     "ImageNet": ("color", "shape"),
@@ -49,15 +48,20 @@ class AttributeContext(Learner):
 
     def __init__(self, model: CLIP, classnames: Sequence[str], words: Sequence[str], n_att: int, n_ctx: int):
         super().__init__()
-        width, hold, end = model.transformer.width, [PLACEHOLDER] * n_att, 1
+        width, first = model.transformer.width, model.words.first
         slots: list[int] = []
+        fixed: list[tuple[int, int]] = []  # positions and tokens of the attributes
+        end = first
         for one in words:
             slots += range(end, end + n_att)
-            end += n_att + len(word_tokens(model, one))
+            end += n_att
+            tokens = model.words.ids(one, inside=True)
+            fixed += zip(range(end, end + len(tokens)), tokens)
+            end += len(tokens)
         slots += range(end, end + n_ctx)
-        before = " ".join([*(text for one in words for text in (*hold, one)), *[PLACEHOLDER] * n_ctx])
-        texts = [f"{before} {readable(name)}." for name in classnames]
-        ids = clip.tokenize(texts, model.context_length, vocab_size=model.vocab_size)
+        ids = model.words.tokenize([f"{readable(name)}." for name in classnames], room=end + n_ctx - first)
+        for place, token in fixed:
+            ids[:, place] = token
         self.attributes = nn.ParameterList(random_prompt(n_att, width, scale=0.5) for _ in words)  # N(0, 0.01²)
         self.ctx = random_prompt(n_ctx, width)
         self.register_buffer("ids", ids, persistent=False)
