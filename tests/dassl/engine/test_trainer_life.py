@@ -58,6 +58,7 @@ def test_log_has_the_lines_that_parsers_of_the_family_read(tiny, tmp_path):
     assert [line[-1] for line in lines] == [f"{rate:.4e}" for rate in rates for _ in range(3)]
     values = [float(line[4]) for line in lines]
     assert float(lines[2][5]) == pytest.approx(sum(values[:3]) / 3, abs=1e-4)
+    assert len(re.findall(r"^waiting for data: \d{1,3} % of the epoch$", log, re.MULTILINE)) == EPOCHS
     tail = log[log.index("Finish training\n") :]
     assert "\n=> result\n" in tail
     found = re.findall(r"\* accuracy: ([\d.e+-]+)%", tail)  # what the original parse_test_res.py looks for
