@@ -4,10 +4,12 @@ This file names no method and no data set. Both are registered by the packages `
 of your own given with --import, and chosen in the config.
 """
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-import datasets  # noqa: F401 - registers the data sets
-import trainers  # noqa: F401 - registers the methods
+import datasets  # registers the data sets
+import trainers  # registers the methods
 from dassl.config.flags import build_parser
 
 
@@ -19,8 +21,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-if __name__ == "__main__":
-    build_parser().parse_args()  # --help and unknown flags end here, before torch is imported
+def start(argv: Sequence[str]) -> None:
+    """Parse and run; --help, unknown flags and a run that is done already end before torch is imported."""
+    args = build_parser().parse_args(argv)
+    from dassl.engine.finished import done_already
+
+    if done_already(args, argv, [*trainers.__path__, *datasets.__path__]):
+        print(f"{args.output_dir or 'output'} is done already; its result is used again")
+        return
     from dassl.engine.command import main
 
-    main()
+    main(argv)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

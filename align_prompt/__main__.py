@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "try a trained model on a local page in the browser",
     "export": "write a trained model for use elsewhere: a bundle, ONNX, ...",
     "list": "what there is: methods, data sets, backbones, configs, recipes",
+    "completion": "script for a shell that completes commands, flags and names",
 }
 # Commands of a checkout, under one name; their arguments are their own.
 PROGRAMS = {
@@ -51,8 +52,7 @@ def _program(name: str, argv: list[str]) -> int:
     if name == "train":
         import train
 
-        train.build_parser().parse_args(argv)  # --help ends here, before torch is imported
-        train.main(argv)
+        train.start(argv)
         return 0
     if name == "sweep":
         from experiments.sweeps.flags import parse

@@ -263,6 +263,7 @@ def _started(mode: str, seed: int, command: Sequence[str]) -> dict[str, Any]:
         "mode": mode,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": list(command),
+        "directory": os.getcwd(),
         "git": git_state(),
         "seed": seed,
         "processes": distributed.get_world_size(),

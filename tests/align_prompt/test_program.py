@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,3 +136,26 @@ def test_an_evaluation_of_one_class_is_refused_and_names_predict():
     )
     with pytest.raises(ValueError, match=r"of one class, 'unknown', .* align_prompt predict"):
         evaluate(trainer, SimpleNamespace(model_dir=None, load_epoch=None))
+
+
+def test_completion_knows_commands_flags_and_names(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for word in (
+        "predict",
+        "sweep",
+        "--dataset-config-file",
+        "PromptSRC",
+        "oxford_pets",
+        "embedded_few_shot",
+        "EuroSAT",
+    ):
+        assert word in script, word
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_completion_names_the_missing_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "zsh"]) == 2
+    assert "pip install shtab" in capsys.readouterr().err
