@@ -5,11 +5,12 @@ Nothing is written into the folder of the data.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "draw_shots",
     "find_images",
     "read_split",
+    "released_picks",
     "save_split",
     "subsample_classes",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MAX_VAL_SHOTS = 4
+PICKS_2SFS = "https://drive.google.com/drive/folders/1uZN-Mjqz9U3Kjn36lj8eUhvJskBllT6j"
 CACHE_FORMAT = 1
 _SPLITS = ("train", "val", "test")
 
@@ -233,6 +236,8 @@ def draw_shots(
     shots, seed = cfg.DATASET.NUM_SHOTS, cfg.SEED
     if shots < 1:
         return train, val
+    if cfg.DATASET.PICKS == "2sfs":
+        return released_picks(cfg, dataset, train, val, sample_val)
 
     def draw(rng: Any) -> tuple[list[Datum], list[Datum]]:
         picks = dataset.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
@@ -259,6 +264,52 @@ def draw_shots(
     content["val"] = _plain_items(picks[1], root) if sample_val else []
     _write_cache(path, content)
     return picks
+
+
+def released_picks(
+    cfg: Any, dataset: DatasetBase, train: list[Datum], val: list[Datum], sample_val: bool = True
+) -> tuple[list[Datum], list[Datum]]:
+    """The few-shot lists that 2SFS (Farina et al., CVPR 2025) released, for NUM_SHOTS and SEED.
+
+    They are files <data set's folder>/split_fewshot/shot_K-seed_S_{train,val}.jsonl with a line {"_impath", "_label",
+    "_domain", "_classname"} for each image. Paths may begin with any folder: the end of a path decides.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is none, or its image is not in the official split with this label and class name.
+    """
+    name = f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}"
+    folder = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), dataset.dataset_dir, "split_fewshot")
+    picks = []
+    for items, part in ((train, "train"), (val, "val")):
+        if part == "val" and not sample_val:
+            picks.append(val)
+            continue
+        path = folder / f"{name}_{part}.jsonl"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'DATASET.PICKS is 2sfs, but there is no "{path}": get jsonl_{cfg.DATASET.NUM_SHOTS}shot.tar from '
+                f'{PICKS_2SFS} and unpack it in "{cfg.DATASET.ROOT}" (seeds 1, 2, 3; 1, 2, 4, 8, 16 shots)'
+            )
+        known = dict(relative_paths(items, dataset.items_root))
+        picks.append([_released(line, known, path) for line in path.read_text(encoding="utf-8").splitlines() if line])
+    return picks[0], picks[1]
+
+
+def _released(line: str, known: Mapping[str, Datum], path: Path) -> Datum:
+    """The item of a line of a released list."""
+    try:
+        row = json.loads(line)
+        parts, label, name = PurePosixPath(row["_impath"]).parts, row["_label"], row["_classname"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'"{path}" has the line {line[:100]!r}, expected _impath, _label and _classname') from None
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    item = next((known[end] for end in ends if end in known), None)
+    if item is None or (item.label, item.classname) != (label, name):
+        raise ValueError(
+            f'"{path}" lists {row["_impath"]!r} as {name!r} (label {label}), which the official split does not have'
+        )
+    return item
 
 
 def cache_folder(cfg: Any) -> Path:

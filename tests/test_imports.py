@@ -38,6 +38,7 @@ THIRD_PARTY = {
         "filelock",
         "pyarrow",
         "gdown",
+        "huggingface_hub",
     },
     "trainers": {"torch", "yacs", "numpy", "sklearn", "safetensors", "filelock"},
 }

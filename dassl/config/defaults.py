@@ -103,6 +103,11 @@ DATASET: dict[str, Any] = {
     "TARGET_DOMAINS": Option((), "domains to test on", kind=str),
     "NUM_LABELED": Option(-1, "labelled images in all, for semi-supervised learning; -1: all", low=-1),
     "NUM_SHOTS": Option(-1, "training images per class; below 1: all", low=-1),
+    "PICKS": Option(
+        "drawn",
+        "+ few-shot images: drawn by SEED, or the released lists of 2SFS (seeds 1 to 3; 1, 2, 4, 8 or 16 shots)",
+        choices=("drawn", "2sfs"),
+    ),
     "VAL_PERCENT": Option(0.1, "share of the training images for validation", low=0, below=1),
     "ALL_AS_UNLABELED": Option(False, "labelled images serve as unlabelled ones too"),
     "SUBSAMPLE_CLASSES": Option(

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from dassl.utils import check_availability, read_json, write_json
 from datasets.few_shot import read_split
+from datasets.prepare import mirror
 from datasets.prepare.catalog import CATALOG, DatasetInfo
 from datasets.prepare.convert import CONVERTERS
 from datasets.prepare.download import fetch
@@ -52,12 +53,14 @@ class Step(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Download settings: a folder of files fetched elsewhere, whether to keep archives, whether to show progress."""
+    """Folder of files fetched elsewhere, whether to keep archives and to be quiet, seconds before a second try, and
+    whether the mirror comes first."""
 
     offline: Path | None = None
     keep: bool = False
     quiet: bool = False
     pause: float = 1.0
+    mirror: bool = False
 
 
 def prepare(
@@ -94,7 +97,8 @@ def prepare(
         with FileLock(work / "lock", timeout=0):
             for old in work.glob("unpack-*"):  # of a process that was ended
                 shutil.rmtree(old)
-            steps = [_step(info, source, folder, settings) for source in wanted]
+            steps = [] if made_split else _from_mirror(info, wanted, folder, settings)
+            steps += [_step(info, source, folder, settings) for source in wanted]
             if made_split:
                 steps.append(_make_split(name, root, info, steps))
             if not any(path.name != "lock" for path in work.iterdir()):
@@ -102,6 +106,30 @@ def prepare(
             return steps
     except Timeout:
         raise OSError(f'another process is preparing "{folder}"') from None
+
+
+def _from_mirror(info: DatasetInfo, wanted: Sequence[Source], folder: Path, settings: Settings) -> list[Step]:
+    """Put in place what the mirror has of what is missing; the rest is left to the publishers, with a message."""
+    archive = mirror.MIRRORED.get(info.name)
+    lacking = {target: source for source in wanted for target in _missing(source, folder)}
+    images = any(source.role == "images" for source in lacking.values())
+    if not settings.mirror or settings.offline is not None or archive is None or not images:
+        return []
+    sums: dict[str, dict[str, str]] = {}
+
+    def verify(target: str, path: Path) -> None:
+        sums[target] = {} if lacking[target].take else check(info, lacking[target], path, path.parent)
+
+    work = folder / WORK
+    try:
+        placed = mirror.place(archive, list(lacking), folder, work, verify, settings.quiet, settings.keep)
+    except (OSError, ValueError, ImportError) as err:
+        logger.warning("not from the mirror: %s", err)
+        return []
+    origin = f"{mirror.host()}/{mirror.MIRROR}"
+    for target in placed:
+        _record(work, lacking[target], f"{origin}/{archive.file}", sums[target], "of the mirror's archive")
+    return [Step(archive.file, "done", f"from {origin}: {', '.join(placed) or 'nothing of use'}")]
 
 
 def _wanted(info: DatasetInfo, made_split: bool) -> list[Source]:
@@ -320,6 +348,7 @@ examples:
   python -m datasets.prepare --list                    what there is; --list EuroSAT shows one
   python -m datasets.prepare EuroSAT dtd --root data   about 0.7 GB, to data/eurosat and data/dtd
   python -m datasets.doctor EuroSAT dtd --root data    look it over
+The mirror on the Hugging Face Hub comes first where huggingface_hub is installed; HF_ENDPOINT names another host.
 exit code: 0 all there, 1 something is missing (the message says what to do), 2 wrong arguments
 
 Custom images need none of this: DATASET.NAME folder, see docs/datasets.md.
@@ -343,6 +372,8 @@ def _list(names: Sequence[str]) -> None:
     for name in names:
         info = CATALOG[name]
         print(f"\n{name}: {info.title}, {info.home}\n  goes to DATA/{info.folder}")
+        if text := mirror.described(info):
+            print(text)
         for source in SOURCES[name]:
             role = " (only for --make-split)" if source.role == "annotations" else ""
             sums = ", ".join(f"{kind} {value}" for kind, value in source.checks.items()) or "no checksum known"
@@ -368,6 +399,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="show sizes, licences, addresses and what to do by hand")
     parser.add_argument("--make-split", action="store_true", help="make your own split: NOT the published one")
+    parser.add_argument(
+        "--no-mirror", action="store_true", help="ask the publishers only, not the mirror on the Hugging Face Hub first"
+    )
     parser.add_argument("--keep", action="store_true", help="keep archives after unpacking, in DATA/<folder>/.prepare")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
@@ -385,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give names and --root DATA (such as EuroSAT --root data), or --list")
     if args.offline is not None and not args.offline.is_dir():
         parser.error(f"--offline {args.offline} is not a folder")
-    settings = Settings(args.offline, args.keep, args.quiet)
+    settings = Settings(args.offline, args.keep, args.quiet, mirror=not args.no_mirror)
     bad = []
     for name in dict.fromkeys(names):
         print(f"{name} -> {Path(args.root) / CATALOG[name].folder}", flush=True)

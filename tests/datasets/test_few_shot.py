@@ -382,3 +382,50 @@ def test_labels_given_as_text_are_numbers(tmp_path):
     (tmp_path / "split.json").write_text('{"train": [["a/b.jpg", "2", "c2"]], "val": [], "test": []}')
     train, val, test = read_split(tmp_path / "split.json", tmp_path)
     assert (train[0].label, train[0].impath, val, test) == (2, str(tmp_path / "a" / "b.jpg"), [], [])
+
+
+def released(root, shots, seed, train, val, folder="/their/disk/letters/images/"):
+    """Lists as 2SFS releases them, with the paths of their machine."""
+    place = root / "letters" / "split_fewshot"
+    place.mkdir(exist_ok=True)
+    for part, rows in (("train", train), ("val", val)):
+        lines = [
+            json.dumps({"_impath": folder + name, "_label": label, "_domain": 0, "_classname": classname})
+            for name, label, classname in rows
+        ]
+        (place / f"shot_{shots}-seed_{seed}_{part}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def released_config(root, shots=2, seed=3):
+    cfg = get_cfg_default()
+    pairs = ["DATASET.ROOT", str(root), "DATASET.NUM_SHOTS", shots, "SEED", seed, "DATASET.PICKS", "2sfs"]
+    cfg.merge_from_list(pairs)
+    return cfg
+
+
+def test_released_picks_are_taken_as_they_are(tmp_path):
+    make(tmp_path)
+    train, val = golden_lists("grouped")
+    wanted = (
+        [row for row in train if row[0].endswith(("_1.jpg", "_4.jpg"))][::-1],
+        [row for row in val if "_0" in row[0]],
+    )
+    released(tmp_path, 2, 3, *wanted)
+    found = Letters(released_config(tmp_path))
+    for items, rows in zip((found.train_x, found.val), wanted):
+        assert [(Path(item.impath).name, item.label, item.classname) for item in items] == [tuple(row) for row in rows]
+        assert all(Path(item.impath).is_file() for item in items)
+    assert len(found.test) == 7
+
+
+def test_released_picks_that_do_not_fit_are_refused(tmp_path):
+    make(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"jsonl_2shot\.tar from https://drive"):
+        Letters(released_config(tmp_path))
+    for row in (["f1_1.jpg", 2, "c2"], ["f9_9.jpg", 1, "c1"], ["f1_1.jpg", 1, "other"]):
+        released(tmp_path, 2, 3, [row], [])
+        with pytest.raises(ValueError, match="which the official split does not have"):
+            Letters(released_config(tmp_path))
+    (tmp_path / "letters" / "split_fewshot" / "shot_2-seed_3_train.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match="expected _impath"):
+        Letters(released_config(tmp_path))

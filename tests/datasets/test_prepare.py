@@ -36,6 +36,11 @@ def _no_network(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "_fetch_drive", lambda *_: False)
     monkeypatch.setattr(download, "DRIVE_URL", "http://127.0.0.1:9/{}")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", _no_mirror)
+
+
+def _no_mirror(repo_id, filename, **_):
+    raise OSError("no route to the Hub")
 
 
 @pytest.fixture
