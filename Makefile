@@ -5,7 +5,7 @@ STEP = $(PYTHON) -m benchmarks align_step --threads $(THREADS)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup format lint types fast test check bench faults pages clean
+.PHONY: setup format lint types fast test check bench faults pages site clean
 
 setup:            ## .venv with everything tests and checks need
 	bash scripts/setup.sh dev
@@ -43,6 +43,9 @@ bench: setup      ## every benchmark, which takes hours; lines and a plot in out
 
 faults: setup     ## a kill, a full and a broken disk at every system call of runs in 11 set-ups; takes hours
 	$(PYTHON) tests/faults/every_fault.py
+
+site: setup       ## the documentation as a site, in build/site
+	$(PYTHON) -m mkdocs build --strict
 
 pages:            ## docs/results: Markdown and one HTML page per recipe of the embedded benchmark, from the runs in output/
 	for recipe in recipes/embedded_*.yaml; do \
