@@ -1,19 +1,14 @@
 #!/usr/bin/env bash
-# Methods side by side on handwritten digits with the small embedded CLIP, 16 shots, on a CPU or GPU: a task the model
-# cannot do without training. What they do where it can: recipes/embedded_few_shot.yaml, table in the README.
+# Five methods side by side on drawings of people, with the small embedded CLIP, 4 shots, 3 seeds (recipes/quickstart.yaml).
 # Sets up everything it needs; finished runs are used again. Results: output/quickstart/; DATA and OUTPUT name other folders.
-#   bash scripts/quickstart.sh                                              ZeroshotCLIP, CoOp and ALIGN
-#   METHODS="ZeroshotCLIP CoOp MaPLe ALIGN" bash scripts/quickstart.sh      any methods that have a config emoji
+#   bash scripts/quickstart.sh                                all five
+#   METHODS="ZeroshotCLIP CoOp" bash scripts/quickstart.sh    some of them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-known=()
-for file in $(grep -ls '^emoji:' configs/trainers/*.yaml; ls configs/trainers/*/emoji.yaml 2>/dev/null); do
-  file=${file%/emoji.yaml}
-  known+=("$(basename "$file" .yaml)")
-done
+known=(ZeroshotCLIP ALIGN MaPLe CoOpLAMM CoOp)
 methods=()
-for method in ${METHODS-ZeroshotCLIP CoOp ALIGN}; do
+for method in ${METHODS-${known[*]}}; do
   case " ${known[*]} " in
     *" $method "*) ;;
     *) echo "error: METHODS names '$method', expected some of ${known[*]}" >&2; exit 2 ;;
@@ -22,15 +17,45 @@ for method in ${METHODS-ZeroshotCLIP CoOp ALIGN}; do
 done
 if [ ${#methods[@]} -eq 0 ]; then echo "error: METHODS is empty, expected some of ${known[*]}" >&2; exit 2; fi
 
-bash scripts/setup.sh
 folder=${OUTPUT:-output}/quickstart
-for method in "${methods[@]}"; do
-  echo "== $method"
-  config=configs/trainers/$method/emoji_digits.yaml
-  [ -f "$config" ] || grep -qs '^emoji_digits:' "configs/trainers/$method.yaml" || config=configs/trainers/$method/emoji.yaml
-  .venv/bin/python train.py --root "${DATA:-data}" --seed 1 --trainer "$method" \
-    --config-file "$config" \
-    --dataset-config-file configs/datasets/digits.yaml \
-    --output-dir "$folder/$method" DATASET.NUM_SHOTS 16
-done
-.venv/bin/python -m tools.quickstart "$folder" "${methods[@]}"
+mkdir -p "$folder"
+
+# state: what the summary was made of
+state() {
+  echo "${methods[*]}"
+  cat recipes/quickstart.yaml configs/datasets/emoji_people_third.yaml | cksum
+  find "$folder" -name DONE | sort | cksum
+}
+
+# counted LOG: lines of the installation go to the file LOG; those about packages are shown, all in one line of a terminal
+counted() {
+  local n=0 line
+  while IFS= read -r line; do
+    echo "$line" >> "$1"
+    case $line in *Collecting* | *Downloading* | *"Installing collected"*) ;; *) continue ;; esac
+    n=$((n + 1))
+    if [ -t 2 ]; then
+      printf '\r%-79.79s' "  $n: $line" >&2
+    elif [ $((n % 25)) = 1 ]; then
+      echo "  $n: ${line:0:70}" >&2
+    fi
+  done
+  if [ -t 2 ] && [ "$n" -gt 0 ]; then echo >&2; fi
+}
+
+if [ -f "$folder/state.txt" ] && [ "$(cat "$folder/state.txt")" = "$(state)" ]; then
+  cat "$folder/summary.txt"
+  exit 0
+fi
+
+echo "Five methods on drawings of people; the full logs are in $folder" >&2
+log=$folder/install.log
+if ! bash scripts/setup.sh 2>&1 | counted "$log"; then
+  tail -n 15 "$log" >&2
+  exit 1
+fi
+export PYTHONUNBUFFERED=1 # a line for every run when it is done
+only=$(IFS=,; echo "method=${methods[*]}")
+.venv/bin/python sweep.py recipes/quickstart.yaml --root "${DATA:-data}" --output "$folder" --jobs 2 --only "$only"
+.venv/bin/python -m tools.quickstart "$folder" "${methods[@]}" | tee "$folder/summary.txt"
+state > "$folder/state.txt"

@@ -1,75 +1,120 @@
-"""Table and chart of the quickstart: python -m tools.quickstart output/quickstart METHOD [METHOD ...]."""
+"""Summary of the quickstart: python -m tools.quickstart output/quickstart METHOD [METHOD ...]."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import csv
+import os
+import shutil
+import statistics
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from dassl.engine.records import read_metrics
-from experiments.reports.tables import comma_separated, load_results, markdown
+from align_prompt.prediction import Prediction
+from align_prompt.sheet import contact_sheet
+from dassl.evaluation.evaluator import PREDICTIONS
+from dassl.utils.errors import error_line
+from experiments import expand, load_recipe
+from experiments.reports.effects import difference, effect
+from experiments.reports.run_results import RunResult, check_protocols, read_runs
+from experiments.reports.stats import summarize
+from experiments.reports.tables import markdown_table
 
 BASELINE = "ZeroshotCLIP"
-GREY = "#8a8f98"
-COLORS = ("#2f6fb2", "#c2442d", "#3f9a5f", "#d9932f", "#7a56b5", "#c45a9b", "#36a2ab", "#8c6239", "#6b8e23", "#1f3a5f")
+PICTURES = 12
 
 
-def draw(folder: Path, results: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy and macro-F1 of every method beside the training loss of those that train."""
-    height = max(3.6, 1.2 + 0.6 * len(results))
-    figure, (bars, curves) = plt.subplots(1, 2, figsize=(10, height), width_ratios=(3, 2), layout="constrained")
-    colors = itertools.cycle(COLORS)
-    for row, result in enumerate(results):
-        method = result["method"]
-        color = GREY if method == BASELINE else next(colors)
-        for offset, key, alpha in ((-0.2, "accuracy", 1.0), (0.2, "macro_f1", 0.45)):
-            bars.barh(row + offset, result[key], height=0.36, color=color, alpha=alpha)
-            bars.text(result[key] + 0.4, row + offset, f"{result[key]:.1f}", va="center", fontsize=9)
-        if method == BASELINE:
-            bars.axvline(result["accuracy"], color=color, linewidth=1, linestyle="--")
-        records = [record for record in read_metrics(folder / method) if record["kind"] == "epoch"]
-        if records:
-            curves.plot([r["epoch"] for r in records], [r["loss"] for r in records], color=color, label=method)
-    bars.set_yticks(range(len(results)), [result["method"] for result in results])
-    bars.invert_yaxis()
-    bars.set_xlim(0, max(result["accuracy"] for result in results) * 1.15)
-    first = results[0]
-    size = f"{first['counts']['classes']} classes, {first['shots']} shots, {first['counts']['test']:,} test images"
-    bars.set_title(f"{first['dataset']}: {size}", fontsize=10)
-    dashed = ", dashed line zero-shot accuracy" if BASELINE in [result["method"] for result in results] else ""
-    bars.set_xlabel(f"percent; upper bar accuracy, lower bar macro-F1{dashed}")
-    curves.set_title("training loss", fontsize=10)
-    curves.set_xlabel("epoch")
-    if curves.lines:
-        curves.legend(frameon=False)
-    for axes in (bars, curves):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def gather(folder: Path, methods: Sequence[str]) -> dict[str, list[RunResult]]:
+    """The finished runs of each method, seed by seed.
+
+    Raises:
+        ValueError: a run is not done, or the runs were not measured alike.
+    """
+    runs = expand(load_recipe("quickstart"), output=folder)
+    entries = read_runs([run for run in runs if run.method in methods])
+    missing = [f"{entry.folder}: {entry.err}" for entry in entries if entry.result is None]
+    if missing:
+        raise ValueError(f"runs are not done ({'; '.join(missing)}): run scripts/quickstart.sh again")
+    check_protocols(entries)
+    return {method: [entry for entry in entries if entry.method == method] for method in methods}
+
+
+def table(found: dict[str, list[RunResult]]) -> str:
+    """Markdown: accuracy, its difference to zero-shot CLIP with the 95 % interval, cost."""
+    rows = []
+    for method, entries in found.items():
+        mean, std, *_ = summarize([entry.value for entry in entries])
+        gain = "-"
+        if method != BASELINE and BASELINE in found:
+            files = [[entry.folder / PREDICTIONS for entry in found[name]] for name in (method, BASELINE)]
+            points = effect([difference(*files)])
+            gain = f"{points.mean:+.1f} ({points.low:+.1f} to {points.high:+.1f})"
+        results = [entry.result or {} for entry in entries]
+        seconds = statistics.fmean(result["elapsed_seconds"] for result in results)
+        cells = (f"{results[0]['trainable_parameters']:,}", f"{seconds:.0f}")
+        rows.append([method, f"{mean:.1f}" + (f" ± {std:.1f}" if std is not None else ""), gain, *cells])
+    header = ["method", "accuracy", "against zero-shot (95 % interval)", "trainable parameters", "seconds"]
+    return markdown_table(header, rows)
+
+
+def sheet(folder: Path, found: dict[str, list[RunResult]]) -> None:
+    """Test pictures of classes in equal distances, named by two methods with seed 1: pictures/ and pictures.png."""
+    names = list(dict.fromkeys(name for name in (BASELINE, *found) if name in found))[:2]
+    answers = {name: _answers(found[name][0].folder / PREDICTIONS) for name in names}
+    by_class = defaultdict(list)
+    for path, (label, *_) in sorted(next(iter(answers.values())).items()):
+        by_class[label].append(path)
+    classes = sorted(by_class)
+    copies = folder / "pictures"
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir()
+    rows = []
+    for i, label in enumerate(classes[:: max(1, len(classes) // PICTURES)][:PICTURES]):
+        path = by_class[label][i % len(by_class[label])]  # of another artist each time
+        copy = copies / f"{label}{Path(path).suffix}"
+        shutil.copyfile(path, copy)
+        named = [(f"{name}: {answer[path][1]}", answer[path][2]) for name, answer in answers.items()]
+        rows.append(Prediction(str(copy), top=tuple(named)))
+    contact_sheet(rows).save(folder / "pictures.png")
+
+
+def _answers(path: Path) -> dict[str, tuple[str, str, float]]:
+    """Label, prediction and its probability by picture."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {
+            row["path"]: (row["label"], row["prediction"], float(row["probability"])) for row in csv.DictReader(file)
+        }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.quickstart", description="Table and chart of finished runs.")
-    parser.add_argument("folder", type=Path, help="holds one finished run per method, in a folder of the method's name")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.quickstart", description="Table and pictures of finished runs."
+    )
+    parser.add_argument("folder", type=Path, help="output folder of the runs of recipes/quickstart.yaml")
     parser.add_argument("methods", nargs="+", help="methods in the order of the table")
     args = parser.parse_args(argv)
+    folder = args.folder
     try:
-        results = load_results([args.folder / method for method in args.methods])
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        found = gather(folder.absolute(), args.methods)
+        text = table(found)
+        (folder / "table.md").write_text(text, encoding="utf-8")
+        sheet(folder, found)
+        for method, entries in found.items():  # a short name for the run of the first seed
+            link = folder / method
+            link.unlink(missing_ok=True)
+            os.symlink(entries[0].folder.relative_to(folder.absolute()), link)
+    except (OSError, ValueError) as err:
+        print(f"error: {error_line(err)}", file=sys.stderr)
         return 2
-    table = markdown(results)
-    (args.folder / "table.md").write_text(table, encoding="utf-8")
-    (args.folder / "table.csv").write_text(comma_separated(results), encoding="utf-8")
-    draw(args.folder, results, args.folder / "chart.png")
-    print(f"\n{table}\nwritten to {args.folder}: table.md, table.csv, chart.png")
+    counts = (found[args.methods[0]][0].result or {})["counts"]
+    print(
+        f"\n{counts['classes']} classes, {counts['test']} test images; mean ± standard deviation over seeds\n\n{text}"
+    )
+    print(f"written to {folder}: table.md, and pictures.png, test pictures with the names that the models give them")
+    trained = next((method for method in args.methods if method != BASELINE), args.methods[0])
+    print(f"next: .venv/bin/python -m align_prompt predict {folder}/{trained} {folder}/pictures --top 3")
     return 0
 
 

@@ -170,12 +170,14 @@ class _Reader:
                     self.problems.append(
                         f"{where}shots is {wrong[0]}, {method} has {own} in {recipe.path.name} ({scale})"
                     )
-        texts = [str(entry[key]) for key in ("claim", "paper", "where", "setting", "better", "than")]
+        text, paper, place, better, than = (str(entry[key]) for key in ("claim", "paper", "where", "better", "than"))
         figures = [
             str(entry.get("figure", "")) or self.printed(entry.get("published"), shots, where) for shots in numbers
         ]
+        headline = bool(entry.get("headline"))
         return [
-            Claim(*texts, shots, part, figure, bool(entry.get("headline"))) for shots, figure in zip(numbers, figures)
+            Claim(text, paper, place, setting, better, than, shots, part, figure, headline)
+            for shots, figure in zip(numbers, figures)
         ]
 
     def printed(self, entry: Any, shots: Any, where: str) -> str:
