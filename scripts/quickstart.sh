@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Five methods side by side on drawings of people, with the small embedded CLIP, 4 shots, 3 seeds (recipes/quickstart.yaml).
+# Five methods side by side on drawings of people, with the small embedded CLIP, 4 shots, 3 to 5 seeds (recipes/quickstart.yaml).
 # Sets up everything it needs; finished runs are used again. Results: output/quickstart/; DATA and OUTPUT name other folders.
 #   bash scripts/quickstart.sh                                all five
 #   METHODS="ZeroshotCLIP CoOp" bash scripts/quickstart.sh    some of them

@@ -75,7 +75,10 @@ def sheet(folder: Path, found: dict[str, list[RunResult]]) -> None:
         path = by_class[label][i % len(by_class[label])]  # of another artist each time
         copy = copies / f"{label}{Path(path).suffix}"
         shutil.copyfile(path, copy)
-        named = [(f"{name}: {answer[path][1]}", answer[path][2]) for name, answer in answers.items()]
+        named = [
+            (f"{'CLIP' if name == BASELINE else name}: {answer[path][1]}", answer[path][2])
+            for name, answer in answers.items()
+        ]
         rows.append(Prediction(str(copy), top=tuple(named)))
     contact_sheet(rows).save(folder / "pictures.png")
 
