@@ -39,7 +39,7 @@ def test_table_pictures_and_short_names(fill, capsys):
     lines = (folder / "table.md").read_text().splitlines()
     first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
     assert first == ["ZeroshotCLIP", "27.5", "-", "0", "12"]
-    assert second[:2] == ["CoOp", "80.0 ± 2.5"]
+    assert second[:2] == ["CoOp", "82.5 ± 4.0"]
     assert second[2].startswith("+50.0 (+3")
     assert second[3:] == ["2,048", "12"]
     assert [path.name for path in sorted((folder / "pictures").iterdir())] == [f"c{i:02}.png" for i in range(12)]
