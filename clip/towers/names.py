@@ -105,9 +105,9 @@ def open_clip_config(name: str) -> dict[str, Any] | None:
     open_clip = needed("open_clip", name)
     config = open_clip.get_model_config(parts[0])
     tag = open_clip.get_pretrained_cfg(*parts)
-    if tag and bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
-        config["quick_gelu"] = bool(tag.get("quick_gelu"))
-        logger.info("%s: %s, as the weights were trained", name, "QuickGELU" if config["quick_gelu"] else "GELU")
+    if tag.get("quick_gelu") and not config.get("quick_gelu"):
+        config["quick_gelu"] = True
+        logger.info("%s: QuickGELU, which the weights were trained with", name)
     known = [tag] if tag else [open_clip.get_pretrained_cfg(parts[0], one) for one in _tags(parts[0])]
     pixels = {
         key: known[0][key]

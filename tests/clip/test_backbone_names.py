@@ -91,6 +91,8 @@ def test_the_architecture_or_the_tag_tells_the_activation(architecture, tmp_path
     model, _ = clip.load("ViT-B-32/tag")
     assert type(model) is clip.CLIP
     assert model.quick_gelu == quick_gelu
+    architecture("ViT-B-32", tmp_path, ["tag"], config={"quick_gelu": True})  # as roberta-ViT-B-32, whose tag is silent
+    assert clip.load("ViT-B-32/tag")[0].quick_gelu
 
 
 @pytest.fixture
