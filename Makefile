@@ -41,7 +41,7 @@ bench: setup      ## every benchmark, which takes hours; lines and a plot in out
 	done
 	$(PYTHON) -m benchmarks loader | tee output/benchmarks/loader.txt
 
-faults: setup     ## a kill, a full and a broken disk at every system call of runs in 11 set-ups; takes hours
+faults: setup     ## 220 kills, full and broken disks and unreadable files in runs of 11 set-ups; --kills 0 --others 0: everywhere
 	$(PYTHON) tests/faults/every_fault.py
 
 site: setup       ## the documentation as a site, in build/site

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -72,6 +73,8 @@ def find_checkpoint(name_or_path: str | Path, download_root: str | Path | None =
 def find_backbone(name_or_path: str | Path, download_root: str | Path | None = None) -> Named:
     """As :func:`find_checkpoint`, with the configuration where it is known by the name."""
     name = str(name_or_path)
+    if not name:
+        raise ValueError(f"no model is named; expected a file or one of {', '.join(available_models())}")
     if name in EMBEDDED:
         path = EMBEDDED[name]
         if not path.is_file():
@@ -107,6 +110,7 @@ def preprocessing(side: int, info: CheckpointInfo | None = None) -> Callable[[Im
     info = info or CheckpointInfo()
     return Compose(
         [
+            _shallow,
             Resize(side, interpolation=InterpolationMode(info.interpolation)),
             CenterCrop(side),
             _to_rgb,
@@ -114,6 +118,18 @@ def preprocessing(side: int, info: CheckpointInfo | None = None) -> Callable[[Im
             Normalize(info.mean, info.std),
         ]
     )
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    """An image of 16 bits (65535 is white) or of floats (1.0 is white) with 8 bits, which Pillow would clip instead."""
+    top = 1.0 if image.mode == "F" else 65535 if image.mode.startswith("I") else None
+    if top is None:
+        return image
+    values = np.asarray(image).astype(np.float64) / top
+    if not (values.min() >= 0 and values.max() <= 1):
+        found = f"{top * values.min():g} to {top * values.max():g}"
+        raise ValueError(f"pixels of mode {image.mode} are {found}, expected 0 to {top:g}")
+    return Image.fromarray((255 * values).round().astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip.archive import CheckpointError
 from clip.convert import CONVERSIONS, EVA_MARK, architecture, check_equal, layout, unwrap
 from clip.eva import ROPE_GRID
 from clip.model import CLIP, HEAD_WIDTH
@@ -42,7 +43,7 @@ def build_model(
         The model, strictly loaded.
 
     Raises:
-        ValueError: weights that do not fit (the first errors are listed).
+        ValueError: weights that do not fit (the first errors are listed), or that are not finite.
     """
     _check_design_details(design_details)
     weights = unwrap(state_dict)
@@ -62,6 +63,9 @@ def build_model(
         key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
         for key, value in weights.items()
     }
+    broken = [key for key, value in copies.items() if not torch.isfinite(value.sum())]
+    if broken:
+        raise CheckpointError(f"{len(broken)} weights have infinite numbers or NaN, such as {broken[0]}")
     model.load_state_dict(copies, strict=True, assign=True)
     return model.eval()
 

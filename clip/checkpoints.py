@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 from pathlib import Path
@@ -103,7 +104,7 @@ def load_checkpoint(
         weights = unwrap(raw.content)
         if found := _other_towers(path, raw, weights, config, name or path.name):
             return found
-        info = _info(path, raw, weights, config)
+        info = _checked(_info(path, raw, weights, config))
         if quick_gelu is not None:
             info = info._replace(quick_gelu=quick_gelu)
         if info.quick_gelu is None:
@@ -213,7 +214,7 @@ def _other_towers(
 
 def _info(path: Path, raw: RawFile, weights: StateDict, config: dict[str, Any] | None) -> CheckpointInfo:
     if "quick_gelu" in raw.metadata:
-        return _info_of_metadata(raw.metadata)
+        return info_of_metadata(raw.metadata)
     names = layout(weights)
     if names == "uta":
         return CheckpointInfo(quick_gelu=False, vision_heads=released_heads(weights))
@@ -227,12 +228,34 @@ def _info(path: Path, raw: RawFile, weights: StateDict, config: dict[str, Any] |
     return CheckpointInfo(quick_gelu=True if own and not path.name.startswith("open_clip") else None)
 
 
-def _info_of_metadata(metadata: dict[str, str]) -> CheckpointInfo:
+def info_of_metadata(metadata: dict[str, str]) -> CheckpointInfo:
+    """Info in the header of a file that :func:`save_model` wrote; ValueError if it means nothing."""
     values = {key: json.loads(metadata[key]) for key in CheckpointInfo._fields if key in metadata}
-    for key in ("mean", "std"):
-        if key in values:
-            values[key] = tuple(float(v) for v in values[key])
-    return CheckpointInfo(**values)
+    return _checked(CheckpointInfo(**values))
+
+
+def _checked(info: CheckpointInfo) -> CheckpointInfo:
+    """The info itself, pixel statistics as floats; CheckpointError for values that mean nothing."""
+
+    def number(value: Any, kind: type | tuple[type, ...], above: float) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool) and above < value < math.inf
+
+    def triple(values: Any, above: float) -> bool:
+        fits = isinstance(values, (list, tuple)) and len(values) == 3
+        return fits and all(number(value, (int, float), above) for value in values)
+
+    right = {
+        "quick_gelu": info.quick_gelu is None or isinstance(info.quick_gelu, bool),
+        "vision_heads": info.vision_heads is None or number(info.vision_heads, int, 0),
+        "transformer_heads": info.transformer_heads is None or number(info.transformer_heads, int, 0),
+        "mean": triple(info.mean, -math.inf),
+        "std": triple(info.std, 0),
+        "rope_grid": number(info.rope_grid, int, 0),
+    }
+    wrong = [f"{key} {getattr(info, key)!r:.40}" for key, fits in right.items() if not fits]
+    if wrong:
+        raise CheckpointError(f"its metadata say {', '.join(wrong)}, which is no setting of a CLIP")
+    return info._replace(mean=tuple(map(float, info.mean)), std=tuple(map(float, info.std)))
 
 
 def _info_of_huggingface(path: Path) -> CheckpointInfo:

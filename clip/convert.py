@@ -64,14 +64,19 @@ def unwrap(content: dict[str, Any]) -> StateDict:
     """The weights inside a training checkpoint: its ``state_dict`` entry, without DistributedDataParallel's prefix.
 
     Raises:
-        CheckpointError: an entry is not a tensor.
+        CheckpointError: an entry is not a tensor of stored numbers, or has no name.
     """
     weights = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
+    if nameless := [key for key in weights if not isinstance(key, str)]:
+        raise CheckpointError(f"a state dict has names for its tensors, this one has {nameless[0]!r}")
     if weights and all(key.startswith("module.") for key in weights):
         weights = {key[len("module.") :]: value for key, value in weights.items()}
     other = [key for key, value in weights.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(f"a state dict holds tensors only; these entries do not: {_some(other)}")
+    odd = [key for key, v in weights.items() if v.layout != torch.strided or v.is_meta or v.is_quantized]
+    if odd:
+        raise CheckpointError(f"weights are sparse, quantized or have no values, expected dense numbers: {_some(odd)}")
     return dict(weights)
 
 
@@ -253,10 +258,10 @@ def architecture(weights: StateDict) -> dict[str, Any]:
 
 
 def check_equal(expected: StateDict, found: StateDict) -> None:
-    """Compares names and shapes.
+    """Compares names, shapes and kinds of numbers.
 
     Raises:
-        CheckpointError: lists the first missing, unexpected and misshaped weights.
+        CheckpointError: lists the first missing, unexpected, misshaped and mistyped weights.
     """
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
@@ -265,9 +270,19 @@ def check_equal(expected: StateDict, found: StateDict) -> None:
         for key, value in expected.items()
         if key in found and found[key].shape != value.shape
     ]
+    typed = [
+        f"{key} {found[key].dtype}"
+        for key, value in expected.items()
+        if key in found and found[key].is_floating_point() != value.is_floating_point()
+    ]
     problems = [
         f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shaped),
+            ("of another type", typed),
+        )
         if names
     ]
     if problems:
@@ -282,7 +297,7 @@ class _Shapes:
         if key not in self.weights:
             raise CheckpointError(f"the weights do not fit a CLIP: {key} is missing")
         shape = tuple(self.weights[key].shape)
-        if len(shape) != dimensions:
+        if len(shape) != dimensions or 0 in shape:
             raise CheckpointError(
                 f"the weights do not fit a CLIP: {key} has shape {shape}, not {dimensions} dimensions"
             )

@@ -52,16 +52,17 @@ def padded(
         TextTooLong: a row is longer and `truncate` is false; the message shows its text.
     """
     out = torch.full((len(rows), length), pad, dtype=torch.int64)
-    for number, (ids, text) in enumerate(zip(rows, texts)):
-        if len(ids) > length:
-            if not truncate:
-                shown = f"{text[:80]!r}{'...' * (len(text) > 80)}"
-                raise TextTooLong(
-                    f"Input {shown} has {len(ids)} tokens, too long for context length {length}: shorten the "
-                    "class name (classnames in dataset.yaml), the template (INPUT.TEMPLATE), CTX_INIT or N_CTX"
-                )
-            ids = [*ids[: length - tail], *ids[len(ids) - tail :]]
-        out[number, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    long = [(len(ids), text) for ids, text in zip(rows, texts) if len(ids) > length]
+    if long and not truncate:
+        (tokens, text), more = long[0], f"; {len(long) - 1} more are too long" * (len(long) > 1)
+        raise TextTooLong(
+            f"Input {text[:80]!r}{'...' * (len(text) > 80)} has {tokens} tokens, too long for context length {length}"
+            f"{more}: shorten the class name (classnames in dataset.yaml), the template (INPUT.TEMPLATE), CTX_INIT or "
+            "N_CTX"
+        )
+    for number, ids in enumerate(rows):
+        kept = ids if len(ids) <= length else [*ids[: length - tail], *ids[len(ids) - tail :]]
+        out[number, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _WHEN_KEYS = ("shots", "datasets", "parts", "options")
 _PUBLISHED_KEYS = ("file", "paper", "table")
 # Options that every run gets from other entries of its recipe.
 _OF_THE_RECIPE = ("SEED", "OUTPUT_DIR", "TRAINER.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
+_MOST_RUNS = 100_000
 _MOST_SETS = 100  # the runs grow with the square of the number of sets
 
 
@@ -156,6 +158,11 @@ class _Reader:
         if task == "incremental" and any(method.first is not None for method in methods):
             self.problems.append("first is not possible in task incremental, whose steps start from one another")
         sets = self.sets(content.get("sets")) if "sets" in setting.needs else 0
+        runs = sum(len(method.shots) * len(method.seeds) for method in methods) * max(1, len(datasets) + len(targets))
+        if runs > _MOST_RUNS:
+            self.problems.append(
+                f"methods, data sets, shots and seeds make {runs:,} runs, expected at most {_MOST_RUNS:,}"
+            )
         joint = content.get("joint", False)
         if not isinstance(joint, bool):
             self.problems.append(f"joint is {joint!r}, expected true or false")
@@ -197,10 +204,10 @@ class _Reader:
         self.once(value, where)
         return tuple(value)
 
-    def numbers(self, value: Any, where: str, lowest: int, meaning: str) -> tuple[int, ...]:
+    def numbers(self, value: Any, where: str, highest: int, meaning: str) -> tuple[int, ...]:
         """A list of different whole numbers, or one."""
         values = value if isinstance(value, list) else [value]
-        right = [type(item) is int and item >= lowest for item in values]
+        right = [type(item) is int and 0 <= item <= highest for item in values]
         if not values or not all(right):
             self.problems.append(f"{where} is {value!r}, expected {meaning}")
             return ()
@@ -208,14 +215,14 @@ class _Reader:
         return tuple(values)
 
     def once(self, values: Sequence[Any], where: str) -> None:
-        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
+        for value in sorted((value for value, number in Counter(values).items() if number > 1), key=str):
             self.problems.append(f"{where} has {value!r} more than once")
 
     def shots(self, value: Any, where: str) -> tuple[int, ...]:
-        return self.numbers(value, where, 0, "numbers of images per class, such as [1, 2, 4, 8, 16]")
+        return self.numbers(value, where, 10**9, "numbers of images per class, such as [1, 2, 4, 8, 16]")
 
     def seeds(self, value: Any, where: str) -> tuple[int, ...]:
-        return self.numbers(value, where, 0, "numbers from 0, such as [1, 2, 3]")
+        return self.numbers(value, where, 2**32 - 1, "numbers from 0, such as [1, 2, 3]")
 
     def sets(self, value: Any) -> int:
         if type(value) is int and 1 < value <= _MOST_SETS:

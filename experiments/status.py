@@ -201,6 +201,9 @@ def _error_of(result: Any, run: Run) -> str:
     for name, value in expected.items():
         if result.get(name) != value:
             return f"is of another run: {name} is {result.get(name)!r}, expected {value!r}"
+    for name, kind in (("machine", dict), ("earlier_machines", list)):
+        if not isinstance(result.get(name, kind()), kind):
+            return f"has {name} {result[name]!r:.50}"
     for name in _COSTS:
         if result.get(name) is not None and not _is_number(result[name]):
             return f"has {name} {result[name]!r}, expected a number"

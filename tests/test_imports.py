@@ -61,6 +61,7 @@ SHARED = {
     "trainers.parts.refined_cache": {"trainers.parts.cache_model", "trainers.parts.losses"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.modes": {"trainers.parts.prompts"},
+    "trainers.parts.prompt_lengths": {f"trainers.parts.{name}" for name in ("modes", "prompts", "templates")},
     "trainers.parts.set_transport": {"trainers.parts.modes"},
     "trainers.parts.token_alignment": {"trainers.parts.losses", "trainers.parts.masking"},
     "trainers.parts.wrapper": {"trainers.base", "trainers.parts.prompted_clip", "trainers.parts.prompts"},
@@ -70,7 +71,10 @@ SHARED = {
     "trainers.pretraining.base": {"trainers.base", "trainers.parts.prompts"},
     "trainers.base": {
         f"trainers.parts.{name}"
-        for name in ("prompts", "prompted_clip", "templates", "feature_cache", "memory", "inputs", "descriptions")
+        for name in (
+            *("prompts", "prompted_clip", "templates", "feature_cache", "memory", "inputs", "descriptions"),
+            "prompt_lengths",
+        )
     },
 }
 

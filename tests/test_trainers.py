@@ -295,6 +295,12 @@ def test_contrastive_pretraining_writes_a_loadable_clip(root, tmp_path, built):
         torch.testing.assert_close(model(image, ids)[0], trained.eval()(image, ids)[0], rtol=0.02, atol=0.05)
 
 
+def test_equal_runs_write_equal_files(run, tmp_path):
+    for output in ("a", "b"):
+        run("UTA", output, options=["OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True, "TRAINER.UTA.PREC", "fp32"])
+    assert (tmp_path / "a" / "clip.safetensors").read_bytes() == (tmp_path / "b" / "clip.safetensors").read_bytes()
+
+
 def test_unmasked_token_alignment_writes_a_loadable_clip(run, built, backbone, tmp_path):
     """The loss falls, the teacher and the text tower stay, and the file is a CLIP with the student's image tower."""
     result = run("UTA", "run", options=["OPTIM.MAX_EPOCH", 5, "TRAINER.UTA.PREC", "bf16", "TRAINER.UTA.DROP_PATH", 0.1])

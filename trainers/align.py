@@ -205,6 +205,7 @@ class ALIGN(PromptTrainer):
     """Coupled multi-mode prompts (MaPLe's deep prompts, M = N of them) scored by two-level transport."""
 
     node = "ALIGN"
+    cuts_phrases = True
     model_name = "MultiModalPromptLearner"
 
     @staticmethod
@@ -246,15 +247,21 @@ class ALIGN(PromptTrainer):
             },
         )
 
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        options = cfg.TRAINER.ALIGN
+    @classmethod
+    def config_problems(cls, cfg) -> list[str]:
+        found, options = super().config_problems(cfg), cfg.TRAINER.ALIGN
         if options.SCORE == "released" and options.GRADIENT != "constant":
-            raise ValueError(
+            found.append(
                 f"TRAINER.ALIGN.GRADIENT is {options.GRADIENT!r}, expected constant, the only one of SCORE released"
             )
         if options.MODE_BIAS and not options.COUPLED:
-            raise ValueError("TRAINER.ALIGN.MODE_BIAS is True, expected False without COUPLED")
+            found.append("TRAINER.ALIGN.MODE_BIAS is True, expected False without COUPLED")
+        if options.COUPLED and options.VISION_PROMPT_NUMBER != options.TEXT_PROMPT_NUMBER:
+            found.append(
+                f"TRAINER.ALIGN.VISION_PROMPT_NUMBER is {options.VISION_PROMPT_NUMBER}, expected the "
+                f"{options.TEXT_PROMPT_NUMBER} of TEXT_PROMPT_NUMBER with COUPLED"
+            )
+        return found
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

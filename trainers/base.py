@@ -30,6 +30,7 @@ from trainers.parts.descriptions import description_ensemble, descriptions_hash,
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
 from trainers.parts.memory import MemoryPlan
+from trainers.parts.prompt_lengths import prompt_problems
 from trainers.parts.prompted_clip import (
     Output,
     PromptedCLIP,
@@ -84,6 +85,7 @@ class CLIPTrainer(TrainerX):
     batch: Any = None  # of the last training step
     own_templates = "dataset"  # the method's option TEMPLATES, where it has one, if that is ""
     local_features = False  # the score reads the tokens of encoded images, not only their pooled features
+    cuts_phrases = False  # N_CTX vectors start as the first tokens of CTX_INIT; False: all its tokens become vectors
     adapts = False  # at test time every image is given to `adapt`, alone and with gradients
 
     @property
@@ -96,20 +98,28 @@ class CLIPTrainer(TrainerX):
         """The method's sections below TRAINER, made by `dassl.config.method_options`."""
         return CfgNode()
 
+    @classmethod
+    def config_problems(cls, cfg: CfgNode) -> list[str]:
+        """Relations of options that do not hold, in words; of values that are right by themselves.
+
+        Methods add those between their options: the list of `super().config_problems(cfg)` and more.
+        """
+        if "MODEL" not in cfg:
+            return []  # options of the method alone
+        found = prompt_problems(cfg, cls.defaults(), cls.cuts_phrases)
+        if (views := cfg.TEST.VIEWS) and not cls.adapts:
+            found.append(f"TEST.VIEWS is {views}, but {cls.__name__} looks at a test image once: set it 0")
+        return found
+
     def check_cfg(self, cfg) -> None:
-        """Check the method's options; methods add what their options have to do with each other.
+        """Check the method's options before data are read.
 
         Raises:
-            ConfigError: names every option that is out of range.
+            ConfigError: names every option that is out of range, or else every relation that does not hold.
         """
         prefixes = tuple(f"TRAINER.{section}." for section in self.defaults())
-        if problems := problems_of(cfg, prefixes):
+        if problems := problems_of(cfg, prefixes) or self.config_problems(cfg):
             raise ConfigError("the config", problems)
-
-    def build_data_loader(self) -> None:
-        if (views := self.cfg.TEST.VIEWS) and not self.adapts:
-            raise ValueError(f"TEST.VIEWS is {views}, but {type(self).__name__} looks at a test image once: set it 0")
-        super().build_data_loader()
 
     def check_options(self, cfg, rules: Mapping[str, tuple[Callable[[Any], bool], str]], node: str = "") -> None:
         """Check options of the method's node, or of another one: {key: (what must hold, the same in words)}.

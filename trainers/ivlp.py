@@ -21,6 +21,7 @@ class IVLP(PromptTrainer):
     """Cosine logits; textual and visual prompts share nothing and may differ in length and depth."""
 
     node = "IVLP"
+    cuts_phrases = True
     model_name = "VLPromptLearner"
 
     @staticmethod

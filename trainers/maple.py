@@ -18,6 +18,7 @@ class MaPLe(PromptTrainer):
     """Cosine logits; the visual prompts of each of the first J layers are a linear map of the textual ones (Eq. 6)."""
 
     node = "MAPLE"
+    cuts_phrases = True
     model_name = "MultiModalPromptLearner"
 
     @staticmethod

@@ -58,6 +58,7 @@ class PLOT(PromptTrainer):
     """
 
     node = "PLOT"
+    cuts_phrases = True
     local_features = True
 
     @staticmethod

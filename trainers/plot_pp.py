@@ -162,14 +162,15 @@ class PLOTPP(PromptTrainer):
             },
         )
 
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        options = cfg.TRAINER.PLOTPP
+    @classmethod
+    def config_problems(cls, cfg) -> list[str]:
+        found, options = super().config_problems(cfg), cfg.TRAINER.PLOTPP
         if options.PRETRAIN_DIR and options.MODEL_UPD == "vision":
-            raise ValueError(
+            found.append(
                 "TRAINER.PLOTPP.PRETRAIN_DIR is set, but stage 1 (MODEL_UPD vision) starts from nothing: "
                 "leave it empty, or train stage 2 with MODEL_UPD joint"
             )
+        return found
 
     def build_learner(self, model, classnames) -> Learner:
         options, init = self.options, self.options.CTX_INIT

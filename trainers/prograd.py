@@ -113,14 +113,15 @@ class ProGrad(PromptTrainer):
             },
         )
 
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        options = cfg.TRAINER.PROGRAD
+    @classmethod
+    def config_problems(cls, cfg) -> list[str]:
+        found, options = super().config_problems(cfg), cfg.TRAINER.PROGRAD
         plain = options.CTX_INIT and not options.CSC and options.CLASS_TOKEN_POSITION == "end"
         if options.RELEASED_INIT and not plain:
-            raise ValueError(
+            found.append(
                 "TRAINER.PROGRAD.RELEASED_INIT is True, expected False unless CTX_INIT True, CSC False and position end"
             )
+        return found
 
     def build_learner(self, model, classnames) -> Learner:
         options, template = self.options, self.teacher_template(TEACHER_TEMPLATES)

@@ -65,6 +65,7 @@ class PromptSRC(PromptTrainer):
     """
 
     node = "PROMPTSRC"
+    cuts_phrases = True
     model_name = "VLPromptLearner"
     averaged = False  # whether the frozen weights went through the average (GPA_SCOPE all)
 
@@ -97,13 +98,15 @@ class PromptSRC(PromptTrainer):
             },
         )
 
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
+    @classmethod
+    def config_problems(cls, cfg) -> list[str]:
+        found = super().config_problems(cfg)
         if cfg.TRAINER.PROMPTSRC.GPA_SCOPE == "all" and cfg.TEST.FINAL_MODEL == "best_val":
-            raise ValueError(
+            found.append(
                 "TRAINER.PROMPTSRC.GPA_SCOPE is 'all', but TEST.FINAL_MODEL best_val may deploy an epoch before the "
                 "average: use GPA_SCOPE prompts or FINAL_MODEL last_step"
             )
+        return found
 
     def build_learner(self, model, classnames) -> Learner:
         options = self.options

@@ -12,8 +12,11 @@ from .options import SCHEMA
 __all__ = ["check_values", "problems_of"]
 
 
-def check_values(cfg: CfgNode) -> None:
+def check_values(cfg: CfgNode, relations: Callable[[CfgNode], list[str]] | None = None) -> None:
     """Check every declared key (`SCHEMA`) and the relations between the engine's keys.
+
+    Args:
+        relations: problems of the keys that a method has, with one another; asked if each is right by itself.
 
     Raises:
         ConfigError: lists every value out of range with the values allowed.
@@ -21,6 +24,8 @@ def check_values(cfg: CfgNode) -> None:
     problems = problems_of(cfg)
     wrong = {problem.split(" ")[0] for problem in problems}
     problems += [text for keys, check in RELATIONS if not wrong.intersection(keys) and (text := check(cfg))]
+    if relations is not None and not any(key.startswith("TRAINER.") for key in wrong):
+        problems += relations(cfg)
     if problems:
         raise ConfigError("the config", problems)
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SHOWN = 200  # letters of a value in a message
+
+
+def shown(value: object) -> str:
+    """A value as it is written in Python, its middle left out if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]} ... {text[-10:]}"
+
 
 class ConfigError(ValueError, KeyError):
     """One or more errors in a config. A KeyError too, because yacs reports an unknown key as one."""

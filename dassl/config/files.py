@@ -18,7 +18,7 @@ import yaml
 
 from dassl.utils.yaml_files import load_yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 BASE = "_BASE_"
 
@@ -141,7 +141,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise ConfigError(f'"{path}"', [f"not readable as yaml: {err}"]) from err
     if content is not None and not isinstance(content, dict):
-        raise ConfigError(f'"{path}"', [f"expected keys and values, got {content!r}"])
+        raise ConfigError(f'"{path}"', [f"expected keys and values, got {shown(content)}"])
     return content or {}
 
 

@@ -12,7 +12,7 @@ import yacs.config
 
 from dassl.utils.tools import get_most_similar_str_to_a_from_b
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 from .files import config_pairs, leaves
 
 __all__ = ["CfgNode", "ConfigError", "accept_lists"]
@@ -114,7 +114,7 @@ def _decode(raw: Any) -> Any:
         return raw
     try:
         return literal_eval(raw)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two of nesting without end
         return raw
 
 
@@ -124,14 +124,14 @@ def _convert_texts(value: Any, raw: Any, _default: Any) -> Any:
         return list(value)
     if isinstance(raw, str):
         return raw
-    raise ValueError(f"is {raw!r} ({type(value).__name__}), expected a text or a list of texts")
+    raise ValueError(f"is {shown(raw)} ({type(value).__name__}), expected a text or a list of texts")
 
 
 def _convert(value: Any, raw: Any, default: Any) -> Any:
     """`value` in the type of `default`; ValueError with what was found and what is allowed."""
     wanted = type(default)
     if isinstance(default, yacs.config.CfgNode):
-        raise ValueError(f"is a section (with {', '.join(default) or 'no keys'}), got the value {raw!r}")
+        raise ValueError(f"is a section (with {', '.join(default) or 'no keys'}), got the value {shown(raw)}")
     if default is None or type(value) is wanted:
         return value
     if wanted is float and type(value) is int:
@@ -140,4 +140,4 @@ def _convert(value: Any, raw: Any, default: Any) -> Any:
         return raw
     if wanted in (list, tuple) and type(value) in (list, tuple):
         return wanted(value)
-    raise ValueError(f"is {raw!r} ({type(value).__name__}), expected {wanted.__name__} such as {default!r}")
+    raise ValueError(f"is {shown(raw)} ({type(value).__name__}), expected {wanted.__name__} such as {default!r}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import shown
 from .node import CfgNode, accept_lists
 
 __all__ = ["SCHEMA", "Option", "declare", "method_options"]
@@ -56,7 +57,7 @@ class Option:
             good = self._items_fit(value) and (self.rule is None or bool(self.rule[0](value)))
         except (TypeError, ValueError, IndexError, AttributeError):
             good = False
-        return "" if good else f"is {value!r}, expected {self.expected()}"
+        return "" if good else f"is {shown(value)}, expected {self.expected()}"
 
     def _items_fit(self, value: Any) -> bool:
         if self.texts:

@@ -1,6 +1,7 @@
 """A look at the data of a run before it trains: what would make its result mean something else than it seems to.
 
-Cheap enough for every run: file sizes of all images, contents of those of equal size, and the pixels of a few.
+Cheap enough for every run: file sizes of all images, contents of those of equal size, the pixels of a few, and the
+looks of as many as there is time for.
 """
 
 from __future__ import annotations
@@ -11,17 +12,28 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from dassl.utils.tools import DEEP_MODES, read_image
+
+from .near_copies import near_copies
 
 logger = logging.getLogger(__name__)
 
 PICTURES = 48  # of which pixels are looked at, spread evenly
 SECONDS = 0.5  # after which it ends with what it has seen
 LONG_NAME = 100  # letters
+CLIPPED = 0.95  # share of the values that are 0 or 255
+DARK = 1 / 8  # of the range of a deep image, below which all its values are
+
+ODD = {
+    "constant images": "have a single colour",
+    "dark images": "use less than an eighth of the range of their type and become nearly black: scale them",
+    "clipped images": "are black, white and little between, as if values had been cut off",
+}
 
 
 class Finding(NamedTuple):
@@ -33,11 +45,12 @@ class Finding(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """Findings, and the number of images whose pixels and whose contents were looked at."""
+    """Findings, and the number of images whose pixels, contents and looks were looked at."""
 
     findings: list[Finding]
     pictures: int
     compared: int
+    looks: int
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for result.json."""
@@ -66,10 +79,12 @@ def audit_data(dataset: Any, shots: int = 0) -> Audit:
     if same:
         text = f"{len(same)} test images are training images too, byte for byte, such as {same[0]}"
         findings.append(Finding("warning", "train and test", text))
+    found, looks = near_findings(train, test, until, same)
+    findings += found
     for finding in findings:
         level = logging.WARNING if finding.level == "warning" else logging.INFO
         logger.log(level, "Data, %s: %s", finding.check, finding.text)
-    return Audit(findings, seen, compared)
+    return Audit(findings, seen, compared, looks)
 
 
 def class_findings(names: Sequence[str]) -> list[Finding]:
@@ -101,34 +116,55 @@ def shot_findings(train: Sequence[Any], shots: int) -> list[Finding]:
     return [Finding("warning", "shots", f"{text}: {_some(few)}")]
 
 
+def near_findings(
+    train: Sequence[Any], test: Sequence[Any], until: float = float("inf"), known: Iterable[str] = ()
+) -> tuple[list[Finding], int]:
+    """Test images other than the `known` ones that look as a training image does; and how many images were read."""
+    paths = ([item.impath for item in items] for items in (train, test))
+    near, looks = near_copies(*paths, until=until)
+    near = [pair for pair in near if pair.partition(" (as ")[0] not in set(known)]
+    if not near:
+        return [], looks
+    text = f"{len(near)} of the test images looked at are nearly a training image, such as {near[0]}"
+    return [Finding("warning", "train and test", text)], looks
+
+
 def picture_findings(paths: Iterable[str], until: float = float("inf")) -> tuple[int, list[Finding]]:
-    """Decode images and look at their depth and at constant ones.
+    """Decode images and look at their depth, at constant ones and at those whose values were cut off.
 
     Returns:
         How many were decoded until the moment `until` (of time.monotonic()), and the findings.
     """
-    modes, constant, seen = Counter[str](), [], 0
+    modes, seen = Counter[str](), 0
     example: dict[str, str] = {}
+    odd: dict[str, list[str]] = {check: [] for check in ODD}
     for path in paths:
         if time.monotonic() > until:
             break
         if not os.path.isfile(path):
             continue
         seen += 1
-        extremes = cast(tuple[tuple[int, int], ...], read_image(path).getextrema())  # one pair per channel
-        if all(low == high for low, high in extremes):
-            constant.append(path)
+        values = np.asarray(read_image(path))
         with Image.open(path) as image:
             modes[image.mode] += 1
             example.setdefault(image.mode, path)
+            deep = image.mode in DEEP_MODES
+        extremes = values.reshape(-1, 3)
+        if (extremes.max(axis=0) == extremes.min(axis=0)).all():
+            odd["constant images"].append(path)
+        elif deep and values.max() < 255 * DARK:
+            odd["dark images"].append(path)
+        elif ((values == 0) | (values == 255)).mean() > CLIPPED:
+            odd["clipped images"].append(path)
     findings = [
         Finding("note", "depth", f"{number} of {seen} images are {DEEP_MODES[mode]}, such as {example[mode]}")
         for mode, number in modes.items()
         if mode in DEEP_MODES
     ]
-    if constant:
-        text = f"{len(constant)} of {seen} images have a single colour, such as {constant[0]}"
-        findings.append(Finding("warning", "constant images", text))
+    for check, found in odd.items():
+        if found:
+            level = "note" if check == "clipped images" else "warning"  # drawings may be so
+            findings.append(Finding(level, check, f"{len(found)} of {seen} images {ODD[check]}, such as {found[0]}"))
     return seen, findings
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dassl.utils import distributed
@@ -186,7 +187,11 @@ class _Fault:
 
 
 def _collate(items: list[Any]) -> Any:
-    return items[0] if isinstance(items[0], _Fault) else default_collate(items)
+    if isinstance(items[0], _Fault):
+        return items[0]
+    if isinstance(items[0], dict) and isinstance(items[0].get("img"), Image.Image):
+        raise ValueError("images are no tensors, as they have no transform: INPUT.NO_TRANSFORM must be False here")
+    return default_collate(items)
 
 
 class _Pass(Iterator[Any]):

@@ -69,7 +69,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = load_checkpoint(path)
     weights = checkpoint.get("state_dict")
-    tensors = isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())
+    tensors = isinstance(weights, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    )
     if not tensors or not isinstance(checkpoint.get("epoch"), int):
         raise ValueError(
             f'"{path}" is not a checkpoint of a trainer: expected entries state_dict (names to tensors) and epoch, '

@@ -41,7 +41,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError: a config file is missing.
     """
     files = [file for file in (_dataset_file(args.dataset_config_file), args.config_file) if file is not None]
-    cfg = known_config([name for file in files for name in imports_of(file)] + (args.imports or []))
+    imports = [name for file in files for name in imports_of(file)] + (args.imports or [])
+    cfg = known_config(imports)
     inputs.leave_open(cfg)
     for file in files:
         cfg.merge_from_file(file)
@@ -61,11 +62,13 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     _check_places(args)
     cfg.merge_from_list([item for key, value in flags.items() if value is not None for item in (key, value)])
     cfg.merge_from_list([item for item in args.opts if item != "--"])
+    if late := set(cfg.IMPORTS).difference(imports):
+        raise ValueError(f"IMPORTS among the KEY VALUE pairs comes too late for {late.pop()!r}; use --import")
     trainer = (
         TRAINER_REGISTRY.get(cfg.TRAINER.NAME) if cfg.TRAINER.NAME in TRAINER_REGISTRY.registered_names() else None
     )
     inputs.resolve(cfg, getattr(trainer, "input_defaults", None))
-    check_values(cfg)
+    check_values(cfg, getattr(trainer, "config_problems", None))
     cfg.freeze()
     return cfg
 

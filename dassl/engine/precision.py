@@ -29,6 +29,7 @@ from dassl.utils import distributed
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "amp", "bf16", "auto")
+SLOWER = 1.1  # times as long as fp32, from which half precision on a CPU is worth a warning
 SMALLEST_SCALE = 2.0**-14  # below it, 30 steps in a row from the usual 2^16 had non-finite gradients
 
 
@@ -132,11 +133,11 @@ class Precision:
         on_cpu = self.device.type == "cpu"
         if name == "auto":
             name = auto_precision(self.device)
-        if name in ("amp", "bf16") and on_cpu and not cpu_has_bfloat16():
+        if name in ("amp", "bf16") and on_cpu and half_cost() > SLOWER:
             logger.warning(
-                "PREC %s is slow on this processor, which has no instructions for bfloat16: a linear layer takes "
-                "%.0f times as long here as with PREC fp32. PREC auto chooses the faster one",
-                *(name, half_cost()),
+                "PREC %s is slow on this processor%s: a linear layer takes %.2g times as long here as with PREC fp32. "
+                "PREC auto chooses the faster one",
+                *(name, "" if cpu_has_bfloat16() else ", which has no instructions for bfloat16", half_cost()),
             )
         if name == "fp16" and on_cpu:
             logger.warning("PREC fp16 is not available on a CPU: using fp32")

@@ -82,7 +82,7 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue
         if isinstance(record, dict):
             found.append((record, line))

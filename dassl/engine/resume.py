@@ -79,6 +79,7 @@ def save_resume_state(trainer: Resumable) -> None:
     trainer.flush_writer()
     randoms = distributed.all_gather_object({"random": random_state(), "loaders": _loaders(trainer)})
     if distributed.is_main_process():
+        config = trainer.config_text()
         state = {
             "version": VERSION,
             "epoch": trainer.epoch + 1,
@@ -96,8 +97,8 @@ def save_resume_state(trainer: Resumable) -> None:
             "records": trainer.metrics.size(),
             "events": event_sizes(trainer.output_dir),
             "classnames": trainer.classnames(),
-            "config": trainer.config_text(),
-            "config_hash": config_hash(trainer.cfg),
+            "config": config,
+            "config_hash": config_hash(config),
         }
         check_plain(state, "the resume state")
         recorded_write(resume_file(trainer.output_dir), lambda file: torch.save(state, file))
@@ -117,7 +118,13 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     state = distributed.broadcast_object(load_checkpoint(path) if distributed.is_main_process() else None)
     if state.get("version") != VERSION:
         raise ValueError(f'"{path}" is not a resume state of version {VERSION}; delete it to train from the beginning')
+    state = {"machines": [], "events": None, **state}  # of older versions
     wrong = [f"{name} is {state.get(name)!r:.40}" for name, kind in _ENTRIES.items() if not _is(state.get(name), kind)]
+    machines, events = state["machines"], state["events"]
+    if not (isinstance(machines, list) and all(isinstance(machine, dict) for machine in machines)):
+        wrong.append(f"machines is {machines!r:.40}")
+    if events is not None and not (isinstance(events, dict) and all(_is(size, int) for size in events.values())):
+        wrong.append(f"events is {events!r:.40}")
     if wrong:
         raise ValueError(f'"{path}" is damaged ({", ".join(wrong)}); delete it to train from the beginning')
     if not 0 < state["epoch"] <= trainer.cfg.OPTIM.MAX_EPOCH:
@@ -135,7 +142,7 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
     if names != list(state["models"]):
         raise ValueError(f'"{path}" holds models {", ".join(state["models"])}, this run has {", ".join(names)}')
     now = machine_of(trainer)
-    trainer.machines = state.get("machines") or []
+    trainer.machines = machines
     if trainer.machines:
         check_same_machine(path, trainer.machines[-1], now, trainer.cfg.TRAIN.OTHER_MACHINE)
     check_classnames(path, state, trainer.classnames())
@@ -146,6 +153,8 @@ def load_resume_state(trainer: Resumable, directory: str) -> dict[str, Any]:
             model.load_state_dict(state["models"][name])
             for own, saved in ((trainer._optims[name], state["optims"]), (trainer._scheds[name], state["scheds"])):
                 if own is not None and saved[name] is not None:
+                    if odd := set(saved[name]).symmetric_difference(own.state_dict()):
+                        raise KeyError(f"entries {', '.join(sorted(map(str, odd)))} are missing or unknown")
                     own.load_state_dict(saved[name])
         if trainer.precision.scaler is not None and state["scaler"]:
             trainer.precision.scaler.load_state_dict(state["scaler"])

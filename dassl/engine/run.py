@@ -89,7 +89,7 @@ class RunFolder:
     marker, or env.json, of a run is refused, and only temporary files with the names of a run's files are removed.
 
     Raises:
-        ValueError: the name of the folder is empty.
+        ValueError: the name of the folder is empty or impossible.
         RunInUse: another process holds the folder.
         OSError: the folder cannot be made or written.
     """
@@ -97,6 +97,8 @@ class RunFolder:
     def __init__(self, directory: str | os.PathLike[str]):
         if not str(directory).strip():
             raise ValueError("OUTPUT_DIR is empty, expected a folder for the files of the run (--output-dir DIR)")
+        if "\0" in str(directory):
+            raise ValueError(f"OUTPUT_DIR is {str(directory)!r}, expected the name of a folder, which has no null byte")
         self.path = Path(directory)
         self._lock: filelock.BaseFileLock | None = None
         self._started = False
@@ -113,7 +115,8 @@ class RunFolder:
                     "or use another folder"
                 ) from err
             except OSError as err:
-                reason = err.strerror or err
+                dangling = self.path.is_symlink() and not self.path.exists()
+                reason = "it is a link to a place that is not there" if dangling else err.strerror or err
                 raise OSError(err.errno, f'cannot use "{self.path}" as OUTPUT_DIR: {reason}') from err
             self._lock = lock  # the operating system releases it when the process dies
         return self

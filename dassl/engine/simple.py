@@ -217,6 +217,11 @@ class SimpleTrainer(TrainerBase):
         if not self._models:
             logger.info("%s has nothing to train", type(self).__name__)
             self.max_epoch = 0
+        elif getattr(self.dm.dataset, "test_only", False):
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} has test images only; add training images, or evaluate a trained model "
+                "(--eval-only --model-dir DIR)"
+            )
         if not self.cfg.TEST.NO_TEST:
             open_world.check_evaluation(self)
         start = self.start_epoch if start_epoch is None else start_epoch

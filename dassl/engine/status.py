@@ -6,6 +6,7 @@ Which result belongs to which run of a recipe is in experiments/status.py.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -120,7 +121,12 @@ def _flatten(node: dict[str, Any], prefix: str, found: dict[str, Any]) -> None:
 
 def config_hash(cfg: str | CfgNode) -> str:
     """First 16 hex digits of the sha256 of the config values that decide about the result."""
-    return hashlib.sha256(json.dumps(config_values(cfg), sort_keys=True).encode()).hexdigest()[:16]
+    return _hash(cfg if isinstance(cfg, str) else cfg.dump())
+
+
+@functools.lru_cache(maxsize=8)  # a run asks at every epoch
+def _hash(text: str) -> str:
+    return hashlib.sha256(json.dumps(config_values(text), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def config_differences(stored: str, cfg: CfgNode) -> list[str]:

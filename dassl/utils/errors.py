@@ -93,6 +93,9 @@ def error_line(err: BaseException) -> str:
     elif isinstance(err, KeyError) and type(err).__str__ is KeyError.__str__ and err.args:
         text = str(err.args[0])
         text = text if " " in text else f"KeyError: {text!r}"  # a bare key says nothing
+    elif isinstance(err, UnicodeEncodeError):
+        place = err.object[max(0, err.start - 80) : err.end + 40].splitlines()[0]
+        text = f"a name is not text in {err.encoding} ({place!r}); rename the file or folder"
     else:
         text = str(err)
     return text or type(err).__name__

@@ -103,7 +103,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 DEEP_MODES = {
     **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), "16 bit, 65535 becomes 255"),
-    "I": "16 bit, 65535 becomes 255",
+    "I": "16 or 32 bit, the largest value of the type becomes 255",
     "F": "floating point, 1.0 becomes 255",
 }
 """Modes of Pillow with more than 8 bits per pixel, and their scale."""
@@ -113,12 +113,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An image with 8 bits per channel; deeper ones are scaled by the range of their type, as Pillow itself clips them.
 
     Raises:
-        ValueError: floating-point values outside 0 to 1, or 32 bit integers, whose range nothing tells.
+        ValueError: floating-point values outside 0 to 1, negative integers, or 32 bit integers so small that all of
+            them would become black.
     """
     if image.mode not in DEEP_MODES:
         return image.convert("RGB")
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # 16 bit in these, 32 bit elsewhere
-        raise ValueError("its pixels are 32 bit integers, whose range is not known; store it with 8 or 16 bits")
     import numpy as np
 
     values = np.asarray(image).astype(np.float64)
@@ -127,7 +126,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
             shown = f"{values.min():g} to {values.max():g}"
             raise ValueError(f"its pixels are floating-point numbers from {shown}, expected 0 to 1; scale them")
     else:
-        values = values / 65535
+        # Pillow's "I" holds the 16 bits of a PNG or PPM file, and 32 bits of others.
+        bits, top = (32, 2**31 - 1) if image.mode == "I" and image.format not in ("PNG", "PPM") else (16, 65535)
+        if values.min() < 0 or (bits == 32 and 0 < values.max() < top / 255):
+            raise ValueError(
+                f"its pixels are {bits} bit integers from {values.min():.0f} to {values.max():.0f}, but 0 to {top} "
+                "are black to white; scale them, or store it with 8 or 16 bits"
+            )
+        values = values / top
     _say_once(image.mode)
     return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
 
@@ -145,16 +151,16 @@ def get_most_similar_str_to_a_from_b(a: str, b: Sequence[str]) -> str | None:
     return b[ratios.index(max(ratios))]
 
 
-def check_availability(requested: str, available: Sequence[str]) -> None:
-    """Check that a requested name is one of the available ones.
+def check_availability(requested: str, available: Sequence[str], key: str = "") -> None:
+    """Check that a requested name, the value of the config's `key`, is one of the available ones.
 
     Raises:
         ValueError: it is not; the message lists the names and suggests the closest.
     """
     if requested not in available:
-        similar = get_most_similar_str_to_a_from_b(requested, available)
-        hint = f"(do you mean [{similar}]?)" if similar else "(nothing is registered: is the module imported?)"
-        raise ValueError(f"The requested one is expected to belong to {list(available)}, but got [{requested}] {hint}")
+        similar = get_most_similar_str_to_a_from_b(requested, available) if requested else None
+        hint = f" (do you mean {similar}?)" if similar else "" if available else " (nothing is registered)"
+        raise ValueError(f"{key or 'the name'} is {requested!r}{hint}, expected one of {', '.join(sorted(available))}")
 
 
 def tolist_if_not(x: Any) -> list[Any]:

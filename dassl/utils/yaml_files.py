@@ -56,9 +56,11 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = 1  # of a reference to a node from within itself
+        known[id(node)] = 0  # until its size is known, so that a reference to it from within is seen
         children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
         known[id(node)] = 1 + sum(_size(child, known, depth + 1) for child in children)
+    if known[id(node)] == 0:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1} refers to itself")
     if known[id(node)] > NODES:
         raise yaml.YAMLError(f"it stands for more than {NODES} entries, by references to references")
     return known[id(node)]

@@ -78,6 +78,7 @@ class Folder(DatasetBase):
         train, val, test = (parts[split] for split in SPLITS)
         if not train and given == {"test"}:
             logger.warning('"%s" has test images only: they also give the classes; do not train on it', self.items_root)
+            self.test_only = True
             return test, [], test
         if not train:
             raise ValueError(f'"{self.items_root}" has no training images, only {", ".join(sorted(map(str, given)))}')
@@ -186,7 +187,7 @@ def class_names(
     """Class names in the order of their numbers: those of dataset.yaml, else of the table or files, else the labels.
 
     Raises:
-        ValueError: a name for a class that is not there, too few or too many, or two names for one class.
+        ValueError: a name for a class that is not there, too few or too many, none, or two names for one class.
     """
     names: dict[int, str] = {}
     if known is not None and all(isinstance(label, int) for label in numbers):
@@ -218,7 +219,14 @@ def class_names(
             "%s: classes such as %s have no name but a number; `classnames` in dataset.yaml names them",
             *(source, nameless[0]),
         )
-    return [names.get(number, labels[number]) for number in sorted(labels)]
+    found = [names.get(number, labels[number]) for number in sorted(labels)]
+    blank = [labels[number] for number in sorted(labels) if not found[number].strip("_ \t\n")]
+    if blank:
+        raise ValueError(
+            f"{source}: the class(es) {', '.join(map(repr, blank[:5]))} have a name without a letter; `classnames` in "
+            "dataset.yaml names them"
+        )
+    return found
 
 
 def automatic_split(items: Sequence[Datum], options: Options) -> tuple[list[Datum], list[Datum], list[Datum]]:

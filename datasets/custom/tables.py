@@ -162,7 +162,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as err:
+            except (ValueError, RecursionError) as err:
                 raise ValueError(f"{where} is not JSON: {err}") from err
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is {record!r}, expected an object")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from dassl.data.audit import picture_findings
+from dassl.data.audit import near_findings, picture_findings
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.data.fingerprint import classnames_hash, split_hash
 from dassl.utils import read_image
@@ -25,6 +27,7 @@ from datasets.standard import differences, picks_hash
 __all__ = ["SAMPLES", "Finding", "Report", "check_decoding", "check_duplicates", "check_files", "examine"]
 
 SAMPLES = 200
+LOOKING = 2.0  # seconds, without --full, for copies that were saved anew
 LARGE = 200_000
 """From so many images on, duplicates are looked for on request only."""
 ELSEWHERE: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -278,16 +281,20 @@ def check_duplicates(report: Report, splits: Splits, sizes: Mapping[str, int], f
     for path, digest in contents:
         report.compared += 1
         known.setdefault(digest, path)
-    pairs = []
+    pairs, twins = [], set(both)
     for path, digest in _contents(test, sizes, {sizes[path] for path in known.values()}):
         report.compared += 1
         if digest in known and path not in there:
+            twins.add(path)
             pairs.append(f"{os.path.relpath(known[digest], report.folder)} = {os.path.relpath(path, report.folder)}")
     if pairs:
         published = report.split == "published"
         text = f"{len(pairs)} test images have the content of a training image: {'; '.join(pairs[:3])}"
         fix = "none: the published data is so" if published else "leave them out of one of the two"
         report.add("warning", "duplicates", text, fix)
+    until = math.inf if full else time.monotonic() + LOOKING
+    for finding in near_findings(train, test, until, twins)[0]:
+        report.add(*finding, "look at them, and leave them out of one of the two")
 
 
 def _contents(items: Sequence[Datum], sizes: Mapping[str, int], wanted: set[int]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dassl.config.imports import run_only
+from dassl.utils import write_text
 from dassl.utils.errors import error_line
 from experiments import expand, load_recipe
 from experiments.recipe import ROOT, WORK
@@ -90,10 +91,10 @@ def write(report: Report, figures: Sequence[Plot], folder: Path, formats: Sequen
     for kind, make in makers.items():
         if kind in formats:
             files.append(folder / f"{name}.{kind}")
-            files[-1].write_text(make(), encoding="utf-8")
+            write_text(make(), files[-1])
     if "csv" in formats and (classes := gains_csv(report)):
         files.append(folder / f"{name}_classes.csv")
-        files[-1].write_text(classes, encoding="utf-8")
+        write_text(classes, files[-1])
     return [*files, *(path for paths in pictures.values() for path in paths)]
 
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
+from dassl.utils.files import atomic_write
 from experiments.reports.cells import Block, shots_text, title_of
 from experiments.reports.document import Report
 from experiments.reports.open_world import Reliability, reliability
@@ -387,4 +388,5 @@ def save(plot: Plot, path: Path) -> None:
             figure.legend(handles=handles, loc="outside lower center", ncols=key_columns, frameon=False)
         # No date: the same results give the same file.
         metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
-        figure.savefig(path, dpi=130, metadata=metadata)
+        kind = path.suffix[1:]
+        atomic_write(path, lambda file: figure.savefig(file, dpi=130, format=kind, metadata=metadata))

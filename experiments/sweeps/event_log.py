@@ -34,13 +34,13 @@ class Event:
 
 
 class EventLog:
-    """Appends whole lines, so that several sweeps may write to one file."""
+    """Appends whole lines, so that several sweeps may write to one file; made by the sweep whose number they have."""
 
     def __init__(self, output: Path):
-        self.path = output / FILE_NAME
+        self.path, self.pid = output / FILE_NAME, os.getpid()
 
     def write(self, kind: str, key: str, attempt: int = 1, seconds: float | None = None, error: str = "") -> None:
-        event = Event(kind, key, attempt, seconds, error, round(time.time(), 3), socket.gethostname(), os.getpid())
+        event = Event(kind, key, attempt, seconds, error, round(time.time(), 3), socket.gethostname(), self.pid)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event)) + "\n")
@@ -57,7 +57,7 @@ class EventLog:
                 event = Event(**{name: value for name, value in content.items() if name in names})
                 if isinstance(event.key, str) and (event.seconds is None or event.seconds >= 0):
                     events.append(event)
-            except (ValueError, TypeError, AttributeError):
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 continue
         return events
 

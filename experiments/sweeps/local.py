@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,7 +186,8 @@ class LocalSweep:
 
     def _start(self, run: Run, slot: int) -> None:
         answer, other = self.context.Pipe(duplex=False)
-        arguments = (run.argv, str(run.output_dir), self.limits[slot], other)
+        begin = partial(self.event_log.write, "start", run.key, self.attempts.get(run.key, 0) + 1)
+        arguments = (run.argv, str(run.output_dir), self.limits[slot], other, begin)
         process = self.context.Process(target=work, args=arguments, name=run.key)
         self.active.append(Active(run, slot, process, answer, time.monotonic()))  # first, so that it is stopped
         try:
@@ -195,7 +197,6 @@ class LocalSweep:
                 "the process from which runs are forked has ended, perhaps for lack of memory; the same command goes on"
             ) from err
         other.close()
-        self.event_log.write("start", run.key, self.attempts.get(run.key, 0) + 1)
 
     # ending
 

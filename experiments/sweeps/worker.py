@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ class Limits(NamedTuple):
     threads: int | None = None
 
 
-def work(argv: Sequence[str], output_dir: str, limits: Limits, answer: Connection) -> None:
+def work(argv: Sequence[str], output_dir: str, limits: Limits, answer: Connection, begin: Callable[[], None]) -> None:
     """Do a run and send its Outcome; the target of a process. The process heads a group, so that all of it can end."""
     if hasattr(os, "setsid"):
         with contextlib.suppress(PermissionError):  # is a head already
@@ -69,7 +69,7 @@ def work(argv: Sequence[str], output_dir: str, limits: Limits, answer: Connectio
     if limits.threads is not None:
         torch.set_num_threads(limits.threads)
     started = time.monotonic()
-    outcome = attempt(argv, Path(output_dir))
+    outcome = attempt(argv, Path(output_dir), begin)
     answer.send(outcome._replace(seconds=round(time.monotonic() - started, 3)))
 
 
@@ -87,14 +87,18 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def attempt(argv: Sequence[str], output_dir: Path) -> Outcome:
-    """Do a run unless it is done or another process is at it. A claim makes sure that two sweeps never do it twice."""
+def attempt(argv: Sequence[str], output_dir: Path, begin: Callable[[], None] = lambda: None) -> Outcome:
+    """Do a run unless it is done or another process is at it. A claim makes sure that two sweeps never do it twice.
+
+    `begin` is called once the run is this process's to do.
+    """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         claim = filelock.FileLock(output_dir / CLAIM)
         with claim.acquire(timeout=0):
             if run_state(output_dir) == "done":
                 return Outcome("elsewhere")
+            begin()
             _quiet(output_dir / STDERR)
             command.run(argv)
             return Outcome("done")

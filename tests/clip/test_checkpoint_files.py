@@ -45,6 +45,52 @@ class Poison:
         return os.system, (f"touch {self.marker}",)
 
 
+# --- values that are no weights ---
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda w: w.int(), "of another type"),
+        (lambda w: w.bool(), "of another type"),
+        (lambda w: w.to(torch.complex64), "of another type"),
+        (lambda w: w.to_sparse(), "expected dense"),
+        (lambda w: torch.empty_like(w, device="meta"), "expected dense"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "expected dense"),
+        (lambda w: w * float("nan"), "infinite numbers or NaN"),
+        (lambda w: w / 0, "infinite numbers or NaN"),
+        (lambda w: w[:0], "has shape"),
+    ],
+    ids=["int", "bool", "complex", "sparse", "meta", "quantized", "nan", "inf", "empty"],
+)
+def test_odd_weights_are_refused(make_clip, tmp_path, change, shown):
+    state = make_clip().state_dict()
+    torch.save({**state, "text_projection": change(state["text_projection"])}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=shown):
+        clip.load(tmp_path / "odd.pt")
+
+
+def test_a_tensor_without_a_name_is_refused(tmp_path):
+    torch.save({1: torch.zeros(1)}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match="names for its tensors"):
+        clip.load(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"mean": 5}, {"mean": [1, 2]}, {"std": [0, 0, 0]}, {"std": [None, 1, 1]}, {"vision_heads": 0}, {"quick_gelu": 5},
+     {"mean": [float("nan"), 0, 0]}, {"vision_heads": 1.5}],
+    ids=str,
+)  # fmt: skip
+def test_metadata_without_a_meaning_are_refused(make_clip, tmp_path, entry):
+    weights = {key: value.contiguous() for key, value in make_clip().state_dict().items()}
+    info = {"quick_gelu": True, "vision_heads": HEADS, "transformer_heads": HEADS, **entry}
+    save_file(weights, tmp_path / "m.safetensors", {key: json.dumps(value) for key, value in info.items()})
+    with pytest.raises(ValueError, match="no setting of a CLIP"):
+        clip.load(tmp_path / "m.safetensors")
+    assert clip.input_of(tmp_path / "m.safetensors") is None
+
+
 # --- our own files ---
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl.data.audit import audit_data, class_findings, same_pictures
+from dassl.data.audit import audit_data, class_findings, picture_findings, same_pictures
 from dassl.data.datasets import Datum
+from dassl.data.near_copies import near_copies
 from dassl.utils import read_image
 
 RAMP = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
@@ -35,10 +36,27 @@ def test_floats_are_scaled_and_refused_outside_of_their_range(tmp_path):
             read_image(path)
 
 
-def test_32_bit_integers_have_no_known_range(tmp_path):
-    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "deep.tif")
-    with pytest.raises(ValueError, match="32 bit integers"):
-        read_image(tmp_path / "deep.tif")
+def test_32_bit_integers_are_scaled_or_refused_where_they_would_be_black(tmp_path):
+    path = tmp_path / "deep.tif"
+    for values in (RAMP, RAMP - 1):
+        Image.fromarray(values.astype(np.int32)).save(path)
+        with pytest.raises(ValueError, match=r"32 bit integers from .* to 6553"):
+            read_image(path)
+    Image.fromarray((RAMP * 32767).astype(np.int32)).save(path)
+    expected = RAMP * 32767 * 255 / (2**31 - 1)
+    assert np.abs(np.asarray(read_image(path))[..., 0] - expected).max() <= 0.51
+
+
+def test_the_transform_of_a_model_scales_deep_images_too():
+    from clip.api import preprocessing
+
+    plain = preprocessing(32)
+    reference = plain(Image.fromarray((RAMP // 257).astype(np.uint8)))
+    for image in (RAMP.astype(np.uint16), RAMP.astype(np.int32), (RAMP / 65535).astype(np.float32)):
+        assert (plain(Image.fromarray(image)) - reference).abs().max() < 0.04  # two levels of 255
+    for image in (RAMP.astype(np.float32), (RAMP - 9).astype(np.int32)):
+        with pytest.raises(ValueError, match="expected 0 to"):
+            plain(Image.fromarray(image))
 
 
 def test_8_bit_images_are_as_pillow_reads_them(tmp_path):
@@ -89,8 +107,75 @@ def test_findings(tmp_path, caplog):
     write(tmp_path / "cat0.png", 0, constant=True)
     write(tmp_path / "cat1.png", 0, dtype=np.uint16)
     audit = audit_data(data)
-    assert checks(audit) == [("note", "depth"), ("warning", "constant images"), ("warning", "train and test")]
-    assert audit.plain()["findings"][2]["text"].endswith("such as " + str(tmp_path / "test.png"))
+    assert checks(audit) == [
+        ("note", "depth"),
+        ("warning", "constant images"),
+        ("warning", "dark images"),
+        ("warning", "train and test"),
+    ]
+    assert audit.plain()["findings"][-1]["text"].endswith("such as " + str(tmp_path / "test.png"))
+
+
+def photo(seed, side=96):
+    """A smooth picture of invented blobs, so that scaling and compression leave its looks."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (7, 7, 3), dtype=np.uint8))
+    return coarse.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def test_copies_that_were_scaled_or_compressed_are_found(tmp_path):
+    train, test = [], []
+    for seed in range(20):
+        train.append(str(tmp_path / f"train{seed}.png"))
+        photo(seed).save(train[-1])
+    copies = {
+        "a.jpg": lambda path: photo(3).save(path, quality=60),
+        "b.png": lambda path: photo(5).resize((50, 50)).save(path),
+        "c.webp": lambda path: photo(7).save(path, quality=70),
+        "same.png": lambda path: photo(9).save(path),
+        "other.png": lambda path: photo(99).save(path),
+        "mirror.png": lambda path: photo(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path),
+        "tint.png": lambda path: Image.blend(photo(3), Image.new("RGB", (96, 96), "red"), 0.2).save(path),
+        "damaged.png": lambda path: path.write_bytes(b"no image"),
+    }
+    for name, save in copies.items():
+        save(tmp_path / name)
+        test.append(str(tmp_path / name))
+    pairs, read = near_copies(train, [*test, str(tmp_path / "missing.png")])
+    assert {pair.split("/")[-1].removesuffix(")"): pair.partition(" (as ")[0] for pair in pairs} == {
+        f"train{seed}.png": str(tmp_path / name)
+        for seed, name in ((3, "a.jpg"), (5, "b.png"), (7, "c.webp"), (9, "same.png"))
+    }
+    assert read == 27
+    assert near_copies(train, test, until=0.0) == ([], 0)
+    assert near_copies(train, train) == ([], 40)  # a file is no copy of itself
+
+
+def test_an_audit_tells_copies_byte_for_byte_from_near_ones(tmp_path, caplog):
+    items = []
+    for seed in range(4):
+        photo(seed).save(tmp_path / f"{seed}.png")
+        items.append(Datum(str(tmp_path / f"{seed}.png"), seed % 2, classname="ab"[seed % 2]))
+    photo(1).save(tmp_path / "near.jpg")
+    (tmp_path / "same.png").write_bytes((tmp_path / "2.png").read_bytes())
+    test = [Datum(str(tmp_path / name), 0, classname="a") for name in ("near.jpg", "same.png")]
+    audit = audit_data(SimpleNamespace(train_x=items, test=test, classnames=["a", "b"]))
+    assert checks(audit) == [("warning", "train and test")] * 2
+    assert "1 test images are training images too, byte for byte" in caplog.text
+    assert "1 of the test images looked at are nearly a training image" in caplog.text
+    assert audit.plain()["looks"] == 6
+
+
+def test_dark_and_clipped_images(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 4096, (32, 32)).astype(np.uint16)).save(tmp_path / "dark.png")
+    Image.fromarray((255 * rng.integers(0, 2, (32, 32))).astype(np.uint8)).save(tmp_path / "cut.png")
+    Image.fromarray(rng.integers(0, 255, (32, 32)).astype(np.uint8)).save(tmp_path / "good.png")
+    found = picture_findings([str(tmp_path / f"{name}.png") for name in ("dark", "cut", "good")])[1]
+    assert [(finding.level, finding.check) for finding in found] == [
+        ("note", "depth"), ("warning", "dark images"), ("note", "clipped images"),
+    ]  # fmt: skip
+    assert [finding.text.split("/")[-1] for finding in found] == ["dark.png", "dark.png", "cut.png"]
 
 
 def test_images_of_equal_size_and_other_content_are_not_the_same(tmp_path):

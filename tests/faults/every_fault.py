@@ -1,15 +1,18 @@
-"""A fault at every write, rename, fsync and unlink of a tiny run, one at a time: `python tests/faults/every_fault.py`.
+"""A fault at every write, rename, fsync, unlink and read of a tiny run: `python tests/faults/every_fault.py`.
 
 Every trial is a run in a process of its own that is killed, or whose system call fails, at one point; then the same
-command runs to its end. Its weights, records, results and sums must be those of a run without a fault.
+command runs to its end. Its weights, records, results and sums must be those of a run without a fault. Faults of reads
+(images, configs, states) meet a run that goes on after a kill, which reads most.
 """
 
 from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -18,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter as Counts
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,10 +55,11 @@ SETUPS: dict[str, tuple[Any, ...]] = {
 
 
 class Counter:
-    """Counts system calls below a folder, and does something instead of the n-th."""
+    """Counts system calls below a folder, that write or that read, and does something instead of the n-th."""
 
     def __init__(self, folder: str, nth: int, fault: Callable[[], None]):
         self.folder, self.nth, self.fault, self.count = folder, nth, fault, 0
+        self.reads = fault is unreadable
 
     def __call__(self, path: Any) -> None:
         if not str(path).startswith(self.folder):
@@ -64,10 +69,20 @@ class Counter:
             self.fault()
 
     def install(self) -> None:
+        real_fsync, real_open = os.fsync, builtins.open
+        if self.reads:
+
+            def read(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+                opened = real_open(file, mode, *args, **options)
+                if not isinstance(file, (str, os.PathLike)) or set(mode) & set("wxa+"):
+                    return opened
+                return Read(opened, self, file)
+
+            builtins.open = io.open = read
+            return
         names = {"replace": 1, "unlink": 0, "truncate": 0, "mkdir": 0}
         for name, place in names.items():
             setattr(os, name, self._before(getattr(os, name), place))
-        real_fsync, real_open = os.fsync, builtins.open
 
         def fsync(handle: int) -> None:
             self(os.readlink(f"/proc/self/fd/{handle}"))
@@ -113,6 +128,41 @@ class Written:
         return self.file.__exit__(*error)
 
 
+class Read:
+    """A file whose first read is counted; one that fails stays unreadable."""
+
+    def __init__(self, file: Any, counter: Counter, path: Any):
+        self.file, self.counter, self.path = file, counter, path
+        self.known, self.error = False, None
+
+    def _count(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if not self.known:
+            self.known = True
+            try:
+                self.counter(self.path)
+            except OSError as err:
+                self.error = err
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("read", "readline", "readlines", "readinto"):
+            self._count()
+        return getattr(self.file, name)
+
+    def __iter__(self) -> Any:
+        self._count()
+        return iter(self.file)
+
+    def __enter__(self) -> Read:
+        self.file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.file.__exit__(*error)
+
+
 def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -122,6 +172,10 @@ def full_disk() -> None:
 
 
 def broken_disk() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def unreadable() -> None:
     raise OSError(errno.EIO, "Input/output error")
 
 
@@ -178,6 +232,10 @@ class Bench:
         self.setup, self.place = setup, place
         self.options = (*SHORT, "DATASET.CACHE_DIR", place / "picks", *SETUPS[setup])
         self.whole = self.finish("whole")
+        _, self.calls = self.faulty("counted", 0, killed)
+        self.faulty("stopped", self.calls * 2 // 3, killed)
+        shutil.copytree(self.place / "stopped", self.place / "read")
+        _, self.reads = self.faulty("read", 0, unreadable)
 
     def command(self, output: str) -> list[str]:
         return tiny_arguments(self.place / "images", self.place / output, *self.options)
@@ -190,7 +248,8 @@ class Bench:
 
     def faulty(self, output: str, nth: int, fault: Callable[[], None]) -> tuple[int, Any]:
         def work() -> int:
-            counter = Counter(str(self.place / output), nth, fault)
+            folder = self.place if fault is unreadable else self.place / output
+            counter = Counter(str(folder), nth, fault)
             counter.install()
             run(self.command(output))
             return counter.count
@@ -199,6 +258,8 @@ class Bench:
 
     def trial(self, nth: int, fault: Callable[[], None]) -> str:
         """One fault, then the same command again; "" or how it differs from a run without a fault."""
+        if fault is unreadable:
+            shutil.copytree(self.place / "stopped", self.place / "trial")
         status, answer = self.faulty("trial", nth, fault)
         clear = ("OSError", "ValueError", "FileNotFoundError")
         try:
@@ -214,18 +275,25 @@ class Bench:
             shutil.rmtree(self.place / "trial", ignore_errors=True)
 
 
-FAULTS = {"kill": killed, "full": full_disk, "broken": broken_disk}
+FAULTS = {"kill": killed, "full": full_disk, "broken": broken_disk, "read": unreadable}
 
 
-def run_trials(setup: str, kinds: list[str], every: int, offset: int = 0) -> tuple[int, list[str]]:
-    """Faults at every `every`-th call of a set-up, from `offset`; the number of trials and what went wrong."""
+def chosen(calls: int, number: int, turn: int) -> list[int]:
+    """`number` of the calls 1 to `calls`, evenly spread; others in every `turn`; all for 0."""
+    if not 0 < number < calls:
+        return list(range(1, calls + 1))
+    return sorted({1 + int((place + turn * 0.618) * calls / number) % calls for place in range(number)})
+
+
+def run_trials(setup: str, numbers: dict[str, int]) -> tuple[Counts, list[str]]:
+    """Faults of a set-up, so many of each kind; how many were tried, and what went wrong."""
     with tempfile.TemporaryDirectory() as place:
         bench = Bench(setup, Path(place))
-        _, calls = bench.faulty("counted", 0, killed)
-        trials, wrong = 0, []
-        for kind in kinds:
-            for nth in range(1 + offset % every, calls + 1, every):
-                trials += 1
+        trials, wrong = Counts(), []
+        for kind, number in numbers.items():
+            calls = bench.reads if FAULTS[kind] is unreadable else bench.calls
+            for nth in chosen(calls, number, list(SETUPS).index(setup)):
+                trials[kind] += 1
                 difference = bench.trial(nth, FAULTS[kind])
                 if difference:
                     wrong.append(f"{setup}, {kind} at call {nth} of {calls}: {difference}")
@@ -234,19 +302,27 @@ def run_trials(setup: str, kinds: list[str], every: int, offset: int = 0) -> tup
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, help="only every n-th call (default: all)")
-    parser.add_argument("--offset", type=int, default=0, help="the first of them")
+    parser.add_argument("--kills", type=int, default=20, help="kills in each set-up, evenly spread; 0: at every call")
+    parser.add_argument("--others", type=int, default=4, help="faults of each other kind in each set-up; 0: all")
     parser.add_argument("--setups", default=",".join(SETUPS), help="of " + ", ".join(SETUPS))
     parser.add_argument("--faults", default=",".join(FAULTS), help="of " + ", ".join(FAULTS))
     args = parser.parse_args()
     assert train.run  # registers trainers and data sets
-    total, failed, start = 0, 0, time.monotonic()
+    numbers = {kind: args.kills if kind == "kill" else args.others for kind in args.faults.split(",")}
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
+        run(tiny_arguments(Path(place) / "images", Path(place) / "run", *SHORT))  # imports what forks would
+    total, failed, start = Counts(), 0, time.monotonic()
     for setup in args.setups.split(","):
-        trials, wrong = run_trials(setup, args.faults.split(","), args.every, args.offset)
+        trials, wrong = run_trials(setup, numbers)
         total, failed = total + trials, failed + len(wrong)
-        print(f"{setup}: {trials} faults, {len(wrong)} differ", *wrong, sep="\n  ", flush=True)
-    print(f"{total} faults, {failed} differ, {time.monotonic() - start:.0f} s")
+        print(f"{setup}: {_text(trials)}, {len(wrong)} differ", *wrong, sep="\n  ", flush=True)
+    used = sum(os.times()[:4])
+    print(f"{_text(total)}, {failed} differ, {time.monotonic() - start:.0f} s, {used:.0f} s of processor time")
     return 1 if failed else 0
+
+
+def _text(counts: Counts) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in counts.items())
 
 
 if __name__ == "__main__":

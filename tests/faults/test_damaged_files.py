@@ -80,6 +80,11 @@ def test_a_damaged_environment_costs_only_its_history(tiny, stopped, text, sums)
         {"version": 7},
         {"best_result": "high"},
         {"extra": {}},
+        {"machines": 5},
+        {"machines": [5]},
+        {"events": 5},
+        {"events": {"a": "b"}},
+        {"scheds": {"tiny": {"a": 1}}},
     ],
     ids=str,
 )

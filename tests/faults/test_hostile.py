@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 import clip
-from dassl.config import imports
+from dassl.config import ConfigError, imports
+from dassl.engine.command import known_config
 from dassl.utils import safe_load
+from dassl.utils.errors import error_line
 from dassl.utils.spreadsheet import safe_cell
 from dassl.utils.yaml_files import load_yaml
 from datasets.few_shot import read_split
@@ -144,6 +146,44 @@ def test_split_files_with_deep_nesting_or_a_key_twice(tmp_path, text):
     (tmp_path / "split.json").write_text(text)
     with pytest.raises(ValueError, match=r"split\.json"):
         read_split(tmp_path / "split.json", tmp_path)
+
+
+def test_values_without_end_are_one_short_error():
+    cfg = known_config()
+    for text in ("[" * 100_000, "1" + "-1" * 5000, "9" * 5000, "[" * 500 + "]" * 500):
+        with pytest.raises(ConfigError) as caught:
+            cfg.merge_from_list(["INPUT.TRANSFORMS", text])
+        assert len(str(caught.value)) < 400
+
+
+def test_yaml_that_refers_to_itself_is_refused():
+    for text in ("OPTIM: &a {LR: *a}", "x: &a [*a]", "&a [[*a]]"):
+        with pytest.raises(yaml.YAMLError, match="refers to itself"):
+            load_yaml(text)
+
+
+def test_a_name_that_is_no_text_is_shown():
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "data/d\udcffg/0.png".encode()
+    assert error_line(caught.value) == r"a name is not text in utf-8 ('data/d\udcffg/0.png'); rename the file or folder"
+
+
+@pytest.mark.parametrize(
+    ("shots", "seeds", "shown"),
+    [([1], [1], ""), ([1], [2**32], "seeds is"), (range(2000), range(8000), "make 16,000,000 runs")],
+    ids=["good", "seed", "runs"],
+)
+def test_recipes_have_limits(tmp_path, shots, seeds, shown):
+    path = tmp_path / "r.yaml"
+    text = "task: few_shot\nconfig: emoji\ndatasets: [emoji_food]\nmethods: [CoOp]\n"
+    path.write_text(f"{text}shots: {list(shots)}\nseeds: {list(seeds)}\n")
+    start = time.monotonic()
+    if not shown:
+        assert load_recipe(path).datasets == ("emoji_food",)
+    else:
+        with pytest.raises(ValueError, match=shown):
+            load_recipe(path)
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("pattern", ["x{0..99999999}.tar", "x{0..99999}.tar"])

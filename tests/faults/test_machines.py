@@ -1,10 +1,14 @@
 """A run keeps the precision it began with; other machines are refused or marked; auto is what is fast."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
+from tiny_runs import tiny_arguments
 
-from dassl.engine import precision
+import train
+from dassl.engine import machine, precision, resume, simple
 from dassl.engine.machine import check_same_machine, machine_differences
 from dassl.engine.precision import Precision, auto_precision
 from dassl.engine.simple import SimpleTrainer
@@ -129,7 +133,8 @@ def test_half_precision_on_a_slow_processor_warns_with_a_figure(processor, caplo
     for name in ("amp", "bf16"):
         caplog.clear()
         assert Precision(name, "cpu").name == name
-        assert "6 times" in caplog.text
+        assert "6.2 times" in caplog.text
+        assert "no instructions" in caplog.text
     caplog.clear()
     processor(True)
     Precision("amp", "cpu")
@@ -141,6 +146,15 @@ def test_auto_is_never_slower(monkeypatch, has, cost, found):
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has)
     monkeypatch.setattr(precision, "half_cost", lambda: cost)
     assert auto_precision(torch.device("cpu")) == found
+
+
+def test_half_precision_that_is_slow_in_spite_of_its_instructions_warns_too(processor, monkeypatch, caplog):
+    processor(True)
+    for cost, warned in ((1.05, False), (1.3, True)):
+        monkeypatch.setattr(precision, "half_cost", lambda cost=cost: cost)
+        Precision("bf16", "cpu")
+        assert ("1.3 times" in caplog.text) is warned
+    assert "no instructions" not in caplog.text
 
 
 def test_the_cost_of_half_precision_is_a_ratio():
@@ -161,3 +175,82 @@ def test_a_report_names_methods_averaged_over_different_machines():
         for method, seed, name in (("A", 1, "amp"), ("A", 2, "fp32"), ("B", 1, "amp"), ("B", 2, "amp"))
     ]
     assert Report(None, "", tuple(entries), (), (), ()).machines == ["A: precision: amp in A1; fp32 in A2"]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """begun(precision): the folder of a run that began in amp or fp32 and was stopped after two epochs."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            known[name] = folder = tmp_path_factory.mktemp(name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(precision, "auto_precision", lambda device: name)
+                patch.setattr(machine, "auto_precision", lambda device: name)
+                patch.setattr(precision, "half_cost", lambda: 0.5)
+                patch.setattr(SimpleTrainer, "after_epoch", stop_after_two)
+                for module in (resume, simple):
+                    patch.setattr(module, "machine_of", with_workers)
+                with pytest.raises(KeyboardInterrupt):
+                    train.run(tiny_arguments(folder / "images", folder / "run", *AUTO))
+        return known[name]
+
+    return run
+
+
+AUTO = ("TRAINER.TINY.PREC", "auto", "DATASET.CACHE_DIR", "picks")
+ALLOWED = ("TRAIN.OTHER_MACHINE", True)
+CONTINUED, MARKED = "goes on as it began", "goes on and is marked"
+
+
+def with_workers(trainer, real=machine.machine_of):
+    """As of a run on shards, which one worker reads."""
+    return {**real(trainer), "workers": 1}
+
+
+def stop_after_two(trainer):
+    if trainer.epoch == 2:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("begin", "now", "options", "outcome"),
+    [
+        ("amp", {"auto": "fp32"}, (), CONTINUED),
+        ("fp32", {"auto": "amp"}, (), CONTINUED),
+        ("amp", {}, ("TRAINER.TINY.PREC", "fp32"), "PREC: amp -> fp32"),
+        ("fp32", {}, ("TRAINER.TINY.PREC", "amp"), "PREC: fp32 -> amp"),
+        ("fp32", {"torch": "9.9.9"}, (), "torch .* -> 9.9.9"),
+        ("fp32", {"torch": "9.9.9"}, ALLOWED, MARKED),
+        ("fp32", {"device": "cuda"}, (), "device cpu -> cuda"),
+        ("fp32", {"workers": 2}, (), "workers 1 -> 2"),
+        ("fp32", {"workers": 2}, ALLOWED, MARKED),
+        ("fp32", {"processes": 2}, (), "processes 1 -> 2"),
+        ("fp32", {"saved_processes": 2}, (), "of a run with 2 processes, this one has 1"),
+        ("amp", {"threads": 3}, (), CONTINUED),
+    ],
+)
+def test_a_run_never_goes_on_unnoticed_on_another_machine(begun, tmp_path, monkeypatch, begin, now, options, outcome):
+    """12 planted mixes: each is refused with both values, goes on as it began, or is marked in result and report."""
+    place = begun(begin)
+    shutil.copytree(place / "run", tmp_path / "run")
+    changed = {key: value for key, value in now.items() if key not in ("auto", "saved_processes")}
+    for module in (resume, simple):
+        monkeypatch.setattr(module, "machine_of", lambda trainer: {**with_workers(trainer), **changed})
+    monkeypatch.setattr(machine, "auto_precision", lambda device: now.get("auto", begin))
+    monkeypatch.setattr(precision, "half_cost", lambda: 0.5)
+    if "saved_processes" in now:
+        path = tmp_path / "run" / "resume.pth.tar"
+        state = torch.load(path, weights_only=True)
+        torch.save({**state, "processes": state["processes"] * 2}, path)
+        (tmp_path / "run" / ".sha256.json").unlink()
+    command = tiny_arguments(place / "images", tmp_path / "run", *AUTO, *options)
+    if outcome not in (CONTINUED, MARKED):
+        with pytest.raises(ValueError, match=outcome):
+            train.run(command)
+        return
+    result = train.run(command)
+    assert result["machine"]["precision"] == begin == prec(tmp_path / "run")
+    assert bool(machine_differences({"a": result})) is (outcome == MARKED)
+    assert len(result.get("earlier_machines", [])) == (1 if changed else 0)

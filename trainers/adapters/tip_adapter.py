@@ -98,14 +98,15 @@ class TipAdapter(PromptTrainer):
             },
         )
 
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        options = cfg.TRAINER.TIP_ADAPTER
+    @classmethod
+    def config_problems(cls, cfg) -> list[str]:
+        found, options = super().config_problems(cfg), cfg.TRAINER.TIP_ADAPTER
         if options.FINETUNE and options.SELECT == "released" and cfg.TEST.FINAL_MODEL == "best_val":
-            raise ValueError(
+            found.append(
                 "TRAINER.TIP_ADAPTER.SELECT released chooses the epoch on the test images, "
                 "so TEST.FINAL_MODEL must be last_step"
             )
+        return found
 
     def build_model(self) -> None:
         self.by_steps = self.options.FINETUNE

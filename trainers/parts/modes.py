@@ -18,9 +18,11 @@ from dassl.engine.checkpoints import check_weights, read_checkpoint
 from trainers.parts.prompts import (
     Learner,
     Sentences,
+    TextSize,
     build_sentences,
     check_tower_prompts,
     init_context,
+    phrase_tokens,
     random_prompt,
     readable,
     round_to_fp16,
@@ -68,7 +70,7 @@ def mode_phrases(init: str | Sequence[str], modes: int) -> list[str]:
     return list(init)
 
 
-def words_after(model: CLIP, phrase: str, n_ctx: int) -> str:
+def words_after(model: TextSize, phrase: str, n_ctx: int) -> str:
     """Words of `phrase` beyond its first n_ctx tokens.
 
     Raises:
@@ -77,7 +79,7 @@ def words_after(model: CLIP, phrase: str, n_ctx: int) -> str:
     words = readable(phrase).split()
     ends = [len(word_tokens(model, " ".join(words[: k + 1]))) for k in range(len(words))]
     if words and n_ctx not in ends:
-        init_context(model, phrase, n_ctx)  # says that the phrase is too short
+        phrase_tokens(model, phrase, n_ctx)  # says that the phrase is too short
         raise ValueError(f"N_CTX {n_ctx} cuts through a word of CTX_INIT {phrase!r}: use one of {ends}")
     return " ".join(words[ends.index(n_ctx) + 1 :]) if words else ""
 

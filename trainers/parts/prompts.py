@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,19 @@ from torch import Tensor, nn
 from clip import CLIP, Encoded, Prompts
 from clip.adapters import kind_of
 from clip.record import Record
+from clip.words import Words
 
 PROMPT_STD = 0.02
 CLASS_POSITIONS = ("end", "middle", "front")
+
+
+class TextSize(Protocol):
+    """The text tower's size, of a CLIP or of `clip.input_of`."""
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def words(self) -> Words: ...
 
 
 class Sentences(NamedTuple):
@@ -50,7 +60,7 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
-def word_tokens(model: CLIP, text: str) -> list[int]:
+def word_tokens(model: TextSize, text: str) -> list[int]:
     """Token ids of `text` without start and end token."""
     return model.words.ids(text)
 
@@ -95,8 +105,8 @@ def build_sentences(
     return Sentences(ids, torch.tensor(slots), body, end, name_start)
 
 
-def init_context(model: CLIP, init: str, n_ctx: int) -> Tensor:
-    """First n_ctx token embeddings of the phrase `init`, (n_ctx, d) in fp32.
+def phrase_tokens(model: TextSize, init: str, n_ctx: int) -> list[int]:
+    """Token ids of the phrase `init`.
 
     Raises:
         ValueError: the phrase has fewer tokens than n_ctx.
@@ -107,6 +117,12 @@ def init_context(model: CLIP, init: str, n_ctx: int) -> Tensor:
             f"CTX_INIT {init!r} has {len(tokens)} tokens but N_CTX is {n_ctx}: lower N_CTX, use a longer phrase, "
             f"or leave CTX_INIT empty for random vectors"
         )
+    return tokens
+
+
+def init_context(model: CLIP, init: str, n_ctx: int) -> Tensor:
+    """First n_ctx token embeddings of the phrase `init`, (n_ctx, d) in fp32; raises as `phrase_tokens` does."""
+    tokens = phrase_tokens(model, init, n_ctx)
     device = model.token_embedding.weight.device
     with torch.no_grad():
         return model.token_embedding(torch.tensor(tokens[:n_ctx], device=device)).float()

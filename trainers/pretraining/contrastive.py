@@ -194,6 +194,11 @@ class ContrastiveCLIP(PretrainingTrainer):
         whiten_projections(model, *(torch.cat(tensors) for tensors in zip(*parts)))
 
     def parse_batch_train(self, batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        if "text" not in batch:
+            raise ValueError(
+                f"the images of DATASET.NAME {self.cfg.DATASET.NAME!r} have no captions to learn from: use image_text, "
+                "see docs/pretraining.md"
+            )
         ids = clip.tokenize(
             batch["text"], context_length=self.context_length, truncate=True, vocab_size=self.vocab_size
         )

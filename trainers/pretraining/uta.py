@@ -87,20 +87,21 @@ class UTA(PretrainingTrainer):
             },
         )
 
-    def check_cfg(self, cfg) -> None:
-        super().check_cfg(cfg)
-        options = cfg.TRAINER.UTA
+    @classmethod
+    def config_problems(cls, cfg) -> list[str]:
+        found, options = super().config_problems(cfg), cfg.TRAINER.UTA
         if options.OBJECTIVE == "mask_tokens" and (options.MASK_RATIO == 0 or options.FULL_EPOCHS):
-            raise ValueError("TRAINER.UTA.OBJECTIVE mask_tokens needs a MASK_RATIO above 0 and FULL_EPOCHS 0")
+            found.append("TRAINER.UTA.OBJECTIVE mask_tokens needs a MASK_RATIO above 0 and FULL_EPOCHS 0")
         if options.CACHE_TEACHER:
             augmented = sorted(set(cfg.INPUT.TRANSFORMS) - DETERMINISTIC)
             if augmented or cfg.INPUT.NO_TRANSFORM or cfg.DATALOADER.K_TRANSFORMS > 1:
-                raise ValueError(
+                found.append(
                     "TRAINER.UTA.CACHE_TEACHER keeps one set of features per image, but images change from epoch to "
                     f"epoch (INPUT.TRANSFORMS {', '.join(augmented) or 'of their own'}): set it False"
                 )
         if cfg.DATALOADER.K_TRANSFORMS > 1:
-            raise ValueError(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but UTA takes one view: 1")
+            found.append(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but UTA takes one view: 1")
+        return found
 
     def build_student(self, teacher: Tower | ModifiedResNet) -> Tower:
         """The image tower that learns, with the teacher's image size and embedding.

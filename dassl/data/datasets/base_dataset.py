@@ -98,6 +98,7 @@ class DatasetBase:
     template: str = ""
     items_root: str = ""
     split_origin: str = ""
+    test_only: bool = False  # training items are the test items, for want of others, and a training is refused
     long_names: bool = False  # class names are captions, which may be cut to what a text tower reads
 
     def __init__(

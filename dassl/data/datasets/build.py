@@ -19,7 +19,7 @@ DATASET_REGISTRY = Registry("DATASET")
 
 def build_dataset(cfg: Any) -> DatasetBase:
     """The data set registered as cfg.DATASET.NAME, built from `cfg`; ValueError if there is none of that name."""
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:
         logger.info("Loading dataset: %s", cfg.DATASET.NAME)
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

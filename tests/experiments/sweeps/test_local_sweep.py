@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import filelock
 import pytest
 import torch
 from tiny_recipe import BROKEN, slow, tiny_runs
@@ -17,11 +18,12 @@ import train
 from dassl.engine.run import RunFolder
 from dassl.engine.status import read_result, resume_file, run_state
 from experiments import expand, load_recipe
-from experiments.status import in_use, other_config, run_status
+from experiments.status import CLAIM, in_use, other_config, run_status
 from experiments.sweeps.cluster import Chain, chains, executor, run_local
 from experiments.sweeps.event_log import EventLog
 from experiments.sweeps.local import LONGEST_PAUSE, LocalSweep
 from experiments.sweeps.progress import Durations, status_table, time_text
+from experiments.sweeps.worker import attempt
 
 pytestmark = pytest.mark.slow
 
@@ -267,6 +269,20 @@ def test_two_sweeps_in_one_folder_do_every_run_once(tmp_path):
     assert other.exitcode == 0
     assert set(summary.done) == {run.key for run in runs}
     assert [starts(run) for run in runs] == [1] * len(runs)
+    for kind in ("start", "done"):
+        assert sorted(event.key for event in events(tmp_path, kind)) == sorted(run.key for run in runs)
+
+
+def test_only_the_sweep_that_does_a_run_notes_its_start(tmp_path):
+    (run,) = tiny_runs(tmp_path, seeds=1)
+    begun = []
+    run.output_dir.mkdir(parents=True)
+    with filelock.FileLock(run.output_dir / CLAIM):
+        assert attempt(run.argv, run.output_dir, lambda: begun.append(run)).kind == "busy"
+    for name in ("DONE", "result.json"):
+        (run.output_dir / name).touch()
+    assert attempt(run.argv, run.output_dir, lambda: begun.append(run)).kind == "elsewhere"
+    assert not begun
 
 
 def test_a_run_of_another_program_is_left_to_it(tmp_path):
