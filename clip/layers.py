@@ -337,7 +337,7 @@ def run_blocks(
                 raise ValueError("deep prompts need slots inside a transformer")
             late = all(layer is None for layer in prompts.layers[:i])
             x = (
-                torch.cat([x, deep.to(x.dtype).expand(len(x), -1, -1)], 1)
+                torch.cat([x, deep.to(x.dtype).expand(x.shape[0], -1, -1)], 1)
                 if late
                 else overwrite(x, prompts.slots, deep)
             )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import clip
 from align_prompt.model import Model
@@ -31,7 +32,7 @@ def rollout(attention: Sequence[Tensor]) -> Tensor:
     """Attention rollout, from the first block to the last (Abnar & Zuidema, 2020, Section 3).
 
     Args:
-        attention: softmax weights (rows, heads, L, L) of every block.
+        attention: softmax weights (rows, heads, L, L) of every block; L may grow by tokens that are appended later.
 
     Returns:
         (rows, L, L): how much of each input token (last axis) is in each token at the end; rows sum to 1. Every block
@@ -41,6 +42,9 @@ def rollout(attention: Sequence[Tensor]) -> Tensor:
     for weights in attention:
         mean = weights.float().mean(dim=1)  # (rows, L, L)
         mixed = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
+        if joint is not None and (more := mixed.shape[-1] - joint.shape[-1]):  # they are what they began as
+            joint = F.pad(joint, (0, more, 0, more))
+            joint[:, -more:, -more:] = torch.eye(more, device=mean.device)
         joint = mixed if joint is None else mixed @ joint
     if joint is None:
         raise ValueError("rollout needs the attention of at least one block")

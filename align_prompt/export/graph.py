@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 
 import align_prompt
 from align_prompt.model import Model
@@ -56,11 +57,19 @@ def graph_of(model: Model) -> tuple[Graph, Tensor]:
 
 
 def exported(model: Model) -> tuple[torch.export.ExportedProgram, Graph, Tensor]:
-    """The program of torch.export with a dynamic number of pictures, what it was made from, and an example."""
+    """The program of torch.export with a dynamic number of pictures, what it was made from, and an example.
+
+    Raises:
+        ValueError: see `graph_of`; or torch.export makes no graph of the method.
+    """
     graph, example = graph_of(model)
     with torch.no_grad():
         batch = torch.export.Dim("batch", min=1, max=4096)
-        program = torch.export.export(graph, (example,), dynamic_shapes={"image": {0: batch}})
+        try:
+            program = torch.export.export(graph, (example,), dynamic_shapes={"image": {0: batch}})
+        except UserError as err:
+            reason = str(err).splitlines()[0]
+            raise ValueError(f"{model.method} has no graph for any number of pictures: {reason}") from err
     return program, graph, example
 
 

@@ -114,6 +114,15 @@ def test_rollout_is_that_of_a_loop():
         wrong = np.linalg.multi_dot([0.5 * block[row].mean(0).double().numpy() + 0.5 * np.eye(5) for block in maps])
         assert not np.allclose(found[row], wrong, atol=1e-4)  # the order of the blocks matters
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
+    late = [
+        maps[0],
+        maps[1],
+        torch.rand(2, 3, 7, 7, generator=draw).softmax(-1),
+    ]  # two tokens come before the third block
+    joint = np.eye(7)
+    joint[:5, :5] = rollout(late[:2])[0].numpy()
+    last = 0.5 * late[2][0].mean(0).numpy() + 0.5 * np.eye(7)
+    np.testing.assert_allclose(rollout(late)[0], last @ joint, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="at least one block"):
         rollout([])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from align_prompt.export.classifier import write_classifier
-from align_prompt.export.graph import Graph, compared, graph_of, write_onnx, write_program
+from align_prompt.export.graph import Graph, compared, exported, graph_of, write_onnx, write_program
 from align_prompt.images import to_tensor
 from clip import load
 
@@ -52,6 +52,7 @@ def test_methods_without_a_classifier_matrix_say_why(method, options, reason, tr
 
 GRAPHS = {
     "MaPLe": ("TRAINER.MAPLE.PROMPT_DEPTH", 2),
+    "MMRL": ("TRAINER.MMRL.LAYER", 2, "TRAINER.MMRL.REP_DIM", 16, "TRAINER.MMRL.PREC", "fp32"),
     "ALIGN": ("TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2)
     + ("TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2, "TRAINER.ALIGN.MAX_ITER", 5, "TRAINER.ALIGN.THRESHOLD", 1e-9),
 }
@@ -78,6 +79,15 @@ def test_a_graph_that_differs_is_refused(trained):
     assert isinstance(graph, Graph)
     with pytest.raises(ValueError, match="differs from the model"):
         compared(graph, example, lambda image: graph(image) * 1.001)
+
+
+def test_a_method_without_a_graph_says_why(trained, monkeypatch):
+    def fixed(graph, image):  # a length is a number of the example's pictures
+        return torch.ones(len(image), 3)
+
+    monkeypatch.setattr(Graph, "forward", fixed)
+    with pytest.raises(ValueError, match=r"CoOp has no graph for any number of pictures: Constraints violated"):
+        exported(trained("CoOp"))
 
 
 def test_text_that_depends_on_the_picture_has_no_graph(trained, tmp_path):
