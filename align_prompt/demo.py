@@ -17,7 +17,7 @@ from align_prompt.explain.sections import picture_section, place_of, seen_pictur
 from align_prompt.model import Model
 
 MAPS = ("gradient", "attention")  # what speaks for the class, what the image tower attends to
-BUTTONS = ["download", "fullscreen"]  # and none that shares a picture elsewhere
+BUTTONS: Any = ["download", "fullscreen"]  # and none that shares a picture elsewhere
 SIDE = 384  # pixels of a heat map
 STYLE = "#message {border-left: 4px solid #b23a2f; padding-left: 0.8rem}"
 
@@ -154,7 +154,7 @@ def open_page(page: Any, port: int | None, wait: bool = True) -> str:
     """
     import gradio as gr
 
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
+    fonts: Any = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
     theme = gr.themes.Default(primary_hue="blue", **fonts).set(
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
     )

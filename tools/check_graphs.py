@@ -41,7 +41,9 @@ def example(method: str, names: Sequence[str], folder: Path) -> Model:
         cfg.merge_from_file(config)
     cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME, cfg.OUTPUT_DIR, cfg.USE_CUDA = method, BACKBONE, str(folder), False
     cfg.DATASET.NUM_SHOTS = 1
-    given = {f"INPUT.{key}": value for key, value in input_options(clip.input_of(BACKBONE)).items()}
+    known = clip.input_of(BACKBONE)
+    assert known is not None
+    given = {f"INPUT.{key}": value for key, value in input_options(known).items()}
     cfg.merge_from_list([item for pair in given.items() for item in pair])
     trainer = build_trainer(cfg, ClassList(cfg, names, "a picture of a {}."))
     if not trainer.get_model_names():  # learns nothing
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = known_config()
     cfg.DATASET.NAME, cfg.DATASET.ROOT = "Digits", args.root
     digits = build_dataset(cfg)
-    pictures = [item.impath for item in digits.test[::50]]
+    pictures = [item.impath for item in (digits.test or [])[::50]]
     failed = False
     for method in args.method or names_of_methods():
         said = check(method, digits.classnames[:3], pictures)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from align_prompt.explain.attention import Maps
@@ -137,7 +138,7 @@ def distances_by_epoch(epochs: Sequence[int], lines: Sequence[tuple[str, Sequenc
         axis.plot(epochs, values, color=color, linewidth=1, marker=".", label=None if name in named else name)
         named.add(name)
     axis.set(xlabel="epoch", ylabel="mass that is elsewhere than\nin the uniform plan (share)", ylim=(0, None))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=8)
     return figure
 

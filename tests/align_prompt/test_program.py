@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import align_prompt
 from align_prompt.__main__ import main
+from align_prompt.commands.predict import progress
 from dassl.config import get_cfg_default
 from dassl.engine.command import evaluate
 
@@ -128,6 +130,48 @@ def test_a_missing_optional_package_is_named(call, checkpoint, tmp_path, monkeyp
     code, _, err = call("predict", checkpoint("CoOp"), "--webcam")
     assert code == 2
     assert "pip install opencv-python-headless" in err
+
+
+def test_a_frame_of_a_webcam(call, checkpoint, pictures, tmp_path, monkeypatch):
+    released = []
+
+    class VideoCapture:
+        def __init__(self, number):
+            self.number = number
+
+        def read(self):
+            if self.number:
+                return False, None
+            return True, np.asarray(Image.open(pictures[0]))[:, :, ::-1]  # opencv's order is BGR
+
+        def release(self):
+            released.append(self.number)
+
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=VideoCapture))
+    path, sheet = checkpoint("CoOp"), tmp_path / "sheet.png"
+    arguments = ("--webcam", "--format", "jsonl", "--device", "cpu", "--sheet", sheet)
+    code, out, _ = call("predict", path, pictures[1], *arguments)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, [row["path"] for row in rows]) == (0, [pictures[1], "webcam 0"])
+    expected = align_prompt.load(path, device="cpu").predict(pictures[0])[0]
+    assert rows[1]["label"] == expected.label
+    assert rows[1]["probability"] == pytest.approx(expected.probability, rel=1e-5)
+    assert sheet.is_file()
+    code, _, err = call("predict", path, "--webcam", "3")
+    assert (code, released) == (2, [0, 3])
+    assert "camera 3 gives no frame" in err
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch):
+    shown = {}
+    for terminal in (True, False):
+        text = io.StringIO()
+        text.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stderr", text)
+        assert list(progress(iter("abc"), 3)) == ["a", "b", "c"]
+        shown[terminal] = text.getvalue()
+    assert "picture" in shown[True]
+    assert shown[False] == ""
 
 
 def test_an_evaluation_of_one_class_is_refused_and_names_predict():
