@@ -469,6 +469,7 @@ def test_base2new_ends_with_the_harmonic_mean(call, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="the script would install its environment first")
 def test_quickstart_from_an_empty_folder(tmp_path):
     """The README's first command, with the method that does not train; then again, without Python."""
