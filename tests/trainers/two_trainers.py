@@ -41,6 +41,7 @@ def built(cls, model, seed):
         "PROMPT_DEPTH_VISION": 3,
         "BLOCK": 2,
         "LAYER": 3,
+        "START_LAYER": 2,
         "BLOCKS": 2,
     }.items():
         if key in cls.defaults()[cls.node]:
@@ -73,6 +74,7 @@ def compare(cls, rank):
     worst = {"loss": float(abs(loss - whole) / abs(whole))}
     worst["gradient"] = max(float((found[k] - expected[k]).abs().max() / expected[k].abs().max()) for k in expected)
     # an evaluation of 5 images, 3 here and 2 there
+    trainer.model.eval()
     share = range(rank, 5, 2)  # as the engine shares an evaluation
     with torch.no_grad():
         parts = distributed.all_gather_object(list(zip(share, trainer.model(image[list(share)]).logits)))
