@@ -247,6 +247,8 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        if not torch.amp.is_autocast_available(first.device.type):  # such as meta
+            return function(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)
 
