@@ -27,8 +27,9 @@ PARTS = {
     "fc2": ("mlp", ("c_proj",)),
     "attn": ("", ("attn",)),
     "mlp": ("", ("mlp",)),
+    "block": ("", ()),
 }
-"""Names of what can be adapted in a block -> its parent there and its attribute, by kind of tower."""
+"""Names of what can be adapted -> its parent in the block and its attribute, by kind of tower; or the whole block."""
 switched_off: ContextVar[frozenset[int]] = ContextVar("adapters that are switched off, by id", default=frozenset())
 
 
@@ -132,7 +133,8 @@ def add_adapters(
         factory: called with the module and its place; returns the adapter. Adapters of several places may share parts.
         towers: "text", "vision".
         blocks: numbers from 0, below 0 counted from the last; or a name of :data:`POSITIONS`.
-        parts: names of :data:`PARTS`: q, k, v, out, fc1, fc2 are linear layers, attn and mlp whole branches.
+        parts: names of :data:`PARTS`: q, k, v, out, fc1, fc2 are linear layers, attn and mlp whole branches, block
+            the whole.
 
     Returns:
         The adapters by ``tower-block-part``, in the order of towers, blocks and parts: what learns. The model holds
@@ -146,7 +148,7 @@ def add_adapters(
         if not names or not set(names) <= set(known) or len(set(names)) < len(names):
             raise ValueError(f"adapters on the {what}s {names}, expected different ones of {', '.join(known)}")
     places = [
-        (Place(tower, block, part), _parent(tower, members[block], part))
+        (Place(tower, block, part), (members, str(block)) if part == "block" else _parent(tower, members[block], part))
         for tower in towers
         for members in [tower_blocks(model, tower)]
         for block in _numbers(blocks, len(members), tower)
@@ -240,6 +242,7 @@ def _numbers(blocks: Blocks, count: int, tower: str) -> list[int]:
 def _parent(tower: str, block: nn.Module, part: str) -> tuple[nn.Module, str]:
     """The module that holds a part of a block, with q, k and v apart, and the part's name there."""
     where, names = PARTS[part]
+    block = inner(block)
     parent = inner(getattr(block, where)) if where else block
     if part in ("q", "k", "v") and (split := getattr(parent, "split", None)):
         split()

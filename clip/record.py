@@ -65,7 +65,7 @@ def record(model: Any, tower: str, layers: Sequence[int] = (), attention: Sequen
         def hook(module: Any, arguments: tuple[Any, ...]) -> None:
             found.attention[number] = module.maps(*arguments)
 
-        hooks.append(inner(blocks[number].get_submodule("attn")).register_forward_pre_hook(hook))
+        hooks.append(inner(inner(blocks[number]).get_submodule("attn")).register_forward_pre_hook(hook))
 
     def keep_features(_: nn.Module, __: Any, out: Tensor) -> None:
         if out.dim() == 2:

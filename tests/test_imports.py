@@ -59,6 +59,7 @@ SHARED = {
     "trainers.parts.options": {"trainers.parts.prompts", "trainers.parts.templates"},
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.refined_cache": {"trainers.parts.cache_model", "trainers.parts.losses"},
+    "trainers.parts.two_stages": {"trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.modes": {"trainers.parts.prompts"},
     "trainers.parts.prompt_lengths": {f"trainers.parts.{name}" for name in ("modes", "prompts", "templates")},

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import clip
 from align_prompt.model import Model
 from clip import CLIP, Encoded
-from clip.adapters import without_adapters
+from clip.adapters import inner, without_adapters
 from clip.resnet import ModifiedResNet
 from trainers.parts.losses import cosine_logits
 from trainers.parts.prompted_clip import template_features
@@ -87,7 +87,8 @@ def maps_of(
         return _resnet_maps(model.visual, image, encode, logit)
     blocks = model.visual.blocks
     kept: list[Tensor] = []
-    last = getattr(blocks[-1], "ln_1", None) or blocks[-1].get_submodule("norm1")
+    end = inner(blocks[-1])
+    last = getattr(end, "ln_1", None) or end.get_submodule("norm1")
     hook = last.register_forward_hook(lambda _, __, out: kept.append(out))
     try:
         with torch.enable_grad(), clip.record(model, "vision", attention=range(len(blocks))) as seen:

@@ -11,8 +11,9 @@ import align_prompt
 import clip
 from align_prompt.source import find_source
 from dassl.data.class_list import ClassList
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.command import known_config
+from trainers.base import PromptTrainer
 from trainers.parts.inputs import input_options
 
 
@@ -86,7 +87,8 @@ def trained(checkpoint, backbone):
     """trained(method, KEY, VALUE, ...): the model of such a checkpoint, or zero-shot CLIP."""
 
     def make(method, *options):
-        if method.startswith("ZeroshotCLIP"):  # learns nothing, so that it has no checkpoint
+        kind = TRAINER_REGISTRY.get(method)
+        if not getattr(kind, "by_steps", True) and kind.fit is PromptTrainer.fit:  # learns nothing: no checkpoint
             source = find_source(backbone)
             source.cfg.TRAINER.NAME = method
             return align_prompt.Model(source, NAMES, "cpu")
