@@ -37,10 +37,12 @@ class Queue:
 
     def put(self, label: Tensor, key: Tensor, value: Tensor, entropy: Tensor, allowed: Tensor) -> None:
         """Take an image in, in an empty place of its class or that of the highest entropy, if its own is lower."""
-        place = self.entropy[label].argmax()
-        better = allowed & (entropy < self.entropy[label, place])
-        for store, new in ((self.keys, key), (self.values, value), (self.entropy, entropy)):
-            store[label, place] = torch.where(better, new, store[label, place])
+        row = label.reshape(1)  # an index without axes would be read by the host
+        place = self.entropy[row].argmax(dim=1)
+        better = allowed & (entropy < self.entropy[row, place])  # (1,)
+        self.keys[row, place] = torch.where(better[:, None], key, self.keys[row, place])
+        self.values[row, place] = torch.where(better[:, None], value, self.values[row, place])
+        self.entropy[row, place] = torch.where(better, entropy, self.entropy[row, place])
 
     def logits(self, feature: Tensor, sharpness: float) -> Tensor:
         """Sum over the images of exp(-sharpness * (1 - cosine)) times their values: (C,)."""

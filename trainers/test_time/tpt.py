@@ -42,6 +42,11 @@ class TPT(PromptTrainer):
     def build_learner(self, model, classnames) -> Learner:
         return TextContext(model, classnames, self.options.N_CTX, self.options.CTX_INIT)
 
+    def before_inference(self) -> None:
+        super().before_inference()
+        with torch.enable_grad(), self.test_precision.autocast():
+            self.model.encode_text()  # how sentences are laid out with gradients is read once, not by the first image
+
     def adapt(self, views: Tensor) -> Tensor:
         own, learner, scale = self.options, self.model.learner, self.model.clip.logit_scale.detach().exp()
         assert isinstance(learner, TextContext)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from plain_towers import text_feature, trainer_of, unit
 
+from trainers.adapters.zsclip import ZeroshotCLIP
 from trainers.parts.descriptions import read_descriptions
-from trainers.zsclip import ZeroshotCLIP
 
 NAMES = ["cat", "golden_retriever", "Boeing 747-400"]
 FIRST = {

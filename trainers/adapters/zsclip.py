@@ -6,10 +6,9 @@ from yacs.config import CfgNode
 
 from dassl.config import method_options
 from dassl.engine import TRAINER_REGISTRY
+from trainers.base import PromptTrainer
 from trainers.parts.options import precision, templates
 from trainers.parts.prompts import FixedText, Learner, TemplateText
-
-from .base import PromptTrainer
 
 
 @TRAINER_REGISTRY.register()

@@ -7,10 +7,10 @@ import torch
 from yacs.config import CfgNode
 
 import clip
+from trainers.adapters.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 from trainers.base import PromptedCLIP, cosine_score, ensemble_features
 from trainers.parts.prompts import FixedText, TemplateText
 from trainers.parts.templates import IMAGENET_TEMPLATES, IMAGENET_TEMPLATES_SELECT, template_set
-from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 
 PETS = "a photo of a {}, a type of pet."
 
