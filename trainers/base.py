@@ -173,7 +173,7 @@ class CLIPTrainer(TrainerX):
         kind = {"descriptions": "dataset", "both": self.own_templates}.get(kind, kind)
         return template_set(kind, self.cfg.DATASET.NAME, self.template)
 
-    def sentences(self, classnames: list[str], templates: tuple[str, ...] = ()) -> list[list[str]]:
+    def class_sentences(self, classnames: list[str], templates: tuple[str, ...] = ()) -> list[list[str]]:
         """Sentences of every class: those of some templates, then the descriptions."""
         own = [[template.format(readable(name)) for template in templates] for name in classnames]
         return [[*some, *more] for some, more in zip(own, self.descriptions)]
@@ -186,7 +186,7 @@ class CLIPTrainer(TrainerX):
         kind = self.options.TEMPLATES
         if kind not in ("descriptions", "both"):
             return ensemble_features(model, classnames, self.templates)
-        return description_ensemble(model, self.sentences(classnames, self.templates if kind == "both" else ()))
+        return description_ensemble(model, self.class_sentences(classnames, self.templates if kind == "both" else ()))
 
     def teacher_template(self, own: Mapping[str, str]) -> str:
         """Template of a text teacher: INPUT.TEMPLATE if given, else the method's `own` by data set, else `template`."""

@@ -69,7 +69,7 @@ class CLAP(PromptTrainer):
         kind = self.options.TEMPLATES
         if kind not in ("descriptions", "both"):
             return Prototypes(template_features(model, classnames, self.templates).mean(dim=0))
-        sentences = self.sentences(classnames, self.templates if kind == "both" else ())
+        sentences = self.class_sentences(classnames, self.templates if kind == "both" else ())
         return Prototypes(torch.stack([some.mean(dim=0) for some in description_features(model, sentences)]))
 
     def multipliers(self, feature: Tensor, label: Tensor) -> Tensor:
