@@ -58,7 +58,6 @@ SHARED = {
     "trainers.imagenet_templates": {"trainers.parts"},
     "trainers.parts.options": {"trainers.parts.prompts", "trainers.parts.templates"},
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
-    "trainers.parts.refined_cache": {"trainers.parts.cache_model", "trainers.parts.losses"},
     "trainers.parts.two_stages": {"trainers.parts.prompts"},
     "trainers.parts.label_tokens": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.modes": {"trainers.parts.prompts"},

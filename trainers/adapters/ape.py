@@ -14,9 +14,9 @@ from yacs.config import CfgNode
 from dassl.config import Option, method_options
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score
+from trainers.parts.cache_model import SETTINGS, TRAINED_SIMILARITY, WIDTH, RefinedCache, Settings
 from trainers.parts.options import count, precision, templates, weight
 from trainers.parts.prompts import Learner
-from trainers.parts.refined_cache import SETTINGS, TRAINED_SIMILARITY, WIDTH, RefinedCache, Settings
 from trainers.parts.support import support_features
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import train
 from dassl.engine import command
 from tests.tolerance import assert_close
 from trainers.adapters.ape import APE
-from trainers.parts.refined_cache import SETTINGS, choose_features
+from trainers.parts.cache_model import SETTINGS, choose_features
 
 SHOTS, VIEWS, Q = 3, 2, 11
 
