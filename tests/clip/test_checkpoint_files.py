@@ -67,7 +67,7 @@ def test_odd_weights_are_refused(make_clip, tmp_path, change, shown):
     state = make_clip().state_dict()
     torch.save({**state, "text_projection": change(state["text_projection"])}, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match=shown):
-        clip.load(tmp_path / "odd.pt")
+        clip.load(tmp_path / "odd.pt", quick_gelu=True)
 
 
 def test_a_tensor_without_a_name_is_refused(tmp_path):
