@@ -23,7 +23,7 @@ import math
 import os
 import secrets
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import save_file
@@ -238,7 +238,7 @@ def _checked(info: CheckpointInfo) -> CheckpointInfo:
     """The info itself, pixel statistics as floats; CheckpointError for values that mean nothing."""
 
     def number(value: Any, kind: type | tuple[type, ...], above: float) -> bool:
-        return isinstance(value, kind) and not isinstance(value, bool) and above < value < math.inf
+        return isinstance(value, kind) and not isinstance(value, bool) and above < cast(float, value) < math.inf
 
     def triple(values: Any, above: float) -> bool:
         fits = isinstance(values, (list, tuple)) and len(values) == 3

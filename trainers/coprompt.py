@@ -78,10 +78,10 @@ class CoPrompt(PromptTrainer):
         learner.image_adapter = Adapter(width, own.REDUCTION, own.IMAGE_RATIO)
         learner.text_adapter = Adapter(width, own.REDUCTION, own.TEXT_RATIO)
         if self.cfg.DATASET.DESCRIPTIONS:
-            self.sentences = sentence_features(model, self.descriptions)  # (K, C, E)
+            self.described = sentence_features(model, self.descriptions)  # (K, C, E)
         else:
-            self.sentences = template_features(model, classnames, [self.template])
-        self.teacher = Teacher(model, self.sentences[0])
+            self.described = template_features(model, classnames, [self.template])
+        self.teacher = Teacher(model, self.described[0])
         return learner
 
     def build_score(self, learner) -> Score:
@@ -94,7 +94,7 @@ class CoPrompt(PromptTrainer):
         (image, label), learner = self.parse_batch_train(batch), cast(Any, self.model.learner)
         output = self.parallel_model(image)
         seen = self.teacher.image(self.views_of(batch)[-1])
-        said = self.sentences[int(torch.randint(len(self.sentences), ()))]
+        said = self.described[int(torch.randint(len(self.described), ()))]
         return {
             "ce": F.cross_entropy(output.logits, label),
             "text": self.options.W * cosine_distance(learner.text_adapter(output.text.pooled), said),

@@ -28,9 +28,10 @@ def full_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     own = {"train": train.build_parser(), "sweep": sweep.build_parser(), "report": report.build_parser()}
     for name, text in PROGRAMS.items():
-        more = {"parents": [own[name]], "add_help": False} if name in own else {}
-        sub = commands.add_parser(name, help=text, **more)
-        if name not in own:
+        if name in own:
+            commands.add_parser(name, help=text, parents=[own[name]], add_help=False)
+        else:
+            sub = commands.add_parser(name, help=text)
             sub.add_argument("names", nargs="*", choices=sorted(CATALOG))
             sub.add_argument("--root")
     for name, text in COMMANDS.items():

@@ -120,8 +120,7 @@ def near_findings(
     train: Sequence[Any], test: Sequence[Any], until: float = float("inf"), known: Iterable[str] = ()
 ) -> tuple[list[Finding], int]:
     """Test images other than the `known` ones that look as a training image does; and how many images were read."""
-    paths = ([item.impath for item in items] for items in (train, test))
-    near, looks = near_copies(*paths, until=until)
+    near, looks = near_copies([item.impath for item in train], [item.impath for item in test], until)
     near = [pair for pair in near if pair.partition(" (as ")[0] not in set(known)]
     if not near:
         return [], looks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class UpperBlocks(TemplateText):
             raise ValueError(f"Skip Tuning needs CLIP's vision transformer, got a {type(model.visual).__name__}")
         projections = (nn.ParameterList([one]) for one in (model.text_projection, model.visual.proj))
         self.text = nn.ModuleList([*model.transformer.resblocks[start:], model.ln_final, next(projections)])
-        self.vision = nn.ModuleList([*model.visual.blocks[start:], model.visual.ln_post, next(projections)])
+        tower = cast(Any, model.visual)
+        self.vision = nn.ModuleList([*tower.blocks[start:], tower.ln_post, next(projections)])
         self.requires_grad_(True)
         self.register_buffer("ranks", ranks, persistent=False)
 
