@@ -168,7 +168,10 @@ def bad(flags=(), opts=()):
         (bad(opts=("--seed", "1")), "--seed stands among the KEY VALUE pairs"),
         (bad(("--trainer", "Tinny")), "TRAINER.NAME is 'Tinny' (do you mean Tiny?)"),
         (bad(("--trainer", "")), "TRAINER.NAME is ''"),
-        (bad(opts=("DATASET.NAME", "TinyImage")), "[TinyImages]"),
+        (
+            bad(opts=("DATASET.NAME", "TinyImage")),
+            "DATASET.NAME is 'TinyImage' (do you mean TinyImages?), expected one of",
+        ),
         (bad(("--root", "/no/such/root/images")), 'DATASET.ROOT "/no/such/root/images" does not exist'),
         (bad(("--config-file", "no.yaml")), "no.yaml"),
         (bad(("--import", "no_such_module")), "cannot import 'no_such_module'"),

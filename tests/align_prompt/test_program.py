@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ from dassl.engine.command import evaluate
 
 
 @pytest.fixture
-def call(capsys):
+def call(capsys, monkeypatch):
     """call(arguments...): exit code, standard output and standard error."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # of a command that another test called in this process
 
     def run(*arguments):
         try:

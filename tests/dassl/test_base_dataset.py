@@ -122,7 +122,7 @@ def test_build_dataset(item, caplog, monkeypatch):
         assert isinstance(build_dataset(cfg), Pets)
     assert "Loading dataset: Pets" in caplog.text
     cfg.DATASET.NAME = "pet"
-    with pytest.raises(ValueError, match=r"belong to \['Pets'\], but got \[pet\] \(do you mean \[Pets\]\?\)"):
+    with pytest.raises(ValueError, match=r"DATASET\.NAME is 'pet' \(do you mean Pets\?\), expected one of Pets"):
         build_dataset(cfg)
 
 

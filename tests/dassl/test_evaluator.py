@@ -166,7 +166,7 @@ def test_build_evaluator(cfg, caplog):
     assert issubclass(Classification, EvaluatorBase)
     assert "Classification" in EVALUATOR_REGISTRY.registered_names()
     cfg.TEST.EVALUATOR = "Clasification"
-    with pytest.raises(ValueError, match=r"do you mean \[Classification\]"):
+    with pytest.raises(ValueError, match=r"is 'Clasification' \(do you mean Classification\?\)"):
         build_evaluator(cfg)
 
 

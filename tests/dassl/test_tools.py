@@ -38,7 +38,7 @@ def test_registry():
 
 def test_check_availability_suggests_the_closest():
     utils.check_availability("CoOp", ["CoOp", "ALIGN"])
-    with pytest.raises(ValueError, match=r"belong to \['CoOp', 'ALIGN'\], but got \[COOP\] \(do you mean \[CoOp\]\?\)"):
+    with pytest.raises(ValueError, match=r"is 'COOP' \(do you mean CoOp\?\), expected one of ALIGN, CoOp"):
         utils.check_availability("COOP", ["CoOp", "ALIGN"])
     with pytest.raises(ValueError, match="nothing is registered"):
         utils.check_availability("COOP", [])

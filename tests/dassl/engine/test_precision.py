@@ -19,7 +19,7 @@ from dassl.engine.precision import PRECISIONS, AccumulationStep, Precision, auto
     ],
 )
 def test_what_each_name_means_on_a_cpu(asked, used, dtype, product, caplog, monkeypatch):
-    monkeypatch.setattr("dassl.engine.precision.cpu_has_bfloat16", lambda: True)  # which is no reason for a warning
+    monkeypatch.setattr("dassl.engine.precision.half_cost", lambda: 0.5)  # which is no reason for a warning
     precision = Precision(asked, "cpu")
     assert (precision.name, precision.dtype, precision.scaler) == (used, dtype, None)
     with precision.autocast():
