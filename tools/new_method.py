@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+import trainers  # noqa: F401 - its methods are registered at the first look-up
 from dassl.engine import TRAINER_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]

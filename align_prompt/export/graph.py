@@ -43,13 +43,16 @@ def graph_of(model: Model) -> tuple[Graph, Tensor]:
     """The graph in fp32 on the CPU, and an example of three pictures.
 
     Raises:
-        ValueError: the method's text depends on the picture, or it has a model of another kind, or no classes.
+        ValueError: the method's text depends on the picture, or the method adapts to pictures, or it has a model of
+            another kind, or no classes.
     """
     model = Model(model.source, model.classnames or None, "cpu", "fp32")
     if model.prompted.learner.conditional:
         raise ValueError(
             f"{model.method} encodes all classes anew for every picture, which no fixed graph does: export a bundle"
         )
+    if model.trainer.adapts:
+        raise ValueError(f"{model.method} adapts to every picture, which no graph does: export a bundle")
     model.encode_classes()
     height, width = model.trainer.cfg.INPUT.SIZE
     example = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -93,3 +93,5 @@ def test_a_method_without_a_graph_says_why(trained, monkeypatch):
 def test_text_that_depends_on_the_picture_has_no_graph(trained, tmp_path):
     with pytest.raises(ValueError, match="which no fixed graph does"):
         write_program(trained("CoCoOp"), tmp_path / "g.pt2")
+    with pytest.raises(ValueError, match="TPT adapts to every picture"):
+        write_program(trained("TPT"), tmp_path / "g.pt2")

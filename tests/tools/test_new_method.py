@@ -19,9 +19,10 @@ def checkout(tmp_path):
     (root / "tests").mkdir(parents=True)
     for name in ("trainers", "configs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("clip", "dassl", "datasets", "transport", "scripts", "train.py", "pyproject.toml"):
+    linked = ("align_prompt", "clip", "dassl", "datasets", "experiments", "recipes", "transport", "scripts")
+    for name in (*linked, "train.py", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
-    for name in ("conftest.py", "test_trainers.py"):
+    for name in ("conftest.py", "short_options.py", "test_trainers.py"):
         shutil.copy(ROOT / "tests" / name, root / "tests" / name)
     (root / "tests" / "trainers").mkdir()
     shutil.copy(ROOT / "tests" / "trainers" / "conftest.py", root / "tests" / "trainers" / "conftest.py")
