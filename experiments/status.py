@@ -140,7 +140,7 @@ def _output(run: Run) -> Path:
 
 
 def _start(folder: Path, mode: str = "") -> datetime | None:
-    """When a run, or its part of this mode, last started; None if its files do not say."""
+    """Time at which a run, or its part of this mode, last started; None if its files do not say."""
     try:
         environment = read_json(folder / ENVIRONMENT)
         starts = [environment, *environment.get("earlier_starts", ())]

@@ -22,7 +22,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """What `page` with this text names and the checkout does not have."""
+    """Names that `page` with this text has and the checkout does not have."""
     found = []
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for link, anchor in re.findall(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)", prose):

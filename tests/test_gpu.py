@@ -27,7 +27,7 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", CUDA])
 
 @pytest.fixture(params=["pretended", CUDA])
 def gpu(request):
-    """Where `cuda` is a device."""
+    """A machine on which `cuda` is a device."""
     with FakeCuda() if request.param == "pretended" else contextlib.nullcontext():
         yield
 

@@ -21,18 +21,9 @@ from dassl.engine import TRAINER_REGISTRY
 from trainers.parts.modes import MultiModeLearner, mode_similarity
 from trainers.parts.options import VISION_SCALE, count, precision, weight
 from trainers.parts.prompts import Learner
+from transport.arguments import check_choices, full_precision, without_autocast
 from transport.set_distances import check_axes, set_distances, set_sizes
-from transport.sinkhorn import (
-    GRADIENTS,
-    check_choices,
-    entropies,
-    full_precision,
-    normalized,
-    sinkhorn,
-    transport_cost,
-    uniform_mass,
-    without_autocast,
-)
+from transport.sinkhorn import GRADIENTS, entropies, normalized, sinkhorn, transport_cost, uniform_mass
 
 from .base import PromptTrainer, Score
 

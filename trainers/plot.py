@@ -18,7 +18,8 @@ from trainers.parts.modes import ModeContext, mode_phrases, mode_sentences, star
 from trainers.parts.options import CLASS_TOKEN_POSITION, PLOT_OPTIONS, count, precision
 from trainers.parts.prompts import Learner, random_prompt
 from trainers.parts.set_transport import SetTransport
-from transport.sinkhorn import full_precision, sinkhorn, without_autocast
+from transport.arguments import full_precision, without_autocast
+from transport.sinkhorn import sinkhorn
 
 from .base import PromptTrainer, Score
 

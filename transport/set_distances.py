@@ -16,19 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transport.arguments import check_choices, full_precision, without_autocast
 from transport.sinkhorn import (
     GRADIENTS,
     WORKSPACES,
     Rule,
-    check_choices,
-    full_precision,
     implicit_gradient,
     make_rule,
     normalized,
     solve,
     transport_cost,
     uniform_mass,
-    without_autocast,
     workspace,
 )
 from transport.unrolled import unrolled_plan

@@ -5,21 +5,18 @@ Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurI
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from transport.arguments import check_choices, full_precision
 from transport.unrolled import unrolled_plan
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 THRESHOLDS = {"marginal": 1e-3, "scaling_change": 1e-2}
 """Stop rules of `sinkhorn` and their default thresholds."""
@@ -48,7 +45,7 @@ class Transport(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """When the solver stops and the weight of the entropy; see `sinkhorn`."""
+    """Stop rule of the solver and weight of the entropy; see `sinkhorn`."""
 
     stop: str
     threshold: float
@@ -232,32 +229,6 @@ def make_rule(stop: str, threshold: float | None, max_iter: int, reg: float) -> 
     if max_iter < 1:
         raise ValueError(f"max_iter is {max_iter}, expected at least 1")
     return Rule(stop, float(threshold), int(max_iter), float(reg))
-
-
-def check_choices(**found: tuple[str, Iterable[str]]) -> None:
-    """Values by name with what is allowed. Raises ValueError."""
-    for name, (value, allowed) in found.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
-
-
-def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` of tensors, the first of which says the device, with autocast off."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        if not torch.amp.is_autocast_available(first.device.type):  # such as meta
-            return function(*args, **kwargs)
-        with torch.autocast(first.device.type, enabled=False):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def workspace(budget_bytes: int | None, device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""What an evaluation measures besides the test set: temperature, images of other data sets, base and new jointly."""
+"""Figures of an evaluation besides the test set: temperature, images of other data sets, base and new jointly."""
 
 from __future__ import annotations
 

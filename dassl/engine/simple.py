@@ -332,7 +332,7 @@ class SimpleTrainer(TrainerBase):
         return 1.0
 
     def outputs(self, loader: Any, title: str) -> Iterator[tuple[Any, Tensor, Any]]:
-        """What the model says to every batch of an evaluation loader: output, labels, the batch itself."""
+        """Iterates over an evaluation loader: output, labels, the batch itself."""
         with contextlib.closing(progress(self.cfg, loader, title)) as batches:
             for batch in prefetched(batches, self.device):
                 image, label = self.parse_batch_test(batch)

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: reliability diagram, expected calibration error, temperature scaling."""
+"""Trust in probabilities: reliability diagram, expected calibration error, temperature scaling."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_words_after_others(models, name):
 
 
 def blocks_of(module):
-    """Where prompts enter an image tower of a library, and its blocks."""
+    """Entry of prompts into an image tower of a library, and its blocks."""
     if hasattr(module, "trunk"):
         return module.trunk.norm_pre, module.trunk.blocks
     if hasattr(module, "transformer"):

@@ -1,4 +1,4 @@
-"""Who may use a folder, what state it is in, and that errors lose nothing."""
+"""Use of a folder, its state, and that errors lose nothing."""
 
 import json
 import subprocess

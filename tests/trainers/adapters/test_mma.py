@@ -21,7 +21,7 @@ def build(model, names, noise=0.1, **options):
 
 
 def beside(x, norm, down, shared, up, scale, released):
-    """What an adapter adds to a sequence (L, d); `released`: its weights' gradients are those of scale 1."""
+    """Addition of an adapter to a sequence (L, d); `released`: its weights' gradients are those of scale 1."""
     if released:
         x = scale * x + ((1 - scale) * x).detach()
     h = (norm(x) @ down.weight.T + down.bias).clamp(min=0)
