@@ -98,11 +98,12 @@ def find_backbone(name_or_path: str | Path, download_root: str | Path | None = N
 
 
 def preprocessing(side: int, info: CheckpointInfo | None = None) -> Callable[[Image.Image], Tensor]:
-    """The transform CLIP is evaluated with: shorter side to ``side``, centre crop, RGB, normalised.
+    """The transform a CLIP is evaluated with: resized to ``side`` (of the shorter side, then a center crop, or of both
+    sides), RGB, normalized.
 
     Args:
         side: of the model's input, in pixels.
-        info: interpolation, pixel mean and standard deviation; OpenAI's when None.
+        info: resizing, interpolation, pixel mean and standard deviation; OpenAI's when None.
 
     Returns:
         Function from a PIL image to a (3, side, side) fp32 tensor.
@@ -111,7 +112,7 @@ def preprocessing(side: int, info: CheckpointInfo | None = None) -> Callable[[Im
     return Compose(
         [
             _shallow,
-            Resize(side, interpolation=InterpolationMode(info.interpolation)),
+            Resize((side, side) if info.resize == "squash" else side, InterpolationMode(info.interpolation)),
             CenterCrop(side),
             _to_rgb,
             ToTensor(),

@@ -36,6 +36,8 @@ from clip.model import CLIP, HEAD_WIDTH
 from clip.towers.configurations import (
     HUGGING_FACE,
     OPEN_CLIP,
+    RESAMPLE,
+    RESIZE,
     beside,
     hugging_face_pixels,
     open_clip_pixels,
@@ -68,6 +70,7 @@ class CheckpointInfo(NamedTuple):
         std: pixel standard deviation per channel.
         rope_grid: of an EVA-style image tower (:class:`clip.eva.EvaVisionTransformer`), others have none.
         interpolation: of images that are resized.
+        resize: ``shortest`` for the shorter side and a center crop, ``squash`` for both sides to a square.
     """
 
     quick_gelu: bool | None = None
@@ -77,6 +80,7 @@ class CheckpointInfo(NamedTuple):
     std: tuple[float, ...] = PIXEL_STD
     rope_grid: int = ROPE_GRID
     interpolation: str = "bicubic"
+    resize: str = "shortest"
 
 
 def load_checkpoint(
@@ -251,6 +255,8 @@ def _checked(info: CheckpointInfo) -> CheckpointInfo:
         "mean": triple(info.mean, -math.inf),
         "std": triple(info.std, 0),
         "rope_grid": number(info.rope_grid, int, 0),
+        "interpolation": info.interpolation in RESAMPLE.values(),
+        "resize": info.resize in RESIZE,
     }
     wrong = [f"{key} {getattr(info, key)!r:.40}" for key, fits in right.items() if not fits]
     if wrong:

@@ -23,13 +23,15 @@ _READ = {"visual.conv1.weight", "visual.positional_embedding", "positional_embed
 
 
 class Input(NamedTuple):
-    """Preprocessing of a backbone: shorter side to `side`, centre crop, (pixel - mean) / std for pixels in [0, 1]; and
-    the length and vocabulary of its texts, 0 where they are not known or not those of CLIP's tokenizer."""
+    """Preprocessing of a backbone: resized to `side` (the `shortest` side, then a center crop, or both by `squash`),
+    (pixel - mean) / std for pixels in [0, 1]; and the length and vocabulary of its texts, 0 where they are not known or
+    not those of CLIP's tokenizer."""
 
     side: int = 224
     mean: tuple[float, ...] = PIXEL_MEAN
     std: tuple[float, ...] = PIXEL_STD
     interpolation: str = "bicubic"
+    resize: str = "shortest"
     context_length: int = 0
     vocab_size: int = 0
 
@@ -42,7 +44,8 @@ class Input(NamedTuple):
     def of(cls, transform: Any) -> Input:
         """Preprocessing of :func:`clip.load`."""
         resize, normalize = (next(filter(kind.__instancecheck__, transform.transforms)) for kind in (Resize, Normalize))
-        return cls(resize.size, tuple(normalize.mean), tuple(normalize.std), resize.interpolation.value)
+        side, how = (resize.size, "shortest") if isinstance(resize.size, int) else (resize.size[0], "squash")
+        return cls(side, tuple(normalize.mean), tuple(normalize.std), resize.interpolation.value, how)
 
 
 def input_of(name_or_path: str | Path) -> Input | None:
@@ -79,6 +82,7 @@ def _input_of_file(path: Path, changed: int, size: int) -> Input:
             info.mean,
             info.std,
             info.interpolation,
+            info.resize,
             plain.context_length,
             plain.vocab_size,
         )
@@ -109,4 +113,4 @@ def _input_of_header(path: Path) -> Input | None:
     except (SafetensorError, OSError):
         return None
     info = info_of_metadata(metadata)
-    return Input(grid * patch, info.mean, info.std, info.interpolation, *texts)
+    return Input(grid * patch, info.mean, info.std, info.interpolation, info.resize, *texts)

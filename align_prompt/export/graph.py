@@ -17,6 +17,10 @@ from trainers.base import PromptedCLIP
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest, between torch and onnxruntime
 OPSET = 18
+_RESIZE = {
+    "shortest": "shorter side to the larger of the sizes, then center crop",
+    "squash": "both sides to the sizes",
+}
 
 
 class Graph(nn.Module):
@@ -87,7 +91,7 @@ def facts(model: Model) -> dict[str, Any]:
         "temperature": model.temperature,
         "preprocessing": {
             "size": list(options.SIZE),
-            "resize": "shorter side to the larger of the sizes, then center crop",
+            "resize": _RESIZE[options.RESIZE],
             "interpolation": options.INTERPOLATION,
             "mean": list(options.PIXEL_MEAN) if "normalize" in options.TRANSFORMS else [0, 0, 0],
             "std": list(options.PIXEL_STD) if "normalize" in options.TRANSFORMS else [1, 1, 1],

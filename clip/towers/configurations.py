@@ -44,6 +44,8 @@ BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "sc
 HALF = (0.5, 0.5, 0.5)
 RESAMPLE: dict[Any, str] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow in transformers' configurations."""
+RESIZE = ("shortest", "squash")
+"""open_clip's words for the shorter side with a center crop, and for both sides to a square."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,20 +81,26 @@ def unlike_plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_clip_pixels(config: dict[str, Any]) -> dict[str, Any]:
-    """mean, std and interpolation of an open_clip configuration, as far as it has them."""
+    """mean, std, interpolation and resize of an open_clip configuration, as far as it has them."""
     given = config.get("preprocess_cfg") or {}
     found = {key: tuple(given[key]) for key in ("mean", "std") if given.get(key)}
-    return found | _interpolation(given.get("interpolation"))
+    if (resize := given.get("resize_mode")) is not None and resize not in RESIZE:
+        raise CheckpointError(f"its images are resized by {resize!r}, expected {' or '.join(RESIZE)}")
+    return found | _interpolation(given.get("interpolation")) | ({"resize": resize} if resize else {})
 
 
 def hugging_face_pixels(path: Path) -> dict[str, Any]:
-    """The same of the files of transformers in the folder of `path`; without preprocessing, SigLIP's is 0.5 and 0.5."""
+    """The same of the files of transformers in the folder of `path`; without preprocessing, SigLIP's is 0.5 and 0.5
+    of squashed images."""
     config = beside(path, PIXELS) or {}
     if not config and str((beside(path, HUGGING_FACE) or {}).get("model_type")).startswith("siglip"):
-        return {"mean": HALF, "std": HALF}
+        return {"mean": HALF, "std": HALF, "resize": "squash"}
     names = {"mean": "image_mean", "std": "image_std"}
     found = {key: tuple(config[name]) for key, name in names.items() if config.get(name)}
     resample = config.get("resample")
+    size = config.get("size")
+    if isinstance(size, dict) and size.keys() >= {"height", "width"}:
+        found["resize"] = "squash"
     return found | _interpolation(RESAMPLE.get(resample, resample))
 
 

@@ -111,7 +111,7 @@ def open_clip_config(name: str) -> dict[str, Any] | None:
     known = [tag] if tag else [open_clip.get_pretrained_cfg(parts[0], one) for one in _tags(parts[0])]
     pixels = {
         key: known[0][key]
-        for key in ("mean", "std", "interpolation")
+        for key in ("mean", "std", "interpolation", "resize_mode")
         if known and all(one.get(key) and one.get(key) == known[0].get(key) for one in known)
     }  # of a file what all published weights of the architecture share
     return {"model_cfg": config, "preprocess_cfg": pixels}

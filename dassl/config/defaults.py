@@ -46,6 +46,11 @@ def _jitter(default: float, of: str, high: float | None = None) -> Option:
 INPUT: dict[str, Any] = {
     "SIZE": Option((224, 224), "height, width; left out, the backbone's", low=1, length=2, kind=int),
     "INTERPOLATION": Option("bilinear", "left out, the backbone's", choices=("bilinear", "bicubic", "nearest")),
+    "RESIZE": Option(
+        "shortest",
+        "of test images: the shorter side, then a center crop, or `squash` both sides; left out, the backbone's",
+        choices=("shortest", "squash"),
+    ),
     "TRANSFORMS": Option((), "augmentations; their order is fixed by the engine", choices=TRANSFORMS),
     "NO_TRANSFORM": Option(False, "give images as they are; for custom trainers with their own loader"),
     "PIXEL_MEAN": Option([0.485, 0.456, 0.406], "left out, the backbone's", length=3, kind=float),

@@ -1,4 +1,4 @@
-"""INPUT.SIZE, INTERPOLATION, PIXEL_MEAN and PIXEL_STD that a config leaves to the backbone."""
+"""INPUT.SIZE, INTERPOLATION, RESIZE, PIXEL_MEAN and PIXEL_STD that a config leaves to the backbone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .defaults import default_config
 from .node import CfgNode
 
-KEYS = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD")
+KEYS = ("SIZE", "INTERPOLATION", "RESIZE", "PIXEL_MEAN", "PIXEL_STD")
 
 BACKBONE_INPUTS: list[Callable[[str], Mapping[str, Any] | None]] = []
 """Functions from MODEL.BACKBONE.NAME to the values of KEYS, or None for a backbone they do not know."""

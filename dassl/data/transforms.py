@@ -121,13 +121,17 @@ def _train_steps(options: Any, choices: Sequence[str]) -> list[tuple[str, Any]]:
 def _test_steps(options: Any, choices: Sequence[str]) -> list[tuple[str, Any]]:
     logger.info("Building transform_test")
     size = tuple(options.SIZE)
-    edge = max(size)
-    resize = T.Resize(edge, interpolation=INTERPOLATION_MODES[options.INTERPOLATION])
-    steps: list[tuple[str, Any]] = [
-        (f"resize the smaller edge to {edge}", resize),
-        (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
-        _to_tensor(),
-    ]
+    interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
+    steps: list[tuple[str, Any]]
+    if options.RESIZE == "squash":
+        steps = [(f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=interpolation))]
+    else:
+        edge = max(size)
+        steps = [
+            (f"resize the smaller edge to {edge}", T.Resize(edge, interpolation=interpolation)),
+            (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
+        ]
+    steps.append(_to_tensor())
     if "normalize" in choices:
         steps.append(_normalize(options))
     if "instance_norm" in choices:

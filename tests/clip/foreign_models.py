@@ -161,12 +161,17 @@ def of_open_clip(name):
         return reference.randomised(kind(**config)).eval()
 
 
+def resize_of(name):
+    """How test images of the backbone are resized, in open_clip's word."""
+    return "squash" if "siglip" in name.lower() else "shortest"
+
+
 def saved_open_clip(model, name, folder):
     """The folder of a model of open_clip, with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    config = {"model_cfg": OPEN_CLIP[name], "preprocess_cfg": PIXELS}
+    config = {"model_cfg": OPEN_CLIP[name], "preprocess_cfg": PIXELS | {"resize_mode": resize_of(name)}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     if "hf_tokenizer_name" in OPEN_CLIP[name]["text_cfg"]:
         kind = "bert" if "CLIPA" in name else "siglip2" if "SigLIP2" in name else "siglip"
@@ -195,6 +200,8 @@ def saved_hugging_face(model, kind, folder):
     """The folder of a model of transformers, with preprocessing and tokenizer."""
     model.save_pretrained(folder)
     pixels = {"image_mean": PIXELS["mean"], "image_std": PIXELS["std"], "resample": 2}
+    sides = {"height": SIDE, "width": SIDE}
+    pixels["size"] = {"shortest_edge": SIDE} if kind == "clip" else sides
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
     if kind != "clip":
         letters_tokenizer(kind).save_pretrained(folder)

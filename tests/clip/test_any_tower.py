@@ -4,8 +4,10 @@ from pathlib import Path
 
 import clip_reference as reference
 import foreign_models as foreign
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import clip
 from clip.adapters import kind_of
@@ -273,8 +275,21 @@ def test_logits_have_the_bias_of_the_checkpoint(models, name):
 def test_images_are_those_of_the_checkpoint(models, name):
     folder = models(name)[1]
     found = clip.input_of(folder)
-    assert found == clip.Input(foreign.SIDE, *map(tuple, list(foreign.PIXELS.values())[:2]), "bilinear")
-    assert found == clip.Input.of(clip.load(folder)[1])
+    assert found == clip.Input(
+        foreign.SIDE, *map(tuple, list(foreign.PIXELS.values())[:2]), "bilinear", foreign.resize_of(name)
+    )
+    transform = clip.load(folder)[1]
+    assert found == clip.Input.of(transform)
+    wide = Image.fromarray(np.random.default_rng(0).integers(256, size=(50, 80, 3), dtype=np.uint8))
+    if name in foreign.OPEN_CLIP:
+        library = pytest.importorskip("open_clip").image_transform(
+            foreign.SIDE, False, found.mean, found.std, foreign.resize_of(name), "bilinear"
+        )
+        assert torch.equal(transform(wide), library(wide))
+    elif name != "transformers clip":
+        library = pytest.importorskip("transformers").SiglipImageProcessor.from_pretrained(folder)
+        pixels = library(wide, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(transform(wide), pixels, rtol=0, atol=2 / 255 / min(found.std))  # 2 levels of 255
 
 
 def test_locals_of_a_class_token_are_its_projection(models):

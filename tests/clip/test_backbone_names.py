@@ -49,9 +49,11 @@ def architecture(monkeypatch):
 def test_an_architecture_with_a_tag(architecture, tmp_path):
     theirs = foreign.of_open_clip("EVA02-B-16")
     folder = foreign.saved_open_clip(theirs, "EVA02-B-16", tmp_path / "cache")
-    fetched = architecture("EVA02-B-16", folder, ["merged"], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    fetched = architecture(
+        "EVA02-B-16", folder, ["merged"], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), resize_mode="squash"
+    )
     found = clip.input_of("EVA02-B-16/merged")
-    assert found == clip.Input(foreign.SIDE, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert found == clip.Input(foreign.SIDE, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize="squash")
     assert not fetched
     model, transform = clip.load("EVA02-B-16/merged")
     assert clip.Input.of(transform) == found

@@ -160,6 +160,7 @@ def test_methods_that_need_clip_s_own_towers(backbone, pictures, tmp_path, metho
     [
         ("INPUT.PIXEL_MEAN", [0.9, 0.1, 0.1], r"is \[0\.9, 0\.1, 0\.1\], the checkpoint has \[0\.5, 0\.4, 0\.3\]"),
         ("INPUT.INTERPOLATION", "bicubic", "is bicubic, the checkpoint has bilinear"),
+        ("INPUT.RESIZE", "shortest", "is shortest, the checkpoint has squash"),
         ("INPUT.SIZE", (64, 64), r"is \(64, 64\), the checkpoint has \(32, 32\)"),
     ],
 )

@@ -19,6 +19,7 @@ from dassl.data.transforms import (
     build_transform,
 )
 
+BICUBIC = InterpolationMode.BICUBIC
 FAMILY = ("random_resized_crop", "random_flip", "normalize")
 
 
@@ -35,6 +36,16 @@ def cfg():
 def image():
     torch.manual_seed(0)
     return T.ToPILImage()(torch.rand(3, 50, 80))
+
+
+def test_test_images_are_cropped_or_squashed(cfg, image):
+    for resize, first in (
+        ("shortest", [T.Resize(32, BICUBIC), T.CenterCrop((32, 32))]),
+        ("squash", [T.Resize((32, 32), BICUBIC)]),
+    ):
+        cfg.INPUT.RESIZE = resize
+        plain = T.Compose([*first, T.ToTensor(), T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)])
+        assert torch.equal(build_transform(cfg, is_train=False)(image), plain(image))
 
 
 def test_family_training_transform(cfg, image, caplog):

@@ -1,4 +1,4 @@
-"""Keys of INPUT that the backbone decides: image size, interpolation and pixel statistics."""
+"""Keys of INPUT that the backbone decides: image size, resizing and pixel statistics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def input_options(found: clip.Input) -> dict[str, Any]:
     return {
         "SIZE": (found.side, found.side),
         "INTERPOLATION": found.interpolation,
+        "RESIZE": found.resize,
         "PIXEL_MEAN": list(found.mean),
         "PIXEL_STD": list(found.std),
     }
