@@ -50,6 +50,21 @@ def site(tmp_path_factory):
     return site
 
 
+REAL = ["datasets", "pyarrow", "dill", "multiprocess", "xxhash", "openai-clip", "setuptools<70"]
+"""Hugging Face's datasets with what else it needs; OpenAI's clip, which asks an older setuptools for its parser."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A folder with Hugging Face's datasets and OpenAI's clip."""
+    folder = tmp_path_factory.mktemp("real")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", folder]
+    done = subprocess.run([*map(str, command), *REAL], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install {', '.join(REAL)}: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
 def run(site, folder, *command):
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -89,3 +104,26 @@ def test_an_installed_copy_trains_and_predicts_in_an_empty_folder(site, tmp_path
     assert status.returncode == 0, status.stderr
     listed = run(site, tmp_path, "-m", "align_prompt", "list", "recipes")
     assert "embedded_few_shot" in listed.stdout, listed.stderr
+
+
+@pytest.mark.slow
+def test_beside_hugging_face_datasets_and_openai_clip(site, real, tmp_path):
+    """All three are imported in one process, and the quickstart's recipe runs in an empty folder."""
+    code = (
+        "import align_prompt, clip, datasets\n"
+        "label = datasets.ClassLabel(names=['cat', 'dog']).str2int('dog')\n"
+        "print(label, clip.available_models()[0], clip.tokenize('a')[0, 0])\n"
+        "from align_prompt.lib import clip as ours, datasets as readers\n"
+        "print(ours.available_models()[-1], readers.__name__)\n"
+        "print(clip.__file__, datasets.__file__)\n"
+    )
+    both = os.pathsep.join(map(str, (real, site)))
+    done = run(both, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    theirs, ours, files = done.stdout.splitlines()
+    assert theirs == "1 RN50 tensor(49406, dtype=torch.int32)"
+    assert ours == "emoji_vit_s8_tokens align_prompt.lib.datasets"
+    assert files == f"{real}/clip/__init__.py {real}/datasets/__init__.py"
+    done = run(both, tmp_path, "-m", "align_prompt", "sweep", "quickstart", "--only", "method=ZeroshotCLIP")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "output").rglob("DONE"))) == 1
