@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ROOMS = ("clip", "dassl", "transport", "datasets", "trainers", "experiments", "tools")
+ROOMS = ("clip", "dassl", "transport", "datasets", "trainers", "dense", "experiments", "tools")
 SCRIPTS = ("train", "sweep", "report", "parse_test_res")
 DATA = ("configs", "recipes")
 LIB = "align_prompt.lib"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets  # registers the data sets
+import dense  # registers the dense tasks and their data sets
 import trainers  # registers the methods
 from dassl.config.flags import build_parser
 
@@ -26,7 +27,7 @@ def start(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
     from dassl.engine.finished import done_already
 
-    if done_already(args, argv, [*trainers.__path__, *datasets.__path__]):
+    if done_already(args, argv, [*trainers.__path__, *datasets.__path__, *dense.__path__]):
         print(f"{args.output_dir or 'output'} is done already; its result is used again")
         return
     from dassl.engine.command import main

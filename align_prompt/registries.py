@@ -13,6 +13,7 @@ RECIPES = ROOT / "recipes"
 
 def names_of_methods() -> list[str]:
     """Registered methods, sorted."""
+    import dense  # noqa: F401 - registers the dense tasks
     import trainers  # noqa: F401 - registers the methods
     from dassl.engine import TRAINER_REGISTRY
 
@@ -22,6 +23,7 @@ def names_of_methods() -> list[str]:
 def config_names(folder: str) -> list[str]:
     """Configs of a folder of configs without .yaml, such as "datasets" or "trainers/ALIGN"."""
     import datasets  # noqa: F401 - registers the data sets
+    import dense  # noqa: F401 - registers theirs
     from dassl.config import files
 
     return files.config_names(CONFIGS / folder)

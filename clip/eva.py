@@ -55,19 +55,19 @@ SIZES = {
 """The released towers by name."""
 
 
-def rotary_angles(side: int, head_width: int, grid: int = ROPE_GRID) -> Tensor:
+def rotary_angles(side: int | tuple[int, int], head_width: int, grid: int = ROPE_GRID) -> Tensor:
     """Angles of the 2-D rotary positions (RoFormer's, per axis), for a grid of patches in rows.
 
     Patch (y, x) turns pair i of the first half of a head by y * grid / side * theta^(-4 i / head_width) and pair i of
     the second half by x in place of y: a grid of another side is scaled to `grid` (``pt_hw_seq_len``, ``intp_freq``).
 
     Args:
-        side: patches per row and column.
+        side: patches per row and column, or rows and columns.
         head_width: d / heads, a multiple of 4.
         grid: side of the grid the coordinates are scaled to.
 
     Returns:
-        (side^2, head_width / 2) fp32, on the CPU.
+        (rows * columns, head_width / 2) fp32, on the CPU.
 
     Raises:
         ValueError: `head_width` is not a multiple of 4.
@@ -75,10 +75,13 @@ def rotary_angles(side: int, head_width: int, grid: int = ROPE_GRID) -> Tensor:
     if head_width % 4:
         raise ValueError(f"rotary positions need heads whose width is a multiple of 4, got {head_width}")
     exponent = torch.arange(0, head_width // 2, 2, dtype=torch.float32, device="cpu") / (head_width // 2)
-    place = torch.arange(side, dtype=torch.float32, device="cpu") / side * grid
-    turn = place[:, None] * THETA**-exponent  # (side, head_width / 4)
-    rows = turn[:, None].expand(side, side, -1)
-    return torch.cat([rows, rows.transpose(0, 1)], dim=-1).reshape(side * side, head_width // 2)
+    tall, wide = (side, side) if isinstance(side, int) else side
+
+    def turns(count: int) -> Tensor:  # (count, head_width / 4)
+        return (torch.arange(count, dtype=torch.float32, device="cpu") / count * grid)[:, None] * THETA**-exponent
+
+    both = turns(tall)[:, None].expand(-1, wide, -1), turns(wide).expand(tall, -1, -1)
+    return torch.cat(both, dim=-1).flatten(0, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 import datasets as _datasets  # noqa: F401 - registers the data sets
+import dense as _dense  # noqa: F401 - registers the dense tasks
 import trainers as _trainers  # noqa: F401 - registers the methods
 from dassl.config import ConfigError
 from dassl.config.files import config_exists, config_names

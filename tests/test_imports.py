@@ -14,6 +14,7 @@ TOP = {
     "transport",
     "datasets",
     "trainers",
+    "dense",
     "experiments",
     "tools",
     "benchmarks",
@@ -41,8 +42,15 @@ THIRD_PARTY = {
         "huggingface_hub",
     },
     "trainers": {"torch", "yacs", "numpy", "sklearn", "safetensors", "filelock"},
+    "dense": {"torch", "torchvision", "numpy", "PIL", "yacs", "filelock", "tqdm"},
 }
-EXTRAS = {"clip/towers": {"open_clip", "timm", "transformers"}}  # of a folder, which it imports inside functions only
+EXTRAS = {  # of a folder, which it imports inside functions only
+    "clip/towers": {"open_clip", "timm", "transformers"},
+    "dense": {"timm"},
+    "dense/segmentation": {"transformers", "torchmetrics"},
+    "dense/detection": {"pycocotools", "lvis", "faster_coco_eval"},
+    "dense/llava": {"transformers", "peft"},
+}
 # Who may import whom among the rooms of the project; tools, benchmarks, tests and the scripts may import anything.
 ALLOWED = {
     "clip": set(),
@@ -50,8 +58,20 @@ ALLOWED = {
     "transport": set(),
     "datasets": {"dassl"},
     "trainers": {"clip", "dassl", "transport"},
-    "experiments": {"dassl", "trainers", "datasets"},
-    "align_prompt": {"train", "sweep", "report", "clip", "dassl", "transport", "datasets", "trainers", "experiments"},
+    "dense": {"clip", "dassl", "datasets", "trainers"},
+    "experiments": {"dassl", "trainers", "datasets", "dense"},
+    "align_prompt": {
+        "train",
+        "sweep",
+        "report",
+        "clip",
+        "dassl",
+        "transport",
+        "datasets",
+        "trainers",
+        "dense",
+        "experiments",
+    },
 }
 # What a module of trainers/ that is not a method may import from trainers/; a method may import any of these.
 SHARED = {
@@ -147,6 +167,17 @@ def test_no_method_imports_another_method():
         ours = {module_of(module) for module in imported(path) if module.startswith("trainers.")} - {name}
         allowed = SHARED.get(name, set()) if is_shared(name) else {module for module in ours if is_shared(module)}
         wrong += [f"{name} imports {module}" for module in ours - allowed]
+    assert not wrong
+
+
+def test_a_dense_task_imports_what_methods_share_and_no_other_task():
+    wrong = [
+        f"{dotted(path)} imports {module}"
+        for path in files("dense")
+        for module in imported(path)
+        if (module.startswith("trainers.") and not module.startswith("trainers.parts."))
+        or (len(parts := module.split(".")) > 2 and parts[0] == "dense" and parts[1] != path.parent.name)
+    ]
     assert not wrong
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import dense  # noqa: F401 - registers the dense tasks
 import trainers  # noqa: F401 - registers the methods
 from dassl.config import SCHEMA, Option
 from dassl.engine.command import known_config

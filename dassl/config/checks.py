@@ -38,7 +38,7 @@ def problems_of(cfg: CfgNode, prefixes: str | tuple[str, ...] = "") -> list[str]
 
 def _warmup(cfg: CfgNode) -> str:
     warmup, epochs = cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.MAX_EPOCH
-    by_batch = cfg.OPTIM.LR_SCHEDULER == "batch_cosine"
+    by_batch = cfg.OPTIM.LR_SCHEDULER.startswith("batch_")
     if warmup < epochs or (warmup == epochs and not by_batch):
         return ""
     expected = "fewer than" if by_batch else "at most"
@@ -46,9 +46,9 @@ def _warmup(cfg: CfgNode) -> str:
 
 
 def _rate(cfg: CfgNode) -> str:
-    if cfg.OPTIM.LR > 0 or cfg.OPTIM.LR_SCHEDULER != "batch_cosine":
+    if cfg.OPTIM.LR > 0 or not cfg.OPTIM.LR_SCHEDULER.startswith("batch_"):
         return ""
-    return "OPTIM.LR is 0, expected a number above 0 for OPTIM.LR_SCHEDULER batch_cosine"
+    return f"OPTIM.LR is 0, expected a number above 0 for OPTIM.LR_SCHEDULER {cfg.OPTIM.LR_SCHEDULER}"
 
 
 def _nesterov(cfg: CfgNode) -> str:

@@ -191,10 +191,10 @@ OPTIM: dict[str, Any] = {
     "BASE_LR_MULT": Option(0.1, "see NEW_LAYERS", low=0),
     "LR_SCHEDULER": Option(
         "single_step",
-        "stepped by epoch; batch_cosine (+) by batch",
-        choices=("single_step", "multi_step", "cosine", "batch_cosine"),
+        "stepped by epoch; batch_cosine and batch_linear (+) by batch",
+        choices=("single_step", "multi_step", "cosine", "batch_cosine", "batch_linear"),
     ),
-    "FINAL_LR": Option(0.0, "+ where batch_cosine ends", low=0),
+    "FINAL_LR": Option(0.0, "+ where schedules by batch end", low=0),
     "STEPSIZE": Option(
         (-1,),
         "epochs of the steps; -1 means MAX_EPOCH",

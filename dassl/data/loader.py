@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class SeededLoader(DataLoader):
         generator: private generator of a training loader; None for evaluation, which is the same at every pass.
         drop_last: leave out an incomplete last batch.
         seed: base of the items' seeds in evaluation, for a transform that is random there too.
+        collate: items -> batch.
         persistent_workers: start the workers once, at the first pass. They keep the dataset as it was then. A pass that
             starts while another one is under way has its own workers.
 
@@ -60,6 +62,7 @@ class SeededLoader(DataLoader):
         pin_memory: bool = False,
         seed: int = 0,
         persistent_workers: bool = False,
+        collate: Callable[[list[Any]], Any] | None = None,
     ):
         self.item_base = seed
         self.order_sampler = sampler
@@ -80,7 +83,7 @@ class SeededLoader(DataLoader):
             sampler=self._plan,
             num_workers=workers,
             persistent_workers=persistent_workers and workers > 0,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, collate=collate or _default_collate),
             pin_memory=pin_memory,
             drop_last=drop_last,
             generator=torch.Generator(),  # torch draws its workers' seed from this one, not from the global generator
@@ -186,9 +189,11 @@ class _Fault:
         self.err = err
 
 
-def _collate(items: list[Any]) -> Any:
-    if isinstance(items[0], _Fault):
-        return items[0]
+def _collate(items: list[Any], collate: Callable[[list[Any]], Any]) -> Any:
+    return items[0] if isinstance(items[0], _Fault) else collate(items)
+
+
+def _default_collate(items: list[Any]) -> Any:
     if isinstance(items[0], dict) and isinstance(items[0].get("img"), Image.Image):
         raise ValueError("images are no tensors, as they have no transform: INPUT.NO_TRANSFORM must be False here")
     return default_collate(items)

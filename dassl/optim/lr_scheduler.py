@@ -1,4 +1,4 @@
-"""Learning rates by epoch: step and cosine schedules, optionally after a warm-up; a cosine schedule by batch.
+"""Learning rates by epoch: step and cosine schedules, optionally after a warm-up; cosine and linear ones by batch.
 
 With a constant warm-up of W epochs, RECOUNT and the cosine schedule over T = MAX_EPOCH epochs, epoch e = 1, 2, ...
 learns with CONS_LR while e <= W, then with LR * (1 + cos(pi * (e - W - 1) / T)) / 2.
@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
-__all__ = ["AVAI_SCHEDS", "BatchCosine", "ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
+__all__ = [
+    "AVAI_SCHEDS",
+    "BATCH_SCHEDS",
+    "BatchCosine",
+    "BatchLinear",
+    "ConstantWarmupScheduler",
+    "LinearWarmupScheduler",
+    "build_lr_scheduler",
+]
 
-AVAI_SCHEDS = ("single_step", "multi_step", "cosine", "batch_cosine")
+AVAI_SCHEDS = ("single_step", "multi_step", "cosine", "batch_cosine", "batch_linear")
 
 
 class _BaseWarmupScheduler(LRScheduler):
@@ -139,9 +147,23 @@ class BatchCosine(LRScheduler):
         if batch < self.warmup:
             rate = self.start + (self.lr - self.start) * batch / self.warmup
         else:
-            turn = math.pi * (batch - self.warmup) / (self.total - self.warmup)
-            rate = self.end + (self.lr - self.end) * (1 + math.cos(turn)) / 2
+            rate = self.end + (self.lr - self.end) * self.left((batch - self.warmup) / (self.total - self.warmup))
         return [base / self.lr * rate for base in self.base_lrs]
+
+    def left(self, done: float) -> float:
+        """Share of the way from lr to end that is left when a share `done` of the batches is done, both in [0, 1]."""
+        return (1 + math.cos(math.pi * done)) / 2
+
+
+class BatchLinear(BatchCosine):
+    """As BatchCosine, with a straight line to `end`."""
+
+    def left(self, done: float) -> float:
+        return 1 - done
+
+
+BATCH_SCHEDS = {"batch_cosine": BatchCosine, "batch_linear": BatchLinear}
+"""Schedules that are stepped after every batch."""
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any, batches: int | None = None) -> Any:
@@ -150,12 +172,12 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any, batches
     single_step multiplies by GAMMA every STEPSIZE[-1] epochs (MAX_EPOCH if that is below 1), multi_step at each epoch
     of STEPSIZE, cosine goes to 0 over MAX_EPOCH epochs. With WARMUP_RECOUNT the schedule starts after the warm-up,
     without it the epochs of the warm-up count. batch_cosine is stepped after every batch (`BatchCosine`), with a linear
-    warm-up from WARMUP_MIN_LR whose epochs count, and ends at FINAL_LR.
+    warm-up from WARMUP_MIN_LR whose epochs count, and ends at FINAL_LR; batch_linear likewise.
 
     Args:
         optimizer: its rates are set.
         optim_cfg: cfg.OPTIM.
-        batches: batches per epoch, which batch_cosine needs.
+        batches: batches per epoch, which the schedules by batch need.
 
     Raises:
         ValueError: unknown schedule or warm-up type, a STEPSIZE that is not a list of integers, or a trainer that
@@ -164,14 +186,14 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any, batches
     name, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.STEPSIZE
     if name not in AVAI_SCHEDS:
         raise ValueError(f"OPTIM.LR_SCHEDULER is {name!r}, expected one of {', '.join(AVAI_SCHEDS)}")
-    if name == "batch_cosine":
+    if name in BATCH_SCHEDS:
         if batches is None:
-            raise ValueError("OPTIM.LR_SCHEDULER is 'batch_cosine', but this trainer steps its schedule by epoch")
+            raise ValueError(f"OPTIM.LR_SCHEDULER is {name!r}, but this trainer steps its schedule by epoch")
         warmup = max(0, optim_cfg.WARMUP_EPOCH)
         if warmup and optim_cfg.WARMUP_TYPE != "linear":
-            raise ValueError(f"OPTIM.WARMUP_TYPE is {optim_cfg.WARMUP_TYPE!r}, batch_cosine has a linear warm-up only")
+            raise ValueError(f"OPTIM.WARMUP_TYPE is {optim_cfg.WARMUP_TYPE!r}, {name} has a linear warm-up only")
         ends = {"start": optim_cfg.WARMUP_MIN_LR, "end": optim_cfg.FINAL_LR}
-        return BatchCosine(optimizer, optim_cfg.LR, optim_cfg.MAX_EPOCH * batches, warmup * batches, **ends)
+        return BATCH_SCHEDS[name](optimizer, optim_cfg.LR, optim_cfg.MAX_EPOCH * batches, warmup * batches, **ends)
     steps = [stepsize] if isinstance(stepsize, int) else list(stepsize)
     if name != "cosine" and (not steps or not all(type(step) is int for step in steps)):
         raise ValueError(f"OPTIM.STEPSIZE is {stepsize!r}, expected at least one integer")

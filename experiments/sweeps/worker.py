@@ -23,6 +23,7 @@ import filelock
 import torch
 
 import datasets  # noqa: F401 - registers the data sets
+import dense  # noqa: F401 - registers the dense tasks
 import trainers  # noqa: F401 - registers the methods
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, command

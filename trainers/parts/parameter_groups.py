@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -76,10 +76,29 @@ def layer_decay_groups(
     if image_decay != 1:
         image = dict(model.visual.named_parameters())
         share |= {image[name]: image_decay**height for name, height in heights(model.visual)}
+    return shared_groups(model, share, lr, weight_decay)
+
+
+def shared_groups(
+    model: nn.Module,
+    share: Mapping[nn.Parameter, float],
+    lr: float,
+    weight_decay: float,
+    without: Iterable[nn.Parameter] = (),
+) -> list[dict]:
+    """Parameter groups of what learns, by learning rate and by whether it decays, highest rates first.
+
+    Args:
+        share: factor on lr by parameter; 1 for those that are missing.
+        weight_decay: of matrices.
+        without: matrices that do not decay either, such as positions.
+    """
+    free = {id(p) for p in without}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((share[parameter], decays(parameter)), []).append(parameter)
+            matrix = decays(parameter) and id(parameter) not in free
+            groups.setdefault((share.get(parameter, 1.0), matrix), []).append(parameter)
     return [
         {"params": members, "lr": lr * rate, "weight_decay": weight_decay if matrix else 0.0}
         for (rate, matrix), members in sorted(groups.items(), key=lambda group: group[0], reverse=True)

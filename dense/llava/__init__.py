@@ -1,0 +1,1 @@
+"""LLaVA: a language model that sees through the image tower."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation: UperNet, and zero-shot by class names."""
