@@ -49,7 +49,7 @@ EXTRAS = {  # of a folder, which it imports inside functions only
     "dense": {"timm"},
     "dense/segmentation": {"transformers", "torchmetrics"},
     "dense/detection": {"pycocotools", "lvis", "faster_coco_eval"},
-    "dense/llava": {"transformers", "peft"},
+    "dense/llava": {"transformers", "tokenizers", "peft", "torchmetrics"},
 }
 # Who may import whom among the rooms of the project; tools, benchmarks, tests and the scripts may import anything.
 ALLOWED = {
