@@ -48,7 +48,7 @@ EXTRAS = {  # of a folder, which it imports inside functions only
     "clip/towers": {"open_clip", "timm", "transformers"},
     "dense": {"timm"},
     "dense/segmentation": {"transformers", "torchmetrics"},
-    "dense/detection": {"pycocotools", "lvis", "faster_coco_eval"},
+    "dense/detection": {"faster_coco_eval"},
     "dense/llava": {"transformers", "tokenizers", "peft", "torchmetrics"},
 }
 # Who may import whom among the rooms of the project; tools, benchmarks, tests and the scripts may import anything.

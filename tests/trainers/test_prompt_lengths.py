@@ -8,6 +8,7 @@ from dassl.config import ConfigError, check_values
 from dassl.config.flags import build_parser
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.command import build_config, known_config
+from trainers.base import CLIPTrainer
 
 EMBEDDED = "emoji-ViT-S/8"
 
@@ -20,7 +21,7 @@ def problems(trainer, *pairs):
 
 def test_the_defaults_of_every_method_fit():
     for name in TRAINER_REGISTRY.registered_names():
-        if hasattr(TRAINER_REGISTRY.get(name), "config_problems"):
+        if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer):
             assert problems(name, "DATASET.NUM_SHOTS", 16) == []
 
 
