@@ -28,6 +28,35 @@ def _trusted_imports():
     run_only(None)
 
 
+@pytest.fixture(scope="session")
+def pictures_root(tmp_path_factory) -> str:
+    """Folder (--root) of the embedded data sets; the pictures of a style are written once for the whole suite."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pictures")
+
+
+@pytest.fixture
+def few_emoji(monkeypatch):
+    """EmojiGroups with 15 of its 69 classes, each with two pictures to train on, one to validate and two to test.
+
+    EmojiCaptions has 256 drawings of one style.
+    """
+    from datasets.embedded import benchmark, load_style
+    from datasets.embedded.emoji import EmojiGroups
+    from datasets.image_text import artwork
+
+    def some(codes):
+        by_split = {part: [code for code in codes if benchmark()["split"][code] == part] for part in ("train", "test")}
+        val = next(code for code in codes if benchmark()["split"][code] == "val")
+        return [*by_split["train"][:2], val, *by_split["test"][:2]]
+
+    few = {name: some(codes) for name, codes in sorted(benchmark()["groups"].items())[:15]}
+    monkeypatch.setattr(EmojiGroups, "read_classes", lambda self: few)
+    monkeypatch.setattr(artwork, "SEEN_STYLES", ("fxemoji",))
+    monkeypatch.setattr(artwork, "load_icons", lambda: None)
+    monkeypatch.setattr(artwork, "load_style", lambda *args, **options: [x[:256] for x in load_style(*args, **options)])
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     """Seeded generator for random test data."""

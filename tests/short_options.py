@@ -1,4 +1,27 @@
-"""Options of methods for a tiny CLIP of three layers."""
+"""Options of short runs: of the methods for a tiny CLIP of three layers, and of the data."""
+
+from pathlib import Path
+
+
+def short_run(folder: Path, backbone: str | Path, **changed: object) -> list[str]:
+    """KEY VALUE pairs of a run on one style of EmojiGroups, with its caches in `folder` and other options `changed`."""
+    settings = {
+        "DATASET.NAME": "EmojiGroups",
+        "DATASET.NUM_SHOTS": 1,
+        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
+        "DATASET.TARGET_DOMAINS": "('openmoji',)",
+        "DATASET.CACHE_DIR": folder / "cache",
+        "DATALOADER.NUM_WORKERS": 0,
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 16,
+        "INPUT.SIZE": "(64, 64)",
+        "INPUT.TRANSFORMS": "('normalize',)",
+        "MODEL.BACKBONE.NAME": backbone,
+        "OPTIM.NAME": "sgd",
+        "OPTIM.LR": 0.02,
+        **changed,
+    }
+    return [str(item) for pair in settings.items() for item in pair]
+
 
 # Options of each method that make its run short; a method without an entry runs with its defaults.
 SHORT = {
@@ -10,15 +33,17 @@ SHORT = {
     + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2],
     "CoOpDePT": ["TRAINER.COOP.N_CTX", 4],
     "MaPLeDePT": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
-    "PromptKD": ["TRAINER.PROMPTKD.PROMPT_DEPTH", 2],
+    "PromptKD": ["TRAINER.PROMPTKD.PROMPT_DEPTH", 2, "OPTIM.LR", 0.002],
+    "LAMM": ["OPTIM.LR", 0.002],
+    "CoOpLAMM": ["OPTIM.LR", 0.002],
     "CoPrompt": ["TRAINER.COPROMPT.PROMPT_DEPTH", 2],
     "SkipTuning": ["TRAINER.SKIP.START_LAYER", 1],
     "VPT": ["TRAINER.VPT.PROMPT_DEPTH_VISION", 2],
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_TEXT", 3, "TRAINER.IVLP.PROMPT_DEPTH_VISION", 2],
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
-    "MaPLeLAMM": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
+    "MaPLeLAMM": ["TRAINER.MAPLE.PROMPT_DEPTH", 2, "OPTIM.LR", 0.002],
     "ALIGNLAMM": ["TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.VISION_PROMPT_NUMBER", 2]
-    + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2],
+    + ["TRAINER.ALIGN.TEXT_PROMPT_NUMBER", 2, "OPTIM.LR", 0.002],
     "MMRL": ["TRAINER.MMRL.LAYER", 2, "TRAINER.MMRL.REP_DIM", 16],
     "PromptSRC": ["TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2, "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2],
     "PLOT": ["TRAINER.PLOT.N_CTX", 4, "TRAINER.PLOT.N", 2],

@@ -9,11 +9,12 @@ import warnings
 import pytest
 import torch
 from fake_cuda import FakeCuda
-from test_trainers import SHORT, backbone, root  # noqa: F401
+from test_trainers import backbone  # noqa: F401
 
 from clip import Encoded
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, build_trainer, command
 from dassl.engine.precision import Scaler
+from tests.short_options import SHORT, short_run
 
 METHODS = sorted(
     name
@@ -56,7 +57,7 @@ def data():
 
 
 @pytest.fixture
-def make(root, backbone, data, tmp_path, monkeypatch):  # noqa: F811
+def make(few_emoji, pictures_root, backbone, data, tmp_path, monkeypatch):  # noqa: F811
     """Builds a trainer of few images."""
     build_data = SimpleTrainer.build_data_loader
 
@@ -71,22 +72,13 @@ def make(root, backbone, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(SimpleTrainer, "build_data_loader", load)
 
     def build(method, precision, *options):
-        settings = {
-            "DATASET.NAME": "EmojiClocks",
-            "DATASET.NUM_SHOTS": 1,
-            "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-            "DATASET.TARGET_DOMAINS": "('openmoji',)",
-            "DATALOADER.NUM_WORKERS": 0,
+        own = {
             "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
             "DATALOADER.TEST.BATCH_SIZE": 8,
-            "INPUT.SIZE": "(64, 64)",
-            "INPUT.TRANSFORMS": "('normalize',)",
-            "MODEL.BACKBONE.NAME": backbone,
-            "OPTIM.NAME": "sgd",
             f"TRAINER.{TRAINER_REGISTRY.get(method).node}.PREC": precision,
         }
-        flags = ["--root", root, "--trainer", method, "--output-dir", str(tmp_path), "--seed", "1"]
-        flags += [str(item) for pair in settings.items() for item in pair]
+        flags = ["--root", pictures_root, "--trainer", method, "--output-dir", str(tmp_path), "--seed", "1"]
+        flags += short_run(tmp_path, backbone, **own)
         flags += map(str, [*SHORT.get(method, []), *SHORTER.get(method, []), *options])
         return build_trainer(command.build_config(command.build_parser().parse_args(flags)))
 

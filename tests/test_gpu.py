@@ -13,14 +13,14 @@ import torch
 from all_reduce import average
 from fake_cuda import FakeCuda
 from test_fake_gpu import data, make, take_steps  # noqa: F401
-from test_trainers import backbone, built, root, run  # noqa: F401
+from test_trainers import backbone, built, run  # noqa: F401
 
 import clip
 from dassl.engine import TRAINER_REGISTRY
 from trainers.align import align_logits
 from transport.sinkhorn import sinkhorn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_emoji")]
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 on_each_device = pytest.mark.parametrize("device", ["cpu", CUDA])
 

@@ -121,29 +121,6 @@ class CLIPTrainer(TrainerX):
         if problems := problems_of(cfg, prefixes) or self.config_problems(cfg):
             raise ConfigError("the config", problems)
 
-    def check_options(self, cfg, rules: Mapping[str, tuple[Callable[[Any], bool], str]], node: str = "") -> None:
-        """Check options of the method's node, or of another one: {key: (what must hold, the same in words)}.
-
-        Raises:
-            ValueError: names every option at error, its value and what was expected.
-        """
-        node = node or self.node
-        options = cfg.TRAINER[node]
-
-        def allowed(holds: Callable[[Any], bool], value: Any) -> bool:
-            try:
-                return holds(value)
-            except TypeError:  # a word in the place of a number, where the default is None or a tuple
-                return False
-
-        problems = [
-            f"TRAINER.{node}.{key} is {options[key]!r}, expected {expected}"
-            for key, (holds, expected) in rules.items()
-            if not allowed(holds, options[key])
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-
     def precision_name(self) -> str:
         return self.options.PREC
 

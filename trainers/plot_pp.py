@@ -23,58 +23,13 @@ from trainers.parts.modes import ModeContext, mode_similarity
 from trainers.parts.options import PLOT_OPTIONS, count, precision
 from trainers.parts.prompts import Learner, random_prompt, readable, vision_blocks, word_tokens
 from trainers.parts.set_transport import SetTransport
+from trainers.parts.templates import prefixes_for
 
 from .base import PromptTrainer, Score
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("vision", "joint")
-DEFAULT_PREFIXES = ("a photo of a", "this is a photo", "this is picture of", "one picture of a")
-PREFIXES = {
-    "DescribableTextures": (
-        "a photo of a texture",
-        "this is a photo texture",
-        "this is a picture texture",
-        "one picture of a texture",
-    ),
-    "EuroSAT": (
-        "a centered satellite photo of",
-        "a centered satellite picture of",
-        "this is centered satellite photo of",
-        "one centered satellite photo of a",
-    ),
-    "FGVCAircraft": (
-        "a photo of an aircraft",
-        "a picture of an aircraft",
-        "this is aircraft picture of",
-        "one picture of an aircraft",
-    ),
-    "Food101": ("a photo of a food", "this is a food photo", "this is food picture of", "one picture of a food"),
-    "OxfordFlowers": (
-        "a photo of a flower",
-        "one picture of a flower",
-        "this is flower picture of",
-        "one picture of a flower",
-    ),
-    "OxfordPets": ("a photo of a pet", "one picture of a pet", "this is pet picture of", "one picture of a pet"),
-    "UCF101": (
-        "a photo of a person doing",
-        "this is a photo people doing",
-        "this is picture of people doing",
-        "one picture of a person doing",
-    ),
-}
-
-
-def prefixes_for(dataset_name: str, released: bool = False) -> tuple[str, ...]:
-    """The four prefixes of a data set.
-
-    With `released` the third one of ImageNet and its variants is "this is a", as in the released code: one token less
-    than the contexts have vectors, so that the last vector takes the place of the name's first token.
-    """
-    if released and dataset_name.startswith("ImageNet"):
-        return tuple("this is a" if k == 2 else prefix for k, prefix in enumerate(DEFAULT_PREFIXES))
-    return PREFIXES.get(dataset_name, DEFAULT_PREFIXES)
 
 
 class TwoSidedModes(ModeContext):

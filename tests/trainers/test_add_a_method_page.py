@@ -9,6 +9,7 @@ import torch
 
 import clip
 import train
+from tests.short_options import short_run
 
 PAGE = Path(train.__file__).parent / "docs" / "add_a_method.md"
 
@@ -29,29 +30,13 @@ EXAMPLES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "name", "own"), EXAMPLES)
-def test_the_example_trains(tmp_path, number, name, own):
+def test_the_example_trains(tmp_path, number, name, own, few_emoji, pictures_root):
     (tmp_path / "method.py").write_text(examples()[number])
     torch.manual_seed(0)
     tiny = clip.CLIP(32, 64, 2, 64, 16, 77, 2048, 32, 2, 2, vision_heads=2)
     clip.save_model(tiny, tmp_path / "tiny.safetensors")
-    settings = {
-        "DATASET.NAME": "EmojiGroups",
-        "DATASET.NUM_SHOTS": 1,
-        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-        "DATASET.TARGET_DOMAINS": "('openmoji',)",
-        "DATASET.CACHE_DIR": str(tmp_path / "cache"),
-        "DATALOADER.NUM_WORKERS": 0,
-        "DATALOADER.TRAIN_X.BATCH_SIZE": 16,
-        "INPUT.SIZE": "(64, 64)",
-        "INPUT.TRANSFORMS": "('normalize',)",
-        "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
-        "OPTIM.NAME": "sgd",
-        "OPTIM.LR": 0.02,
-        "OPTIM.MAX_EPOCH": 4,
-        **own,
-    }
-    flags = ["--import", str(tmp_path / "method.py"), "--trainer", name, "--root", str(tmp_path / "data")]
-    pairs = [str(item) for pair in settings.items() for item in pair]
+    flags = ["--import", str(tmp_path / "method.py"), "--trainer", name, "--root", pictures_root]
+    pairs = short_run(tmp_path, tmp_path / "tiny.safetensors", **{"OPTIM.MAX_EPOCH": 4, "OPTIM.LR": 0.002, **own})
     train.main([*flags, "--seed", "1", "--output-dir", str(tmp_path / "run"), *pairs])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     epochs = [record for record in map(json.loads, lines) if record["kind"] == "epoch"]

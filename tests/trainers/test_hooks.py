@@ -7,21 +7,14 @@ from yacs.config import CfgNode
 import clip
 import train
 from dassl.engine import TRAINER_REGISTRY
+from tests.short_options import short_run
 from trainers.base import PromptTrainer
 from trainers.parts.prompts import TextContext
 
 SETTINGS = {
-    "DATASET.NAME": "EmojiGroups",
-    "DATASET.NUM_SHOTS": 1,
-    "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-    "DATASET.TARGET_DOMAINS": "('openmoji',)",
-    "DATASET.SUBSAMPLE_CLASSES": "base",
-    "DATALOADER.NUM_WORKERS": 0,
-    "DATALOADER.TRAIN_X.BATCH_SIZE": 12,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
     "DATALOADER.TEST.BATCH_SIZE": 40,
-    "INPUT.SIZE": "(64, 64)",
     "INPUT.TRANSFORMS": "('random_resized_crop','normalize')",
-    "OPTIM.NAME": "sgd",
     "OPTIM.MAX_EPOCH": 1,
 }
 
@@ -73,10 +66,10 @@ class Adapting(Probe):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, tmp_path_factory):
+def run(tmp_path, few_emoji, pictures_root):
     torch.manual_seed(0)
     clip.save_model(clip.CLIP(32, 64, 2, 64, 16, 77, 2048, 32, 2, 2, vision_heads=2), tmp_path / "tiny.safetensors")
-    known, built = dict(TRAINER_REGISTRY._obj_map), []
+    built = []
 
     def start(method, output, **options):
         class Kept(method):
@@ -87,13 +80,12 @@ def run(tmp_path, monkeypatch, tmp_path_factory):
         Kept.__name__ = method.__name__
         TRAINER_REGISTRY.register(Kept, force=True)
         flags = ["--trainer", method.__name__, "--seed", "1", "--output-dir", str(tmp_path / output)]
-        settings = {**SETTINGS, "DATASET.CACHE_DIR": tmp_path / "cache", **options}
-        settings["MODEL.BACKBONE.NAME"] = tmp_path / "tiny.safetensors"
-        pairs = [str(item) for pair in settings.items() for item in pair]
-        return train.main(["--root", str(tmp_path / "data"), *flags, *pairs]), built[-1]
+        pairs = short_run(tmp_path, tmp_path / "tiny.safetensors", **{**SETTINGS, **options})
+        return train.main(["--root", pictures_root, *flags, *pairs]), built[-1]
 
     yield start
-    TRAINER_REGISTRY._obj_map = known
+    for name in ("Probe", "Adapting"):
+        TRAINER_REGISTRY._obj_map.pop(name, None)
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from yacs.config import CfgNode
 import clip
 import train
 from dassl.engine import command as command_module
+from tests.short_options import short_run
 from trainers.base import PromptedCLIP
-from trainers.plot_pp import PLOTPP, PREFIXES, TwoSidedModes, prefixes_for
+from trainers.parts.templates import PREFIXES, prefixes_for
+from trainers.plot_pp import PLOTPP, TwoSidedModes
 
 PHRASES = ("a photo of a", "this is a photo", "this is a picture of", "one picture of a")
 COARSE = ["STOP", "scaling_change"]
@@ -243,24 +245,11 @@ def test_bad_options_are_refused(tiny_clip, names):
 
 
 @pytest.mark.slow
-def test_both_stages_from_the_command_line(tiny_clip, tmp_path, monkeypatch):
+def test_both_stages_from_the_command_line(tiny_clip, tmp_path, monkeypatch, few_emoji, pictures_root):
     clip.save_model(tiny_clip, tmp_path / "tiny.safetensors")
-    settings = {
-        "DATASET.NAME": "EmojiGroups",
-        "DATASET.NUM_SHOTS": 1,
-        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-        "DATASET.TARGET_DOMAINS": "('openmoji',)",
-        "DATASET.CACHE_DIR": str(tmp_path / "cache"),
-        "DATALOADER.NUM_WORKERS": 0,
-        "INPUT.SIZE": "(32, 32)",
-        "INPUT.TRANSFORMS": "('normalize',)",
-        "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
-        "OPTIM.LR": 0.1,
-        "OPTIM.MAX_EPOCH": 1,
-        "TEST.NO_TEST": True,
-    }
-    pairs = [str(item) for pair in settings.items() for item in pair]
-    flags = ["--root", str(tmp_path / "data"), "--trainer", "PLOTPP", "--seed", "1"]
+    own = {"INPUT.SIZE": "(32, 32)", "OPTIM.LR": 0.1, "OPTIM.MAX_EPOCH": 1, "TEST.NO_TEST": True}
+    pairs = short_run(tmp_path, tmp_path / "tiny.safetensors", **own)
+    flags = ["--root", pictures_root, "--trainer", "PLOTPP", "--seed", "1"]
     built, build_trainer = [], command_module.build_trainer
     monkeypatch.setattr(command_module, "build_trainer", lambda cfg: built.append(build_trainer(cfg)) or built[-1])
     one, two = tmp_path / "one", tmp_path / "two"

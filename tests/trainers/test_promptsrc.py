@@ -18,6 +18,7 @@ from plain_towers import (
 import clip
 import train
 from dassl.engine import command as command_module
+from tests.short_options import short_run
 from trainers.parts.templates import IMAGENET_TEMPLATES
 from trainers.promptsrc import PromptSRC, average_of_copies, gaussian_weights
 
@@ -137,7 +138,7 @@ def test_bad_options(tiny_clip, names):
         trainer.check_cfg(trainer.cfg)
 
 
-# whole runs
+# whole runs, on few pictures
 
 EPOCHS = 4
 
@@ -147,7 +148,7 @@ class Stopped(Exception):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, pictures_root):
     """run(name, *flags, stop=None, **options) -> trainer, states of the learner at the ends of the epochs."""
     folder = tmp_path_factory.mktemp("promptsrc")
     torch.manual_seed(0)
@@ -179,31 +180,22 @@ def runs(tmp_path_factory):
             return trainer
 
         settings = {
-            "DATASET.NAME": "EmojiGroups",
-            "DATASET.NUM_SHOTS": 1,
-            "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-            "DATASET.TARGET_DOMAINS": "('openmoji',)",
-            "DATASET.CACHE_DIR": folder / "cache",
             "DATASET.SUBSAMPLE_CLASSES": "base",
-            "DATALOADER.NUM_WORKERS": 0,
-            "DATALOADER.TRAIN_X.BATCH_SIZE": 16,
+            "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
             "DATALOADER.TEST.BATCH_SIZE": 200,
-            "INPUT.SIZE": "(64, 64)",
-            "MODEL.BACKBONE.NAME": folder / "tiny.safetensors",
-            "OPTIM.NAME": "sgd",
-            "OPTIM.LR": 0.02,
+            "INPUT.TRANSFORMS": "('random_resized_crop', 'random_flip', 'normalize')",
             "OPTIM.MAX_EPOCH": EPOCHS,
             "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2,
             "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 2,
             "TRAINER.PROMPTSRC.GPA_MEAN": 3,
             **options,
         }
-        arguments = ["--root", str(folder / "data"), "--trainer", "PromptSRC", "--seed", "1", *flags]
+        arguments = ["--root", pictures_root, "--trainer", "PromptSRC", "--seed", "1", *flags]
         arguments += ["--output-dir", str(folder / name)]
         patch = pytest.MonkeyPatch()
         patch.setattr(command_module, "build_trainer", watched)
         try:
-            train.main([*arguments, *(str(item) for pair in settings.items() for item in pair)])
+            train.main([*arguments, *short_run(folder, folder / "tiny.safetensors", **settings)])
         except Stopped:
             pass
         finally:
@@ -220,7 +212,7 @@ def saved(runs, name, epoch=EPOCHS):
 
 
 @pytest.mark.slow
-def test_the_average_of_all_epochs_is_saved_and_tested(runs):
+def test_the_average_of_all_epochs_is_saved_and_tested(few_emoji, runs):
     trainer, states = runs("whole")
     assert len(states) == EPOCHS
     raw = [math.exp(-((a - 3) ** 2) / 2) for a in range(1, EPOCHS + 1)]
@@ -237,7 +229,7 @@ def test_the_average_of_all_epochs_is_saved_and_tested(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_run_goes_on_exactly(runs, stop):
+def test_a_stopped_run_goes_on_exactly(few_emoji, runs, stop):
     if not (runs.folder / "whole" / "DONE").exists():
         runs("whole")
     _, states = runs(f"stopped{stop}", stop=stop)
@@ -250,7 +242,7 @@ def test_a_stopped_run_goes_on_exactly(runs, stop):
 
 
 @pytest.mark.slow
-def test_scope_all_averages_the_frozen_weights_too(runs, monkeypatch):
+def test_scope_all_averages_the_frozen_weights_too(few_emoji, runs, monkeypatch):
     calls = []
     average = average_of_copies
     monkeypatch.setattr("trainers.promptsrc.average_of_copies", lambda *args: calls.append(args) or average(*args))

@@ -13,6 +13,7 @@ from support_sets import class_feature, support_trainer, unit
 import clip
 import train
 from dassl.engine import command
+from tests.short_options import short_run
 from tests.tolerance import assert_close
 from trainers.adapters.ape import APE
 from trainers.parts.cache_model import SETTINGS, choose_features
@@ -201,20 +202,14 @@ def test_bad_options(build):
 
 
 @pytest.mark.slow
-def test_fine_tuning_goes_on_after_a_kill(tiny_clip, tmp_path, monkeypatch):
+def test_fine_tuning_goes_on_after_a_kill(tiny_clip, tmp_path, monkeypatch, few_emoji, pictures_root):
     """The cache is not filled again, and the weights are those of a run that was not stopped."""
     clip.save_model(tiny_clip, tmp_path / "tiny.safetensors")
-    settings = {
-        "DATASET.NAME": "EmojiClocks",
-        "DATASET.NUM_SHOTS": 2,
-        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-        "DATASET.TARGET_DOMAINS": "('openmoji',)",
-        "DATASET.CACHE_DIR": str(tmp_path / "cache"),
-        "DATALOADER.NUM_WORKERS": 0,
+    own = {
         "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
+        "DATASET.NUM_SHOTS": 2,
         "INPUT.SIZE": "(32, 32)",
         "INPUT.TRANSFORMS": "('random_resized_crop', 'normalize')",
-        "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
         "OPTIM.NAME": "adamw",
         "OPTIM.LR": 0.01,
         "OPTIM.MAX_EPOCH": 2,
@@ -223,8 +218,8 @@ def test_fine_tuning_goes_on_after_a_kill(tiny_clip, tmp_path, monkeypatch):
         "TRAINER.APE.AUGMENT_EPOCH": 2,
         "TRAINER.APE.SEARCH_STEP": "(3,3,3)",
     }
-    pairs = [str(item) for pair in settings.items() for item in pair]
-    flags = ["--root", str(tmp_path / "data"), "--trainer", "APE", "--seed", "1", *pairs, "OUTPUT_DIR"]
+    pairs = short_run(tmp_path, tmp_path / "tiny.safetensors", **own)
+    flags = ["--root", pictures_root, "--trainer", "APE", "--seed", "1", *pairs, "OUTPUT_DIR"]
     built, build = [], command.build_trainer
     monkeypatch.setattr(command, "build_trainer", lambda cfg: built.append(build(cfg)) or built[-1])
     whole = train.main([*flags, str(tmp_path / "whole")])

@@ -15,6 +15,7 @@ import clip
 import train
 from dassl.config import get_cfg_default
 from dassl.engine import command as command_module
+from tests.short_options import short_run
 from trainers.adapters.tip_adapter import TipAdapter
 from trainers.base import PromptedCLIP, PromptTrainer
 from trainers.parts import support
@@ -312,19 +313,12 @@ def test_bad_options_are_refused(build):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("select", ["val", "released"])
-def test_fine_tuning_from_the_command_line(tiny_clip, tmp_path, select, monkeypatch):
+def test_fine_tuning_from_the_command_line(tiny_clip, tmp_path, select, monkeypatch, few_emoji, pictures_root):
     clip.save_model(tiny_clip, tmp_path / "tiny.safetensors")
-    settings = {
-        "DATASET.NAME": "EmojiGroups",
-        "DATASET.NUM_SHOTS": 1,
-        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-        "DATASET.TARGET_DOMAINS": "('openmoji',)",
-        "DATASET.CACHE_DIR": str(tmp_path / "cache"),
-        "DATALOADER.NUM_WORKERS": 0,
-        "DATALOADER.TRAIN_X.BATCH_SIZE": 16,
+    own = {
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
         "INPUT.SIZE": "(32, 32)",
         "INPUT.TRANSFORMS": "('random_resized_crop', 'normalize')",
-        "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
         "OPTIM.NAME": "adamw",
         "OPTIM.LR": 0.05,
         "OPTIM.MAX_EPOCH": 3,
@@ -333,17 +327,17 @@ def test_fine_tuning_from_the_command_line(tiny_clip, tmp_path, select, monkeypa
         "TRAINER.TIP_ADAPTER.SEARCH_STEP": "(3,3)",
         "TRAINER.TIP_ADAPTER.SELECT": select,
     }
-    pairs = [str(item) for pair in settings.items() for item in pair]
-    flags = ["--root", str(tmp_path / "data"), "--trainer", "TipAdapter", "--seed", "1"]
+    pairs = short_run(tmp_path, tmp_path / "tiny.safetensors", **own)
+    flags = ["--root", pictures_root, "--trainer", "TipAdapter", "--seed", "1"]
     built, build = [], command_module.build_trainer
     monkeypatch.setattr(command_module, "build_trainer", lambda cfg: built.append(build(cfg)) or built[-1])
     result = train.main([*flags, "--output-dir", str(tmp_path / "run"), *pairs])
-    assert (result["epochs"], result["trainable_parameters"]) == (3, 69 * 32)
+    assert (result["epochs"], result["trainable_parameters"]) == (3, 15 * 32)
     assert result["selection"] == ("test" if select == "released" else "val")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     steps = [r for r in records if r["kind"] == "train"]
     rates = [step["lr"] for step in steps]
-    assert len(rates) == 12
+    assert len(rates) == 9
     assert rates[0] == 0.05
     assert all(a > b for a, b in itertools.pairwise(rates))  # the schedule goes by step
     first, *_, last = [r["loss"] for r in records if r["kind"] == "epoch"]

@@ -12,6 +12,7 @@ import clip
 import train
 from dassl.config import get_cfg_default
 from dassl.engine import command
+from tests.short_options import short_run
 from tests.tolerance import assert_close
 from trainers.adapters.two_sfs import TwoSFS
 
@@ -112,19 +113,14 @@ def test_rates(build):
 
 
 @pytest.mark.slow
-def test_a_run_is_that_of_two_optimizers_and_goes_on_after_a_kill(tiny_clip, tmp_path, monkeypatch):
+def test_a_run_is_that_of_two_optimizers_and_goes_on_after_a_kill(
+    tiny_clip, tmp_path, monkeypatch, few_emoji, pictures_root
+):
     clip.save_model(tiny_clip, tmp_path / "tiny.safetensors")
-    settings = {
-        "DATASET.NAME": "EmojiClocks",
-        "DATASET.NUM_SHOTS": 1,
-        "DATASET.SOURCE_DOMAINS": "('openmoji',)",
-        "DATASET.TARGET_DOMAINS": "('openmoji',)",
-        "DATASET.CACHE_DIR": str(tmp_path / "cache"),
-        "DATALOADER.NUM_WORKERS": 0,
+    own = {
         "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
         "INPUT.SIZE": "(32, 32)",
         "INPUT.TRANSFORMS": "('random_resized_crop', 'normalize')",
-        "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
         "OPTIM.NAME": "adamw",
         "OPTIM.LR": 0.01,
         "OPTIM.WEIGHT_DECAY": 0.1,
@@ -133,8 +129,8 @@ def test_a_run_is_that_of_two_optimizers_and_goes_on_after_a_kill(tiny_clip, tmp
         "TRAINER.TWO_SFS.FIRST": 0.5,
         "TRAINER.TWO_SFS.PREC": "fp32",
     }
-    pairs = [str(item) for pair in settings.items() for item in pair]
-    flags = ["--root", str(tmp_path / "data"), "--trainer", "TwoSFS", "--seed", "1", *pairs, "OUTPUT_DIR"]
+    pairs = short_run(tmp_path, tmp_path / "tiny.safetensors", **own)
+    flags = ["--root", pictures_root, "--trainer", "TwoSFS", "--seed", "1", *pairs, "OUTPUT_DIR"]
     built, build, batches, losses = [], command.build_trainer, [], TwoSFS.losses
     monkeypatch.setattr(command, "build_trainer", lambda cfg: built.append(build(cfg)) or built[-1])
     monkeypatch.setattr(TwoSFS, "losses", lambda self, batch: batches.append(batch) or losses(self, batch))
