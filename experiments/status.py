@@ -151,8 +151,9 @@ def _start(folder: Path, mode: str = "") -> datetime | None:
 
 
 def main_figure(result: Mapping[str, Any]) -> str:
-    """Main metric of a result: accuracy, or mean_recall for retrieval."""
-    return "mean_recall" if result.get("accuracy") is None and "mean_recall" in result else "accuracy"
+    """Main metric of a result: accuracy; else mean_recall of retrieval, miou of segmentation or box_ap of detection."""
+    names = ("accuracy", "mean_recall", "miou", "box_ap")
+    return next((name for name in names if result.get(name) is not None), "accuracy")
 
 
 def result_or_reason(run: Run) -> tuple[dict[str, Any] | None, str]:

@@ -2,6 +2,7 @@
 # Makes .venv and installs what is missing; does nothing when the requirements have not changed.
 #   bash scripts/setup.sh          what a run needs (requirements.txt)
 #   bash scripts/setup.sh dev      also what tests and checks need (requirements-dev.txt)
+#   bash scripts/setup.sh dense    also what segmentation, detection and LLaVA need (requirements-dense.txt)
 # PYTHON chooses the interpreter (default python3). TORCH=cpu or TORCH=cuda chooses the build of PyTorch: without it, Linux
 # without an NVIDIA driver gets the CPU build, from TORCH_INDEX if that can be reached; all else is what pip finds by itself.
 set -euo pipefail
@@ -11,7 +12,8 @@ kind=${1:-run}
 case "$kind" in
   run) files=(requirements.txt) ;;
   dev) files=(requirements.txt requirements-dev.txt) ;;
-  *) echo "usage: bash scripts/setup.sh [run|dev]" >&2; exit 2 ;;
+  dense) files=(requirements.txt requirements-dense.txt) ;;
+  *) echo "usage: bash scripts/setup.sh [run|dev|dense]" >&2; exit 2 ;;
 esac
 
 python=${PYTHON:-python3}
