@@ -254,8 +254,8 @@ class Detector(GeneralizedRCNN):
             AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
             RPNHead(channels, 3, conv_depth=2),
             *(0.7, 0.3, 256, 0.5),  # IoU of object and background, anchors that are learned from, share of objects
-            {"training": 2000, "testing": 1000},
-            kept,
+            kept,  # of every level, before and
+            kept,  # of all levels, after the suppression of boxes that overlap
             0.7,
         )
 

@@ -53,6 +53,8 @@ def as_torchvision(ours):
         image_std=[0.25] * 3,
         rpn_anchor_generator=ours.rpn.anchor_generator,
         rpn_head=ours.rpn.head,
+        rpn_pre_nms_top_n_train=40,
+        rpn_pre_nms_top_n_test=30,
         rpn_post_nms_top_n_train=40,
         rpn_post_nms_top_n_test=30,
         box_roi_pool=heads.box_roi_pool,
