@@ -3,10 +3,11 @@
 import argparse
 import logging
 
-from . import align_step, feature_cache, gpu, loader, memory, methods, plot, shots, sinkhorn
+from . import align_step, dense_step, feature_cache, gpu, loader, memory, methods, plot, shots, sinkhorn
 
 BENCHMARKS = {
     "align_step": align_step,
+    "dense_step": dense_step,
     "feature_cache": feature_cache,
     "gpu": gpu,
     "loader": loader,

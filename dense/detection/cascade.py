@@ -45,9 +45,21 @@ class Pyramid(nn.Module):
         self.out_channels: int = backbone.channels
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to features (B, channels, H / stride, W / stride) by name of the level."""
-        features = dict(self.body(image))
+        """Images (B, 3, H, W) to features (B, channels, H / stride, W / stride) by name of the level.
+
+        They are float32 under autocast too, as are the numbers that boxes are made of further on: bfloat16 has whole
+        pixels up to 256 only.
+        """
+        features = {name: level.float() for name, level in self.body(image).items()}
         return {**features, "pool": F.max_pool2d(list(features.values())[-1], 1, 2)}
+
+
+class ProposalHead(RPNHead):
+    """Scores and box shifts of anchors in float32."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        scores, shifts = super().forward(x)
+        return [one.float() for one in scores], [one.float() for one in shifts]
 
 
 class LaterStage(RoIHeads):
@@ -112,7 +124,7 @@ class CascadeHeads(RoIHeads):
             regions = self.box_roi_pool(features, boxes, image_shapes)
             if regions.requires_grad and len(stages) > 1:  # the backbone learns from the mean of the stages
                 regions.register_hook(lambda gradient: gradient / len(stages))
-            logits, shifts = stage.box_predictor(stage.box_head(regions))
+            logits, shifts = (one.float() for one in stage.box_predictor(stage.box_head(regions)))
             shifts = shifts.view(len(logits), -1, 4)  # (N, 1 or 1 + C, 4)
             if self.training:
                 suffix = "" if number == 1 else f"_{number}"
@@ -142,7 +154,7 @@ class CascadeHeads(RoIHeads):
 
     def mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]) -> Tensor:
         """Logits (N, 1 + C, 28, 28) of the masks in boxes."""
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, shapes)))
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, shapes))).float()
 
     def mask_loss(
         self,
@@ -252,7 +264,7 @@ class Detector(GeneralizedRCNN):
         kept = {"training": proposals[0], "testing": proposals[1]}
         rpn = RegionProposalNetwork(
             AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-            RPNHead(channels, 3, conv_depth=2),
+            ProposalHead(channels, 3, conv_depth=2),
             *(0.7, 0.3, 256, 0.5),  # IoU of object and background, anchors that are learned from, share of objects
             kept,  # of every level, before and
             kept,  # of all levels, after the suppression of boxes that overlap
