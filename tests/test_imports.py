@@ -75,7 +75,7 @@ ALLOWED = {
 }
 # What a module of trainers/ that is not a method may import from trainers/; a method may import any of these.
 SHARED = {
-    "trainers.imagenet_templates": {"trainers.parts"},
+    "trainers.imagenet_templates": {"trainers.parts.templates"},
     "trainers.parts.options": {"trainers.parts.prompts", "trainers.parts.templates"},
     "trainers.parts.cache_model": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.two_stages": {"trainers.parts.prompts"},
@@ -88,6 +88,7 @@ SHARED = {
     "trainers.parts.descriptions": {"trainers.parts.losses", "trainers.parts.prompts"},
     "trainers.parts.teacher": {"trainers.parts.losses", "trainers.parts.prompted_clip"},
     "trainers.parts.prompted_clip": {f"trainers.parts.{name}" for name in ("prompts", "losses", "memory")},
+    "trainers.pretraining.whitening": set(),
     "trainers.pretraining.base": {"trainers.base", "trainers.parts.prompts"},
     "trainers.base": {
         f"trainers.parts.{name}"
@@ -105,9 +106,14 @@ def dotted(path: Path) -> str:
 
 def module_of(name: str) -> str:
     """The module that an imported name is or stands in."""
-    while not (ROOT / Path(*name.split("."))).with_suffix(".py").is_file() and name.count(".") > 1:
+    while not is_module(name) and name.count(".") > 1:
         name = name.rpartition(".")[0]
     return name
+
+
+def is_module(name: str) -> bool:
+    place = ROOT / Path(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 def is_shared(name: str) -> bool:
@@ -124,7 +130,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             stem = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            names |= {stem} | ({f"{stem}.{alias.name}" for alias in node.names} if node.level else set())
+            parts = {f"{stem}.{alias.name}" for alias in node.names}
+            names |= {stem} | {part for part in parts if node.level or is_module(part)}
     return names
 
 
@@ -164,7 +171,8 @@ def test_no_method_imports_another_method():
         name = dotted(path)
         if path.stem == "__init__":
             continue
-        ours = {module_of(module) for module in imported(path) if module.startswith("trainers.")} - {name}
+        ours = {module_of(module) for module in imported(path) if module.startswith("trainers.")}
+        ours -= {name, "trainers.parts", "trainers.parts.engine"}
         allowed = SHARED.get(name, set()) if is_shared(name) else {module for module in ours if is_shared(module)}
         wrong += [f"{name} imports {module}" for module in ours - allowed]
     assert not wrong
@@ -179,6 +187,17 @@ def test_a_dense_task_imports_what_methods_share_and_no_other_task():
         or (len(parts := module.split(".")) > 2 and parts[0] == "dense" and parts[1] != path.parent.name)
     ]
     assert not wrong
+
+
+def test_trainers_ask_their_engine_at_one_place():
+    """`trainers.parts.engine`, so that they also train on the original Dassl."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files("trainers")
+        for module in imported(path)
+        if module.split(".")[0] == "dassl" and path.parent.name != "engine"
+    ]
+    assert wrong == ["trainers/__init__.py imports dassl.engine"]
 
 
 def test_no_library_module_imports_a_script():

@@ -1,9 +1,12 @@
-"""The methods. `train.py --trainer NAME` picks one; all are imported at the first look-up."""
+"""The methods. `train.py --trainer NAME` picks one; all are imported at the first look-up.
+
+In a checkout of CoOp, whose engine is the original Dassl, a method is registered when train.py imports its module.
+"""
 
 import importlib
 import pkgutil
 
-from dassl.engine.build import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 
 LAST = (f"{__name__}.dept", f"{__name__}.lamm")  # wrap methods that are registered before
 NO_METHODS = (f"{__name__}.parts", f"{__name__}.imagenet_templates")
@@ -20,4 +23,9 @@ def _register() -> None:
         importlib.import_module(name)
 
 
-TRAINER_REGISTRY.on_first_use(_register)
+if hasattr(TRAINER_REGISTRY, "on_first_use"):
+    TRAINER_REGISTRY.on_first_use(_register)
+else:
+    from trainers.parts.engine.original import check_checkout, extend_cfg  # noqa: F401 - for train.py
+
+    check_checkout()

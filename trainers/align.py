@@ -16,8 +16,7 @@ from yacs.config import CfgNode
 
 from clip import Encoded
 from clip.text_plan import Remembered
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.modes import MultiModeLearner, mode_similarity
 from trainers.parts.options import VISION_SCALE, count, precision, weight
 from trainers.parts.prompts import Learner

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner, random_prompt, readable
 

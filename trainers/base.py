@@ -19,14 +19,9 @@ from torch.nn import functional as F
 import clip
 from clip import CLIP, Encoded
 from clip.adapters import kind_of
-from dassl.config import CfgNode, ConfigError
-from dassl.config.checks import problems_of
-from dassl.engine import TrainerX
-from dassl.engine.checkpoints import check_weights, checkpoint_file, last_epoch, read_checkpoint
-from dassl.engine.precision import GradientProjection
-from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import count_num_param, distributed
+from trainers.parts import engine
 from trainers.parts.descriptions import description_ensemble, descriptions_hash, read_descriptions
+from trainers.parts.engine import CfgNode, ConfigError, TrainerX
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
 from trainers.parts.memory import MemoryPlan
@@ -95,7 +90,7 @@ class CLIPTrainer(TrainerX):
 
     @staticmethod
     def defaults() -> CfgNode:
-        """The method's sections below TRAINER, made by `dassl.config.method_options`."""
+        """The method's sections below TRAINER, made by `method_options`."""
         return CfgNode()
 
     @classmethod
@@ -118,7 +113,7 @@ class CLIPTrainer(TrainerX):
             ConfigError: names every option that is out of range, or else every relation that does not hold.
         """
         prefixes = tuple(f"TRAINER.{section}." for section in self.defaults())
-        if problems := problems_of(cfg, prefixes) or self.config_problems(cfg):
+        if problems := engine.problems_of(cfg, prefixes) or self.config_problems(cfg):
             raise ConfigError("the config", problems)
 
     def precision_name(self) -> str:
@@ -192,8 +187,8 @@ class CLIPTrainer(TrainerX):
 
     def register_learned(self, name: str, learned: nn.Module, params=None) -> None:
         """Optimiser and schedule over a module's parameters, registered under `name` for stepping and checkpoints."""
-        self.optim = build_optimizer(learned if params is None else params, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM, max(1, len(self.train_loader_x)))
+        self.optim = engine.build_optimizer(learned if params is None else params, self.cfg.OPTIM)
+        self.sched = engine.build_lr_scheduler(self.optim, self.cfg.OPTIM, max(1, len(self.train_loader_x)))
         self.register_model(name, learned, self.optim, self.sched)
 
     def losses(self, batch) -> dict[str, Tensor]:
@@ -203,7 +198,7 @@ class CLIPTrainer(TrainerX):
         """Scalars of the last step that are logged but not minimised."""
         return {}
 
-    def gradient_projection(self) -> GradientProjection | None:
+    def gradient_projection(self) -> engine.GradientProjection | None:
         """Auxiliary loss whose gradient is projected onto the main one (ProGrad)."""
         return None
 
@@ -305,7 +300,7 @@ class PromptTrainer(CLIPTrainer):
         if self.cfg.TRAIN.INIT_FROM and learner.state_dict():  # skip methods without parameters
             self.start_from(self.cfg.TRAIN.INIT_FROM)
         self.parallel_model = self.parallel(self.model)
-        if self.by_steps and count_num_param(learner):
+        if self.by_steps and engine.count_num_param(learner):
             self.register_learned(self.model_name, learner)
         elif learner.state_dict() and type(self).fit is not PromptTrainer.fit:
             self.register_model(self.model_name, learner)
@@ -316,8 +311,8 @@ class PromptTrainer(CLIPTrainer):
             "%s on %s: %s learned of %s parameters",
             type(self).__name__,
             self.cfg.MODEL.BACKBONE.NAME,
-            f"{count_num_param(learner):,}",
-            f"{count_num_param(self.model):,}",
+            f"{engine.count_num_param(learner):,}",
+            f"{engine.count_num_param(self.model):,}",
         )
 
     def start_from(self, directory: str) -> None:
@@ -327,13 +322,13 @@ class PromptTrainer(CLIPTrainer):
             FileNotFoundError: that folder has no checkpoint.
             ValueError: the checkpoint does not fit the learner or its classes.
         """
-        path = checkpoint_file(directory, self.model_name, last_epoch(directory))
+        path = engine.checkpoint_file(directory, self.model_name, engine.last_epoch(directory))
         try:
-            weights = self.for_classes(path, read_checkpoint(path))
+            weights = self.for_classes(path, engine.read_checkpoint(path))
         except ValueError as err:
             raise ValueError(f"{type(self).__name__} cannot start from this run (TRAIN.INIT_FROM): {err}") from err
         weights = self.adapt_state_dict(self.model_name, weights)
-        check_weights(path, self.model.learner, weights)
+        engine.check_weights(path, self.model.learner, weights)
         self.model.learner.load_state_dict(weights)
         logger.info("Start from %s", path)
 
@@ -357,7 +352,7 @@ class PromptTrainer(CLIPTrainer):
         self.train_images += images
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         logger.info("%s fitted on %d images in %.1f s: %s", type(self).__name__, images, seconds, shown)
-        if distributed.is_main_process():
+        if engine.distributed.is_main_process():
             record = {"kind": "epoch", "epoch": self.epoch + 1, "seconds": round(seconds, 3), "images": images}
             self.metrics.write({**record, **figures})
 
@@ -372,7 +367,7 @@ class PromptTrainer(CLIPTrainer):
         for batch in self.feature_batches(loader, self.model.clip.encode_image):
             parts.append((batch["index"], batch["img"].pooled.float().cpu(), batch["label"]))
         mine = tuple(torch.cat(column) for column in zip(*parts)) if parts else None
-        shares = [share for share in distributed.all_gather_object(mine) if share is not None]
+        shares = [share for share in engine.distributed.all_gather_object(mine) if share is not None]
         index, feature, label = (torch.cat(column) for column in zip(*shares))
         order = index.argsort()
         return feature[order].to(self.device), label[order].to(self.device)

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import Encoded, Prompts
-from dassl.config import method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, method_options
 from trainers.parts.losses import normalise
 from trainers.parts.options import context, context_init, count, precision
 from trainers.parts.prompts import Learner, TextContext, meta_net

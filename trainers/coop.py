@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import CLASS_TOKEN_POSITION, context_init, count, precision
 from trainers.parts.prompts import Learner, TextContext
 

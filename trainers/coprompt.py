@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import CLIP, Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score, template_features
 from trainers.parts.descriptions import description_features
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_distance, cosine_logits, normalise
 from trainers.parts.modes import MultiModeLearner
 from trainers.parts.options import context_init, count, precision, share, weight

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import Score
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.prompts import Learner
 from trainers.parts.wrapper import Wrapper, wrap
 

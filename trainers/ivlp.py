@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.modes import MultiModeLearner
 from trainers.parts.options import VISION_SCALE, context_init, count, precision
 from trainers.parts.prompts import Learner

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from yacs.config import CfgNode
 
-from dassl.config import method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, method_options
 from trainers.parts.losses import cosine_distance
 from trainers.parts.options import context, context_init, precision, weight
 from trainers.parts.prompts import Learner, TextContext

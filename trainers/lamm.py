@@ -17,9 +17,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoints import check_classnames
+from trainers.parts.engine import TRAINER_REGISTRY, Option, check_classnames, method_options
 from trainers.parts.label_tokens import PLACES, TOKENS, LabelTokens, feature_term, logit_term
 from trainers.parts.options import weight
 from trainers.parts.prompts import Learner

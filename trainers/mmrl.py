@@ -11,9 +11,8 @@ from yacs.config import CfgNode
 
 from clip import Encoded, Prompts
 from clip.layers import KeyValue
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score, template_features
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_distance, cosine_logits
 from trainers.parts.options import count, precision, weight
 from trainers.parts.prompts import Learner, TemplateText, random_prompt, vision_blocks

@@ -11,8 +11,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import ModeContext, mode_phrases, mode_sentences, start_with_phrases
 from trainers.parts.options import CLASS_TOKEN_POSITION, PLOT_OPTIONS, count, precision

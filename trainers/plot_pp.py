@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP, Encoded, Prompts
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.checkpoints import last_epoch
-from dassl.utils.torchtools import BEST_MODEL
+from trainers.parts.engine import BEST_MODEL, TRAINER_REGISTRY, Option, last_epoch, method_options
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import ModeContext, mode_similarity
 from trainers.parts.options import PLOT_OPTIONS, count, precision

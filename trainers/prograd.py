@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.precision import GradientProjection
+from trainers.parts.engine import TRAINER_REGISTRY, GradientProjection, Option, method_options
 from trainers.parts.losses import distillation_loss
 from trainers.parts.options import CLASS_TOKEN_POSITION, count, precision, weight
 from trainers.parts.prompts import Learner, TextContext, init_context, word_tokens

@@ -9,10 +9,8 @@ from yacs.config import CfgNode
 
 import clip
 from clip import CLIP, Encoded, Prompts
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import distributed
 from trainers.base import PromptedCLIP, PromptTrainer, Score, cosine_score
+from trainers.parts.engine import TRAINER_REGISTRY, Option, distributed, method_options
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import saved_prompts
 from trainers.parts.options import count, precision, weight

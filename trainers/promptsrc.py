@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import CLIP
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_logits, normalise
 from trainers.parts.modes import MultiModeLearner
 from trainers.parts.options import VISION_SCALE, context_init, count, precision, weight

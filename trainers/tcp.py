@@ -11,8 +11,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
 from clip.layers import QuickGELU
-from dassl.config import method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, method_options
 from trainers.parts.losses import cosine_distance, normalise
 from trainers.parts.options import context, context_init, count, precision, weight
 from trainers.parts.prompts import (

@@ -6,8 +6,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import VISION_SCALE, count, precision
 from trainers.parts.prompts import FixedText, Learner, visual_prompts
 

@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score
 from trainers.parts.cache_model import SETTINGS, TRAINED_SIMILARITY, WIDTH, RefinedCache, Settings
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import count, precision, templates, weight
 from trainers.parts.prompts import Learner
 from trainers.parts.support import support_features

@@ -11,11 +11,9 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.optim import build_lr_scheduler, build_optimizer
 from trainers.base import PromptTrainer, template_features
 from trainers.parts.descriptions import description_features
+from trainers.parts.engine import TRAINER_REGISTRY, Option, build_lr_scheduler, build_optimizer, method_options
 from trainers.parts.losses import cosine_logits
 from trainers.parts.options import count, precision, templates
 from trainers.parts.prompts import Learner

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score, ensemble_features
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_logits
 from trainers.parts.options import count, precision
 from trainers.parts.prompts import FixedText, Learner

@@ -3,9 +3,8 @@
 from yacs.config import CfgNode
 
 from clip.adapters import LowRank
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner, TemplateText
 

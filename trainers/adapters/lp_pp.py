@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer, Score
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import normalise
 from trainers.parts.options import count, precision, templates, weight
 from trainers.parts.prompts import FixedText, Learner

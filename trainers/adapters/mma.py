@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip.adapters import TOWERS, tower_blocks
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner, TemplateText
 

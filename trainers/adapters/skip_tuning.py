@@ -11,10 +11,8 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from clip import CLIP
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import distributed
 from trainers.base import PromptTrainer, template_features
+from trainers.parts.engine import TRAINER_REGISTRY, Option, distributed, method_options
 from trainers.parts.losses import normalise
 from trainers.parts.options import count, precision
 from trainers.parts.prompts import Learner, TemplateText, vision_blocks

@@ -14,11 +14,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from yacs.config import CfgNode
 
 from clip import Encoded
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.optim import build_optimizer
 from trainers.base import PromptTrainer, Score
 from trainers.parts.cache_model import Cache
+from trainers.parts.engine import TRAINER_REGISTRY, Option, build_optimizer, method_options
 from trainers.parts.options import count, precision, templates
 from trainers.parts.prompts import Learner
 from trainers.parts.support import support_features

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.optim import build_optimizer
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, Option, build_optimizer, method_options
 from trainers.parts.losses import normalise
 from trainers.parts.options import precision
 from trainers.parts.prompts import Learner

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from dassl.config import method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, method_options
 from trainers.parts.options import precision, templates
 from trainers.parts.prompts import FixedText, Learner, TemplateText
 

@@ -23,13 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from clip import Encoded
-from dassl.data.data_manager import DatasetWrapper
-from dassl.data.fingerprint import files_hash, transform_repr
-from dassl.data.loader import SeededLoader
-from dassl.data.prefetch import prefetched
-from dassl.data.samplers import SequentialSampler
-from dassl.utils import distributed
-from dassl.utils.tools import user_cache
+from trainers.parts import engine
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +57,18 @@ def why_not(loader: Any, transform: Any) -> str:
         transform: of the evaluation; a random one gives another image every time.
     """
     wrapper = getattr(getattr(loader, "dataset", None), "dataset", None)
-    if not isinstance(loader, SeededLoader) or type(wrapper) is not DatasetWrapper:
+    if not isinstance(loader, engine.SeededLoader) or type(wrapper) is not engine.DatasetWrapper:
         return "the images come from the method's own loader"
     if wrapper.transform is not transform or loader.order_generator is not None:
         return "the images are augmented"
-    if not isinstance(loader.order_sampler, SequentialSampler):
+    if not isinstance(loader.order_sampler, engine.SequentialSampler):
         return "the images are not read in order"
-    if " at 0x" in transform_repr(transform):
+    if " at 0x" in engine.transform_repr(transform):
         return "the test transform does not say what it does"
     return ""
 
 
-def description(loader: SeededLoader, root: str, tokens: bool, tower: nn.Module, how: str) -> dict[str, Any]:
+def description(loader: engine.SeededLoader, root: str, tokens: bool, tower: nn.Module, how: str) -> dict[str, Any]:
     """All that decides about the features of a loader's images, as plain values.
 
     The size of the batches is among it: another one may change the last digits.
@@ -91,9 +85,9 @@ def description(loader: SeededLoader, root: str, tokens: bool, tower: nn.Module,
     wrapper: Any = loader.dataset
     return {
         "version": VERSION,
-        "images": files_hash(wrapper.data_source, root),
+        "images": engine.files_hash(wrapper.data_source, root),
         "count": len(wrapper.data_source),
-        "transform": transform_repr(wrapper.transform),
+        "transform": engine.transform_repr(wrapper.transform),
         "batch": loader.batch_size,
         "tower": f"{state_hash(tower)} {structure_hash(tower)}",
         "how": how,
@@ -113,7 +107,7 @@ class FeatureFile:
         self.key = json.dumps(key, sort_keys=True)
         self.names: tuple[str, ...] = tuple(key["features"])
         self.count: int = key["count"]
-        parent = Path(folder).expanduser().absolute() if folder else user_cache()
+        parent = Path(folder).expanduser().absolute() if folder else engine.user_cache()
         self.path = parent / "features" / f"{hashlib.sha256(self.key.encode()).hexdigest()[:20]}.safetensors"
 
     def read(self) -> dict[str, Tensor] | None:
@@ -275,7 +269,7 @@ class FeatureBatches:
 
     def _read(self, known: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         items = self.loader.dataset.data_source
-        mine = torch.arange(distributed.get_rank(), len(items), distributed.get_world_size())
+        mine = torch.arange(engine.distributed.get_rank(), len(items), engine.distributed.get_world_size())
         for index in mine.split(self.loader.batch_size):
             rows = {name: value[index].to(self.device) for name, value in known.items()}
             chosen = [items[i] for i in index.tolist()]
@@ -287,10 +281,10 @@ class FeatureBatches:
             }
 
     def _encoded(self) -> Iterator[dict[str, Any]]:
-        alone = distributed.get_world_size() == 1
+        alone = engine.distributed.get_world_size() == 1
         writer = self.file.writer() if self.file is not None and alone else None
         try:
-            for batch in prefetched(self.loader, self.device):
+            for batch in engine.prefetched(self.loader, self.device):
                 encoded = self.encode(batch["img"].to(self.device))
                 if writer is not None:
                     writer.put(batch["index"], encoded)

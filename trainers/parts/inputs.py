@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import clip
-from dassl.config import CfgNode
-from dassl.config.inputs import BACKBONE_INPUTS
+from trainers.parts.engine import BACKBONE_INPUTS, CfgNode
 
 __all__ = ["backbone_input", "check_input", "input_options"]
 

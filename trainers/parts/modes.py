@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, Prompts
 from clip.text_plan import Remembered
-from dassl.engine.checkpoints import check_weights, read_checkpoint
+from trainers.parts import engine
 from trainers.parts.prompts import (
     Learner,
     Sentences,
@@ -290,7 +290,7 @@ def saved_prompts(model: CLIP, classnames: Sequence[str], path: str) -> MultiMod
         FileNotFoundError: the file is not there.
         ValueError: it holds no such prompts, or those of a model of other widths.
     """
-    content = read_checkpoint(Path(path))
+    content = engine.read_checkpoint(Path(path))
     weights = content["state_dict"]
     deep, vision = (sum(name.startswith(f"{kind}.") for name in weights) for kind in ("deep", "vision"))
     if "ctx" not in weights or not vision or any(name.startswith("projections.") for name in weights):
@@ -309,6 +309,6 @@ def saved_prompts(model: CLIP, classnames: Sequence[str], path: str) -> MultiMod
         vision_depth=vision,
         half_prompts=own.get("HALF_PROMPTS", False),
     )
-    check_weights(Path(path), learner, weights)
+    engine.check_weights(Path(path), learner, weights)
     learner.load_state_dict(weights)
     return learner

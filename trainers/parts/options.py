@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dassl.config import Option
-from dassl.engine.precision import PRECISIONS
+from trainers.parts.engine import PRECISIONS, Option
 from trainers.parts.prompts import CLASS_POSITIONS
 from trainers.parts.templates import TEMPLATE_SETS
 from transport.sinkhorn import THRESHOLDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import clip
-from dassl.config import CfgNode
+from trainers.parts.engine import CfgNode
 from trainers.parts.modes import mode_phrases, words_after
 from trainers.parts.prompts import TextSize, readable, word_tokens
 from trainers.parts.templates import check_template

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dassl.data.data_manager import build_data_loader
+from trainers.parts.engine import build_data_loader
 
 
 def support_features(trainer: Any, views: int = 0) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from clip import CLIP
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import Output, PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY
 from trainers.parts.prompted_clip import Score
 from trainers.parts.prompts import Learner
 

@@ -10,8 +10,8 @@ import torch
 import clip
 from clip import CLIP
 from clip.towers.model import TowerCLIP
-from dassl.utils import distributed
 from trainers.base import CLIPTrainer, PromptedCLIP, cosine_score
+from trainers.parts.engine import distributed
 from trainers.parts.prompts import FixedText, Learner, TemplateText
 
 logger = logging.getLogger(__name__)

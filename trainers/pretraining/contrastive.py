@@ -24,16 +24,14 @@ from yacs.config import CfgNode
 import clip
 from clip import CLIP
 from clip.resnet import ModifiedResNet
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import distributed
+from trainers.parts.engine import TRAINER_REGISTRY, Option, distributed, method_options
 from trainers.parts.feature_cache import state_hash
 from trainers.parts.losses import global_contrastive_loss, mean_patch, normalise
 from trainers.parts.masking import gather_tokens, keep_patches
 from trainers.parts.options import count, precision, share, weight
 from trainers.parts.parameter_groups import layer_decay_groups
-from trainers.parts.whitening import whiten_projections
 from trainers.pretraining.base import LEARNING, PretrainingTrainer
+from trainers.pretraining.whitening import whiten_projections
 
 
 class TwoTowers(nn.Module):

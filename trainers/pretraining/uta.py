@@ -18,9 +18,7 @@ import clip
 from clip.eva import SIZES, EvaVisionTransformer
 from clip.model import HEAD_WIDTH, VisionTransformer
 from clip.resnet import ModifiedResNet
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import count_num_param
+from trainers.parts.engine import TRAINER_REGISTRY, Option, count_num_param, method_options
 from trainers.parts.masking import MASKS, keep_patches
 from trainers.parts.options import count, precision
 from trainers.parts.parameter_groups import decay_groups

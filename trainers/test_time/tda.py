@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
-from dassl.data.data_manager import build_data_loader
-from dassl.data.seeding import loader_seed
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, Option, build_data_loader, loader_seed, method_options
 from trainers.parts.losses import normalise
 from trainers.parts.options import count, precision, share, templates, weight
 from trainers.parts.prompts import FixedText, Learner

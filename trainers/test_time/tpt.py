@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from dassl.config import Option, method_options
-from dassl.engine import TRAINER_REGISTRY
 from trainers.base import PromptTrainer
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.options import context, context_init, count, precision, share
 from trainers.parts.prompts import Learner, TextContext
 from trainers.parts.views import confident, entropy_of_mean

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import clip
-from trainers.parts.whitening import whiten_projections, whitening
+from trainers.pretraining.whitening import whiten_projections, whitening
 
 
 @pytest.mark.parametrize("out", [16, 24])

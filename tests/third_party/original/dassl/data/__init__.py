@@ -1,0 +1,3 @@
+"""Data of a config."""
+
+from .data_manager import DataManager as DataManager
