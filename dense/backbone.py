@@ -46,6 +46,17 @@ def image_tower(model: str | Path | CLIP | Tower) -> Tower:
     return tower
 
 
+def resized_positions(tower: Tower, h: int, w: int) -> Tensor:
+    """Learned positions (1 + h w, d) of h x w patches, row 0 the class token's; bicubic for another grid."""
+    table = tower.positions.flatten(0, -2)  # (1 + P, d)
+    side = math.isqrt(len(table) - 1)
+    if (h, w) == (side, side):
+        return table
+    grid = table[1:].T.unflatten(1, (side, side))[None]  # (1, d, side, side)
+    grid = F.interpolate(grid, size=(h, w), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], grid[0].flatten(1).T])
+
+
 class WindowAttention(nn.Module):
     """Self-attention within windows of `size` x `size` patches, padded with zeros at the right and the bottom.
 
@@ -184,16 +195,6 @@ class DenseBackbone(nn.Module):
         convolution.kernel_size = convolution.stride = (patch, patch)
         self.tower.patch_size = patch
 
-    def positions(self, h: int, w: int) -> Tensor:
-        """Learned positions (1 + h w, d) of h x w patches, row 0 the class token's; bicubic for another grid."""
-        table = self.tower.positions.flatten(0, -2)  # (1 + P, d)
-        side = math.isqrt(len(table) - 1)
-        if (h, w) == (side, side):
-            return table
-        grid = table[1:].T.unflatten(1, (side, side))[None]  # (1, d, side, side)
-        grid = F.interpolate(grid, size=(h, w), mode="bicubic", align_corners=False)
-        return torch.cat([table[:1], grid[0].flatten(1).T])
-
     def encode(self, image: Tensor, values: bool = False) -> Tensor:
         """Patches after the final norm.
 
@@ -212,7 +213,7 @@ class DenseBackbone(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (B, P, d)
         if first:
             x = torch.cat([self._class_token().view(1, 1, -1).expand(len(x), -1, -1).to(x.dtype), x], dim=1)
-        x = x + self.positions(h, w)[1 - first :].to(x.dtype)
+        x = x + resized_positions(tower, h, w)[1 - first :].to(x.dtype)
         extra: tuple[Any, ...] = ()
         if isinstance(tower, VisionTransformer):
             x = tower.ln_pre(x)

@@ -69,23 +69,29 @@ def needs(package: str) -> Any:
         raise ImportError(f"this task needs {package}: pip install -r requirements-dense.txt ({err})") from err
 
 
-def dense_options(node: str, options: Mapping[str, Any], learns: bool = True) -> CfgNode:
-    """Section of a dense task: its own options, then those of all tasks, or of those that learn."""
-    training = {
+PATCH_SIZE = count(0, "pixels, 4, 8, 16 or 32; 0 = the tower's, or the nearest of these", low=0)
+
+
+def dense_options(node: str, options: Mapping[str, Any], backbone: bool = True, learns: bool = True) -> CfgNode:
+    """Section of a dense task: its own options, then those of its `DenseBackbone`, of training, and of all tasks."""
+    of_backbone = {
         "DROP_PATH": Option(0.0, "stochastic depth in the last block, growing linearly from 0", low=0, below=1),
         "LAYER_DECAY": Option(1.0, "factor on the learning rate from block to block, downwards", above=0, high=1),
         "WINDOW": count(0, "side of the attention windows in patches; 0 = the whole image everywhere", low=0),
+        "PATCH_SIZE": PATCH_SIZE,
         "CHECKPOINT": Option(False, "compute blocks again in the backward pass, to save memory"),
+    }
+    training = {
         "EPOCH_STEPS": count(0, "batches of an epoch; 0 = one pass over the data", low=0),
         "WARMUP_STEPS": count(0, "batches of linear warm-up from OPTIM.WARMUP_MIN_LR", low=0),
         "EVAL_FREQ": count(0, "epochs between evaluations on the validation split; 0 = only at the end", low=0),
     }
     shared = {
-        "PATCH_SIZE": count(0, "pixels, 4, 8, 16 or 32; 0 = the tower's, or the nearest of these", low=0),
         "SHEET": count(16, "pictures on predictions.png; 0 = no such file", low=0),
         "PREC": precision("fp32", ("fp32", "amp", "bf16", "auto"), "; what learns is fp32 in all of them"),
     }
-    return method_options(node, {**options, **(training if learns else {}), **shared})
+    more = (of_backbone if backbone else {}) | (training if learns else {})
+    return method_options(node, {**options, **more, **shared})
 
 
 class DenseTrainer(TrainerX):
@@ -118,7 +124,7 @@ class DenseTrainer(TrainerX):
             found.append(
                 f"OPTIM.WARMUP_EPOCH is {cfg.OPTIM.WARMUP_EPOCH}, expected 0: set TRAINER.{cls.node}.WARMUP_STEPS"
             )
-        if options.PATCH_SIZE not in (0, 4, 8, 16, 32):
+        if options.get("PATCH_SIZE", 0) not in (0, 4, 8, 16, 32):
             found.append(f"TRAINER.{cls.node}.PATCH_SIZE is {options.PATCH_SIZE}, expected 0, 4, 8, 16 or 32")
         return found
 
@@ -162,7 +168,7 @@ class DenseTrainer(TrainerX):
         self.network = self.parallel(network) if self.learns else network
         if not self.learns:
             return
-        optim, total = self.cfg.OPTIM, self.cfg.OPTIM.MAX_EPOCH * len(self.train_loader_x)
+        optim, total = self.cfg.OPTIM, self.cfg.OPTIM.MAX_EPOCH * len(self.train_loader_x or ())
         self.optim = build_optimizer(self.parameter_groups(network), optim)
         warmup = self.options.WARMUP_STEPS
         if warmup >= total > 0:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
 import clip
 from clip import CLIP, Encoded, Prompts
 from trainers.base import PromptedCLIP, PromptTrainer, Score, cosine_score
-from trainers.parts.engine import TRAINER_REGISTRY, Option, distributed, method_options
+from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_logits
 from trainers.parts.modes import saved_prompts
 from trainers.parts.options import count, precision, weight
-from trainers.parts.prompts import FixedText, Learner, TemplateText, visual_prompts
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the images of all processes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        rows, mine = distributed.gather(x), distributed.get_rank() * len(x)
-        return super().forward(rows)[mine : mine + len(x)]
+from trainers.parts.prompts import FixedText, Learner, TemplateText, feature_map, visual_prompts
 
 
 class Student(FixedText):
@@ -37,11 +27,8 @@ class Student(FixedText):
 
     def __init__(self, model: CLIP, features: Tensor, n_ctx: int, depth: int, normalised: bool):
         super().__init__(features)
-        width = features.shape[1]
         self.vision = visual_prompts(model, 1, n_ctx, depth)
-        first = nn.Linear(model.visual.output_dim, width, bias=not normalised)
-        self.project = nn.Sequential(first, *([BatchNorm(width)] if normalised else []), nn.ReLU())
-        self.project.append(nn.Linear(width, width))
+        self.project = feature_map(model.visual.output_dim, features.shape[1], normalised)
 
     def vision_prompts(self) -> Prompts:
         return Prompts(tuple(self.vision), None)

@@ -28,6 +28,7 @@ from typing import Any
 import filelock
 from yacs.config import CfgNode
 
+from dassl.evaluation.evaluator import CONFUSION, PREDICTIONS
 from dassl.utils import distributed, environment, read_json, write_text
 from dassl.utils.checksums import MANIFEST, check_sum, recorded_write, remove_recorded
 from dassl.utils.errors import error_line
@@ -65,6 +66,8 @@ _OWN = (
     POINTER,
     "model.pth.tar-",
     BEST_MODEL,
+    CONFUSION,
+    PREDICTIONS,
 )
 # Entries of result.json that only a training can fill.
 _OF_TRAINING = (

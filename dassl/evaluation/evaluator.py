@@ -25,6 +25,7 @@ __all__ = ["Classification", "EvaluatorBase", "calibration_error", "confusion_co
 logger = logging.getLogger(__name__)
 
 KINDS = (torch.long, torch.long, torch.float, torch.float, torch.bool)  # of the fields of Predictions
+CONFUSION = "cmat.pt"  # of TEST.COMPUTE_CMAT, in the folder of the run
 PREDICTIONS = "predictions.csv"  # of TEST.PREDICTIONS, in the folder of the run
 GROUP = 32
 """Batches of a device other than the CPU whose outputs are read together, so that the host does not wait for each."""
@@ -227,7 +228,7 @@ class Classification(EvaluatorBase):
     def _save_confusion_matrix(self) -> None:
         rows = self._counts.double()
         matrix = rows / rows.sum(dim=1, keepdim=True).clamp_min(1)
-        path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
+        path = Path(self.cfg.OUTPUT_DIR) / CONFUSION
         atomic_write(path, lambda file: torch.save(matrix, file))
         logger.info("Confusion matrix is saved to %s", path)
 

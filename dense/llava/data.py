@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 IMAGE = "<image>"
@@ -139,10 +138,10 @@ def prompt_of(turns: Sequence[Turn], wording: Wording, end: str, answered: bool 
 
 def encode(
     tokenizer: Any,
-    turns: Sequence[Turn],
     patches: int,
     wording: Wording,
     max_length: int,
+    turns: Sequence[Turn],
     answered: bool = True,
     name: str = "the conversation",
 ) -> Encoded:
@@ -156,7 +155,7 @@ def encode(
     """
     text, spans = prompt_of(turns, wording, tokenizer.eos_token, answered)
     found = tokenizer(text, return_offsets_mapping=True)
-    inside = {place for span in spans for place in span}
+    inside = {place for span in spans for place in span if answered}
     ids: list[int] = []
     labels: list[int] = []
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -196,22 +195,27 @@ def shuffled(turns: Sequence[Turn], seed: random.Random) -> list[Turn]:
 
 
 class Conversations(Dataset[dict[str, Any]]):
-    """Items {img: (3, H, W), ids, labels} of conversations.
+    """Items {img: (3, H, W), ids, labels, target} of conversations.
 
     Args:
         transform: from a PIL image to the input of the vision tower.
-        encode: from turns and a name for messages to `Encoded`.
+        encoder: from turns to `Encoded`, with a `name` for messages.
+        items: what stands for the conversations in fingerprints.
         shuffle: draw the order of the turns anew each time, so that no answer can be read off an earlier one always.
+        targets: what the answers are compared with, for each conversation.
     """
 
     def __init__(
         self,
         conversations: Sequence[Conversation],
-        transform: Callable[[Image.Image], Tensor],
-        encode: Callable[[Sequence[Turn], str], Encoded],
+        transform: Any,
+        encoder: Callable[..., Encoded],
+        items: Sequence[Any] = (),
         shuffle: bool = False,
+        targets: Sequence[Any] | None = None,
     ) -> None:
-        self.conversations, self.transform, self.encode, self.shuffle = conversations, transform, encode, shuffle
+        self.conversations, self.transform, self.encoder = conversations, transform, encoder
+        self.items, self.shuffle, self.targets = list(items), shuffle, targets
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -221,18 +225,19 @@ class Conversations(Dataset[dict[str, Any]]):
         if self.shuffle and len(turns) > 1:
             turns = tuple(shuffled(turns, random.Random(int(torch.randint(2**31, ())))))
         with Image.open(path) as image:
-            picture = self.transform(image)
-        return {"img": picture, **self.encode(turns, name)._asdict()}
+            picture = self.transform(image.convert("RGB"))
+        target = None if self.targets is None else self.targets[index]
+        return {"img": picture, "target": target, **self.encoder(turns=turns, name=name)._asdict()}
 
 
-def pad(items: Sequence[dict[str, Any]], padding: int, left: bool = False) -> dict[str, Tensor]:
-    """Batch of items as long as the longest: img (B, 3, H, W), ids, labels and mask (B, L).
+def pad(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Batch of items as long as the longest: img (B, 3, H, W), ids, labels and mask (B, L), the list target.
 
-    Args:
-        padding: token id that fills up; the mask is 0 there.
-        left: fill up before the text, for generation.
+    It is filled up with tokens 0, which the mask hides: behind the text, or before it if nothing is an answer, so that
+    a model goes on where the text ends.
     """
     length = max(len(item["ids"]) for item in items)
+    left = all(label == IGNORED for item in items for label in item["labels"])
 
     def filled(values: list[int], filler: int) -> list[int]:
         more = [filler] * (length - len(values))
@@ -240,7 +245,8 @@ def pad(items: Sequence[dict[str, Any]], padding: int, left: bool = False) -> di
 
     return {
         "img": torch.stack([item["img"] for item in items]),
-        "ids": torch.tensor([filled(item["ids"], padding) for item in items]),
+        "ids": torch.tensor([filled(item["ids"], 0) for item in items]),
         "labels": torch.tensor([filled(item["labels"], IGNORED) for item in items]),
         "mask": torch.tensor([filled([1] * len(item["ids"]), 0) for item in items]),
+        "target": [item["target"] for item in items],
     }

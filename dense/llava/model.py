@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip.eva import EvaVisionTransformer, rotary_angles
+from dense.backbone import image_tower, resized_positions
 from dense.llava.data import IMAGE
 
 logger = logging.getLogger(__name__)
@@ -23,18 +26,21 @@ class VisionTower(nn.Module):
     Args:
         visual: image tower of a CLIP, a vision transformer.
         layer: number of the block, below 0 counted from the last; -2 is LLaVA's.
+        side: of the pictures in pixels, where it is another than the tower's: its positions are interpolated.
 
     Raises:
-        ValueError: the tower has no patches, or no such block.
+        ValueError: the tower has no patches, no such block, or cannot take pictures of that side.
     """
 
-    def __init__(self, visual: Any, layer: int = -2) -> None:
+    def __init__(self, visual: Any, layer: int = -2, side: int | None = None) -> None:
         super().__init__()
         blocks = getattr(visual, "blocks", None)
         if blocks is None:
             raise ValueError(f"the image tower is a {type(visual).__name__}, LLaVA needs a vision transformer")
         if not -len(blocks) <= layer < len(blocks):
             raise ValueError(f"TRAINER.LLAVA.LAYER is {layer}, the image tower has {len(blocks)} blocks")
+        if side not in (None, visual.input_resolution):
+            resize_tower(visual, side)
         self.visual, self.layer = visual.requires_grad_(False), layer
         self.patches = (visual.input_resolution // visual.patch_size) ** 2
 
@@ -54,6 +60,24 @@ class VisionTower(nn.Module):
         finally:
             hook.remove()
         return BaseModelOutputWithPooling(hidden_states=(found[0][:, -self.patches :],))
+
+
+@torch.no_grad()
+def resize_tower(visual: Any, side: int) -> None:
+    """Gives one of CLIP's own vision transformers pictures of another side, in pixels.
+
+    Raises:
+        ValueError: a tower of another library, or a side that its patches do not tile.
+    """
+    tower = image_tower(visual)
+    if side % tower.patch_size:
+        raise ValueError(f"INPUT.SIZE is {(side, side)}, expected a multiple of the patches' {tower.patch_size} pixels")
+    grid = side // tower.patch_size
+    tower.positions.data = resized_positions(tower, grid, grid).expand(*tower.positions.shape[:-2], -1, -1)
+    tower.input_resolution = side
+    if isinstance(tower, EvaVisionTransformer):
+        angles = F.pad(rotary_angles(grid, tower.width // tower.heads, tower.rope_grid), (0, 0, 1, 0))
+        tower.rope_cos, tower.rope_sin = angles.cos(), angles.sin()
 
 
 def build_llava(tower: VisionTower, language: Any, image_token: int, projection: str = "mlp") -> Any:
@@ -138,10 +162,10 @@ def with_image_token(tokenizer: Any, language: Any) -> Any:
     return tokenizer
 
 
-def tiny_language_model(texts: Iterable[str], width: int = 192, layers: int = 4, heads: int = 3) -> tuple[Any, Any]:
+def tiny_language_model(texts: Iterable[str], width: int = 128, layers: int = 4, heads: int = 4) -> tuple[Any, Any]:
     """A Llama with random weights and a tokenizer whose tokens are the words and punctuation of `texts`.
 
-    About two million parameters: enough for a grammar of some hundred words, not for prose.
+    A million parameters: enough for a grammar of some hundred words, not for prose.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -156,7 +180,7 @@ def tiny_language_model(texts: Iterable[str], width: int = 192, layers: int = 4,
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=8 * width // 3,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         pad_token_id=0,
@@ -193,6 +217,9 @@ def choose_learned(llava: Any, stage: int, lora_rank: int = 0) -> None:
         llava.lm_head.requires_grad_(True)
     llava.model.multi_modal_projector.requires_grad_(True)
     learned = {name for name, part in llava.named_parameters(remove_duplicate=False) if part.requires_grad}
+    for part in llava.parameters():
+        if part.requires_grad:
+            part.data = part.data.float()  # LoRA beside weights of half precision
     frozen = {name: value for name, value in llava.state_dict(keep_vars=True).items() if name not in learned}
 
     def drop(_: nn.Module, weights: dict[str, Tensor], prefix: str, __: Any) -> None:

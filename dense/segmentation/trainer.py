@@ -20,7 +20,7 @@ from dassl.utils import distributed
 from dense.backbone import DenseBackbone
 from dense.segmentation.data import IGNORED, Augment, LabelledPictures
 from dense.segmentation.network import UperNetwork, View, segmentation_loss
-from dense.trainer import DenseTrainer, dense_options, needs
+from dense.trainer import PATCH_SIZE, DenseTrainer, dense_options, needs
 from trainers.parts.options import count, weight
 from trainers.parts.prompted_clip import ensemble_features
 from trainers.parts.templates import TEMPLATE_SETS, template_set
@@ -271,8 +271,10 @@ class ZeroshotSegmentation(SegmentationTrainer):
                 "TEMPLATES": Option(
                     "dataset", "sentences, see [zero-shot CLIP](methods/zsclip.md)", choices=TEMPLATE_SETS
                 ),
+                "PATCH_SIZE": PATCH_SIZE,
                 **seen_options(),
             },
+            backbone=False,
             learns=False,
         )
 

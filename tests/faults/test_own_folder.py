@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from dassl.engine.run import RunFolder
+from dassl.engine.run import _OWN, RunFolder
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "env.json", "result.json", "metrics.jsonl"])
@@ -54,6 +54,21 @@ def test_only_temporary_files_of_dead_runs_are_removed(tiny, tmp_path):
     tiny()
     assert not any((folder / name).exists() for name in own)
     assert all((folder / name).exists() for name in foreign)
+
+
+def test_every_file_that_is_renamed_into_place_is_a_run_s_own(tiny, tmp_path, monkeypatch):
+    """A killed run may leave each of them under its temporary name."""
+    found, replace = set(), os.replace
+
+    def noted(source, target):
+        if str(source).endswith(".tmp"):
+            found.add(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    tiny("TEST.PREDICTIONS", True, "TEST.COMPUTE_CMAT", True, "TEST.FINAL_MODEL", "best_val")
+    assert {"cmat.pt", "predictions.csv", "result.json", "resume.pth.tar", "model-best.pth.tar"} <= found
+    assert all(name.startswith(_OWN) for name in found), found
 
 
 @pytest.mark.parametrize("name", ["", " "])

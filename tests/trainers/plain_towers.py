@@ -64,6 +64,22 @@ def cross_entropy(logits, labels):
     return torch.stack(losses).mean()
 
 
+def mapped(project, features, normalised=True):
+    """The map of features (B, E), one hidden number at a time; with statistics of the batch."""
+    first, last = project[0], project[-1]
+    columns = []
+    for k, row in enumerate(first.weight):
+        bias = 0 if normalised else first.bias[k]
+        columns.append(torch.stack([row @ feature + bias for feature in features]))
+    if normalised:
+        norm = project[1]
+        for k, column in enumerate(columns):
+            spread = (column - column.mean()).square().mean()
+            columns[k] = norm.weight[k] * (column - column.mean()) / (spread + 1e-5).sqrt() + norm.bias[k]
+    hidden = torch.stack([column.clamp(min=0) for column in columns], 1)
+    return [last.weight @ row + last.bias for row in hidden]
+
+
 def trainer_of(method, model, names, template="a photo of a {}.", others=(), dataset="Any", noise=0.2, **options):
     """A trainer of `method` around a built model, without data, optimiser or folders; its config has `options`.
 

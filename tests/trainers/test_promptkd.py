@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain_towers import assert_same_gradients, image_feature, logits_of, text_feature, trainer_of
+from plain_towers import assert_same_gradients, image_feature, logits_of, mapped, text_feature, trainer_of
 
 import clip
 from clip import CLIP
@@ -37,22 +37,6 @@ def build(model, names, **options):
 
     Method.defaults = staticmethod(PromptKD.defaults)
     return trainer_of(Method, copy.deepcopy(model), names, **{"PROMPT_DEPTH": 3, **options})
-
-
-def mapped(project, features, normalised):
-    """The map of features (B, E), one hidden number at a time; with statistics of the batch."""
-    first, last = project[0], project[-1]
-    columns = []
-    for k, row in enumerate(first.weight):
-        bias = 0 if normalised else first.bias[k]
-        columns.append(torch.stack([row @ feature + bias for feature in features]))
-    if normalised:
-        norm = project[1]
-        for k, column in enumerate(columns):
-            spread = (column - column.mean()).square().mean()
-            columns[k] = norm.weight[k] * (column - column.mean()) / (spread + 1e-5).sqrt() + norm.bias[k]
-    hidden = torch.stack([column.clamp(min=0) for column in columns], 1)
-    return [last.weight @ row + last.bias for row in hidden]
 
 
 def divergence(found, known, temperature):

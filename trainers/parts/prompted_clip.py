@@ -112,7 +112,7 @@ class PromptedCLIP(nn.Module):
         visual, learner = self.clip.visual, self.learner
         if not learner.reads_inside:
             return visual.encode(tokens, prompts)
-        with record(self.clip, "vision", layers=learner.inside) as seen:
+        with record(self.clip, "vision", learner.inside, learner.attention_inside) as seen:
             encoded = visual.encode(tokens, prompts)
         return learner.image_features(encoded, seen)
 

@@ -23,6 +23,7 @@ from clip import CLIP, Encoded, Prompts
 from clip.adapters import kind_of
 from clip.record import Record
 from clip.words import Words
+from trainers.parts.engine import distributed
 
 PROMPT_STD = 0.02
 CLASS_POSITIONS = ("end", "middle", "front")
@@ -139,6 +140,23 @@ def meta_net(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> n
     return nn.Sequential(OrderedDict(layers))
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the rows of all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        rows, mine = distributed.gather(x), distributed.get_rank() * len(x)
+        return super().forward(rows)[mine : mine + len(x)]
+
+
+def feature_map(inputs: int, outputs: int, normalised: bool = True) -> nn.Sequential:
+    """Two linear layers (rows, inputs) -> (rows, outputs); the hidden one goes through batch normalisation, or not."""
+    first = nn.Linear(inputs, outputs, bias=not normalised)
+    norm = [BatchNorm(outputs)] if normalised else []
+    return nn.Sequential(first, *norm, nn.ReLU(), nn.Linear(outputs, outputs))
+
+
 def round_to_fp16(value: Tensor) -> Tensor:
     """Value and gradient rounded to fp16, of the same type as before; applied to every row before rows are summed.
 
@@ -161,6 +179,7 @@ class Learner(nn.Module):
     half_prompts = False  # injected prompts go `round_to_fp16`
     reads_inside = False  # `image_features` gets what the image tower computes inside
     inside: tuple[int, ...] = ()  # its blocks whose output is then recorded
+    attention_inside: tuple[int, ...] = ()  # its blocks whose attention is
     text_modes = 1
     vision_modes = 1
 

@@ -1,5 +1,7 @@
 """LLaVA with our towers: logits, loss, what learns, and answers, against transformers' own and plain loops."""
 
+import copy
+
 import pytest
 import torch
 from llava_models import PATCHES, SIDE, TURNS, tiny_clip_pair, tiny_llava
@@ -7,6 +9,7 @@ from tolerance import assert_close
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import clip
+from dense.backbone import DenseBackbone
 from dense.llava.data import IGNORED, Wording, encode, pad
 from dense.llava.model import VisionTower, answers, choose_learned
 
@@ -16,11 +19,12 @@ def batch_of(tokenizer, count=2, **options):
     items = [
         {
             "img": torch.randn(3, SIDE, SIDE, generator=generator),
-            **encode(tokenizer, TURNS[: 1 + 2 * i], PATCHES, Wording(), 500, **options)._asdict(),
+            "target": None,
+            **encode(tokenizer, PATCHES, Wording(), 500, TURNS[: 1 + 2 * i], **options)._asdict(),
         }
         for i in range(count)
     ]
-    return pad(items, tokenizer.pad_token_id, left=options.get("answered") is False)
+    return pad(items)
 
 
 def logits_of(model, batch):
@@ -146,6 +150,23 @@ def test_towers_without_patches_or_blocks_are_refused():
     visual = tiny_clip_pair()[1].visual
     with pytest.raises(ValueError, match=r"LAYER is -4, the image tower has 3 blocks"):
         VisionTower(visual, -4)
+
+
+@pytest.mark.parametrize("kind", ["vit", "eva"])
+def test_pictures_of_another_size_are_seen_as_the_dense_backbone_sees_them(kind):
+    torch.manual_seed(2)
+    numbers = (16, SIDE, 2, 128, 8, 8, 600, 64, 1, 1)
+    visual = clip.new_model(*numbers, rope_grid=16 if kind == "eva" else None).visual.eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        backbone = DenseBackbone(copy.deepcopy(visual), 8).eval()
+        expected = backbone.encode(image).flatten(2).transpose(1, 2)
+        tower = VisionTower(visual, -1, 64)
+        assert tower.patches == 64
+        norm = visual.ln_post if kind == "vit" else visual.norm
+        assert_close(norm(tower(image).hidden_states[0]), expected)
+    with pytest.raises(ValueError, match=r"INPUT.SIZE is \(60, 60\), expected a multiple of the patches' 8 pixels"):
+        VisionTower(visual, -1, 60)
 
 
 def test_wrong_number_of_image_tokens_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def byte_tokenizer():
 )
 def test_answers_alone_are_labels(kind, wording):
     tokenizer = byte_tokenizer() if kind == "bytes" else tiny_llava()[1]
-    found = encode(tokenizer, TURNS, PATCHES, wording, 500)
+    found = encode(tokenizer, PATCHES, wording, 500, TURNS)
     assert found.ids.count(tokenizer.convert_tokens_to_ids(IMAGE)) == PATCHES
     answers, last = [], IGNORED
     for token, label in zip(found.ids, found.labels, strict=True):
@@ -106,30 +107,30 @@ def test_question_is_the_beginning_of_the_conversation(kind):
     """A model is asked with the tokens that it has learned to continue."""
     tokenizer = byte_tokenizer() if kind == "bytes" else tiny_llava()[1]
     for count in (1, 3):
-        whole = encode(tokenizer, TURNS[:count], PATCHES, Wording(), 500)
-        asked = encode(tokenizer, TURNS[:count], PATCHES, Wording(), 500, answered=False)
+        whole = encode(tokenizer, PATCHES, Wording(), 500, TURNS[:count])
+        asked = encode(tokenizer, PATCHES, Wording(), 500, TURNS[:count], answered=False)
         assert whole.ids[: len(asked.ids)] == asked.ids
         assert whole.labels[len(asked.ids)] != IGNORED
 
 
 def test_template_without_a_question_is_the_picture_and_its_caption():
     tokenizer = tiny_llava()[1]
-    found = encode(tokenizer, [Turn("Describe it. <image>", "a cat")], PATCHES, Wording("<image>\n"), 500)
+    found = encode(tokenizer, PATCHES, Wording("<image>\n"), 500, [Turn("Describe it. <image>", "a cat")])
     place = tokenizer.convert_tokens_to_ids(IMAGE)
     assert found.ids == [*[place] * PATCHES, *tokenizer("a cat </s>")["input_ids"]]
     with pytest.raises(ValueError, match="has 0 <image> in its text"):
-        encode(tokenizer, [Turn("<image>", "a cat")], PATCHES, Wording("no place"), 500)
+        encode(tokenizer, PATCHES, Wording("no place"), 500, [Turn("<image>", "a cat")])
 
 
 def test_what_is_cut_off_is_an_answer_at_most():
     tokenizer = tiny_llava()[1]
-    whole = encode(tokenizer, TURNS, PATCHES, Wording(), 500)
+    whole = encode(tokenizer, PATCHES, Wording(), 500, TURNS)
     last = max(place for place, label in enumerate(whole.labels) if label == IGNORED)
-    assert encode(tokenizer, TURNS, PATCHES, Wording(), last).ids == whole.ids[:last]
+    assert encode(tokenizer, PATCHES, Wording(), last, TURNS).ids == whole.ids[:last]
     with pytest.raises(ValueError, match=rf"cut at {PATCHES}.* leaves \d+ of {PATCHES} image tokens"):
-        encode(tokenizer, TURNS, PATCHES, Wording(), PATCHES)
+        encode(tokenizer, PATCHES, Wording(), PATCHES, TURNS)
     with pytest.raises(ValueError, match="no answer"):
-        encode(tokenizer, TURNS, PATCHES, Wording(), PATCHES + 5)
+        encode(tokenizer, PATCHES, Wording(), PATCHES + 5, TURNS)
 
 
 def test_shuffled_turns_start_with_the_picture():
@@ -152,24 +153,26 @@ def test_conversations_about_one_picture_become_one(tmp_path):
     assert merged([parts[0], other, *parts[1:]]) == [one, other]
 
 
-def test_batches_are_filled_up(tmp_path):
+@pytest.mark.parametrize("answered", [True, False])
+def test_batches_are_filled_up(tmp_path, answered):
     tokenizer = tiny_llava()[1]
     file = write_records(tmp_path, record(), record(conversations=messages(("human", "<image> a"), ("gpt", "b"))))
     data = Conversations(
         read_conversations(file, tmp_path),
         lambda image: torch.full((3, SIDE, SIDE), float(image.size[0])),
-        lambda turns, name: encode(tokenizer, turns, PATCHES, Wording(), 500, name=name),
+        partial(encode, tokenizer, PATCHES, Wording(), 500, answered=answered),
+        targets="xy",
     )
     items = [data[0], data[1]]
-    for left in (False, True):
-        batch = pad(items, 0, left)
-        assert batch["img"].shape == (2, 3, SIDE, SIDE)
-        for row, item in enumerate(items):
-            kept = batch["mask"][row].bool()
-            assert batch["ids"][row][kept].tolist() == item["ids"]
-            assert batch["labels"][row][kept].tolist() == item["labels"]
-            assert (batch["labels"][row][~kept] == IGNORED).all()
-        assert bool(batch["mask"][1, -1]) is left
+    batch = pad(items)
+    assert batch["target"] == ["x", "y"]
+    assert batch["img"].shape == (2, 3, SIDE, SIDE)
+    for row, item in enumerate(items):
+        kept = batch["mask"][row].bool()
+        assert batch["ids"][row][kept].tolist() == item["ids"]
+        assert batch["labels"][row][kept].tolist() == item["labels"]
+        assert (batch["labels"][row][~kept] == IGNORED).all()
+    assert bool(batch["mask"][1, -1]) is not answered
 
 
 def test_names_of_pictures_are_checked(tmp_path):
@@ -195,5 +198,5 @@ def test_language_models_are_read_from_a_folder(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again, words = model.load_language_model(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(language.parameters(), again.parameters(), strict=True))
-    assert encode(words, TURNS, PATCHES, Wording(), 500) == encode(tokenizer, TURNS, PATCHES, Wording(), 500)
+    assert encode(words, PATCHES, Wording(), 500, TURNS) == encode(tokenizer, PATCHES, Wording(), 500, TURNS)
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == len(words)
