@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clip.model import VisionTransformer
 from dense.backbone import DenseBackbone
 from dense.detection.cascade import Detector
+from dense.segmentation.network import UperNetwork, segmentation_loss
 
 from .report import show
 
@@ -34,12 +35,24 @@ def detection(backbone: DenseBackbone, images: Tensor) -> tuple[nn.Module, Calla
     return model, lambda: torch.stack(list(model(list(images), targets).values())).sum()
 
 
-TASKS = {"detection": detection}
+def segmentation(backbone: DenseBackbone, images: Tensor) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """UperNet with its auxiliary head and 150 classes."""
+    model = UperNetwork(backbone, 150)
+    label = torch.randint(150, (len(images), *images.shape[2:]))
+
+    def loss() -> Tensor:
+        found = model(images)
+        return segmentation_loss(found.main, label) + 0.4 * segmentation_loss(found.auxiliary, label)
+
+    return model, loss
+
+
+TASKS = {"detection": detection, "segmentation": segmentation}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, default="detection")
-    parser.add_argument("--size", type=int, default=1024, help="side of a picture in pixels (default %(default)s)")
+    parser.add_argument("--size", type=int, default=512, help="side of a picture in pixels (default %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="pictures (default %(default)s)")
     parser.add_argument("--layers", type=int, default=12, help="blocks of the tower (default %(default)s)")
     parser.add_argument("--window", type=int, default=0, help="patches, 0 = the whole picture (default %(default)s)")
