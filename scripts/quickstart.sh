@@ -36,7 +36,7 @@ counted() {
     n=$((n + 1))
     if [ -t 2 ]; then
       printf '\r%-79.79s' "  $n: $line" >&2
-    elif [ $((n % 25)) = 1 ]; then
+    elif [ $((n % 50)) = 1 ]; then
       echo "  $n: ${line:0:70}" >&2
     fi
   done
