@@ -1,4 +1,4 @@
-"""Two processes over gloo: once by torchrun's launcher, then started directly, which is faster."""
+"""Two processes over gloo: once by torchrun as a program, then without starting Python anew, which is faster."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_runs import EPOCHS, tiny_arguments
 from torch import nn
-from two_processes import start
+from two_processes import launcher, start
 
 import train
 from dassl.engine import command as command_module
@@ -24,7 +24,7 @@ from dassl.utils import distributed
 SCRIPT = Path(__file__).with_name("two_processes.py")
 OPTIONS = ("DATALOADER.TRAIN_X.BATCH_SIZE", 3)  # per process: 18 images are 3 steps of 2 x 3
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["train", "torch.utils.tensorboard"])
+context.set_forkserver_preload(["two_processes", "torch.utils.tensorboard"])
 
 
 def reports_in(folder):
@@ -49,22 +49,38 @@ def start_both(folder, arguments, **options):
     return [process.exitcode for process in both], reports_in(reports)
 
 
-def launch(folder, *flags, **variables):
-    """A run of two processes by torchrun: what it printed, the reports."""
-    (folder / "reports").mkdir()
-    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *flags, str(SCRIPT)]
-    arguments = [str(folder / "reports"), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent), **variables}
-    done = subprocess.run([*code, *arguments], capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done, reports_in(folder / "reports")
+ONE_MACHINE = ("--standalone", "--nproc_per_node=2")
+
+
+def script(folder):
+    """The script and its arguments, for torchrun."""
+    (folder / "reports").mkdir(exist_ok=True)
+    return [str(SCRIPT), str(folder / "reports"), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes: its folder, what the launcher printed, the reports."""
+    """A run of two processes by torchrun: its folder, what the launcher printed, the reports."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, *launch(folder)
+    command = [sys.executable, "-m", "torch.distributed.run", *ONE_MACHINE, *script(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done, reports_in(folder / "reports")
+
+
+def launch(folder, count, *flags, **variables):
+    """So many launchers at a time: their exit codes, seconds from the kill to the end."""
+    arguments, log = [*flags, *script(folder)], str(folder / "out.txt")
+    nodes = [context.Process(target=launcher, args=(arguments, log, variables)) for _ in range(count)]
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.join(400)
+        node.kill()
+        node.join()
+    killed = folder / "reports" / "killed"
+    return [node.exitcode for node in nodes], time.time() - killed.stat().st_mtime if killed.exists() else None
 
 
 @pytest.mark.slow
@@ -125,44 +141,32 @@ def test_two_processes_resume_exactly(whole, tmp_path):
 @pytest.mark.timeout(900)
 def test_an_elastic_restart_resumes_exactly(whole, tmp_path):
     """A process dies in the last epoch, the launcher starts both again: they go on from the last whole epoch."""
-    _, reports = launch(tmp_path, "--max-restarts=1", STOP_IN_EPOCH=str(EPOCHS - 1))
-    for ours, theirs in zip(reports, whole[2]):
+    codes, _ = launch(tmp_path, 1, *ONE_MACHINE, "--max-restarts=1", STOP_IN_EPOCH=str(EPOCHS - 1))
+    assert codes == [0], (tmp_path / "out.txt").read_text()[-3000:]
+    for ours, theirs in zip(reports_in(tmp_path / "reports"), whole[2], strict=True):
         assert ours["weights"] == theirs["weights"]
         assert ours["seen"] == theirs["seen"][-9:]
         assert ours["draw"] == theirs["draw"]
     assert run_state(tmp_path / "run") == "done"
 
 
-def launch_nodes(folder, **variables):
-    """Two launchers of one process each, as on two machines: their exit codes, seconds from the kill to the end."""
-    reports = folder / "reports"
-    reports.mkdir(exist_ok=True)
+def launch_machines(folder, **variables):
+    """Two launchers of one process each, as on two machines."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
-    code += [f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=job", "--local_addr=127.0.0.1", str(SCRIPT)]
-    arguments = [str(reports), *tiny_arguments(folder / "images", folder / "run", *OPTIONS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parent), **variables}
-    with (folder / "out.txt").open("ab") as out:
-        both = [subprocess.Popen([*code, *arguments], stdout=out, stderr=out, env=environment) for _ in range(2)]
-    try:
-        codes = [node.wait(400) for node in both]
-    finally:
-        for node in both:
-            node.kill()
-    killed = reports / "killed"
-    return codes, time.time() - killed.stat().st_mtime if killed.exists() else None
+    flags = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=job", "--local_addr=127.0.0.1"]
+    return launch(folder, 2, *flags, f"--rdzv_endpoint=127.0.0.1:{port}", **variables)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_machines_end_together_and_go_on_when_started_again(whole, tmp_path):
-    codes, seconds = launch_nodes(tmp_path, STOP_IN_EPOCH="2")
+    codes, seconds = launch_machines(tmp_path, STOP_IN_EPOCH="2")
     assert 0 not in codes
     assert seconds < 60
     assert reports_in(tmp_path / "reports") == []
-    codes, _ = launch_nodes(tmp_path)
+    codes, _ = launch_machines(tmp_path)
     assert codes == [0, 0], (tmp_path / "out.txt").read_text()[-3000:]
     for ours, theirs in zip(reports_in(tmp_path / "reports"), whole[2]):
         assert ours["weights"] == theirs["weights"]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.distributed.run import main as torchrun
 
 import train
 from dassl.config.imports import import_modules
@@ -29,6 +30,16 @@ def start(rank, port, reports, arguments, log, stop_in_epoch=None):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     run(reports, arguments, stop_in_epoch)
+
+
+def launcher(arguments, log, variables):
+    """Act as torchrun with these arguments in a process that has imported everything, as its workers then have, too."""
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    os.environ.update(variables)
+    torchrun(["--run-path", "--start-method=fork", *arguments])
 
 
 def run(reports, arguments, stop_in_epoch=None):
