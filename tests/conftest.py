@@ -9,6 +9,16 @@ import torch
 
 from dassl.config.imports import run_only
 
+# Files of minutes come first, so that no process is left with one at the end; with --no-loadscope-reorder of xdist.
+LONG = (
+    *("test_trainers", "test_fake_gpu", "test_every_fault", "test_local_sweep", "test_processes", "test_sweep"),
+    *("test_gpu", "test_sanity_check", "test_wheel", "test_two_processes", "test_scripts", "test_resume"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

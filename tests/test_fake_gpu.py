@@ -15,6 +15,7 @@ from clip import Encoded
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, build_trainer, command
 from dassl.engine.precision import Scaler
 from tests.short_options import SHORT, short_run
+from trainers import promptsrc
 
 METHODS = sorted(
     name
@@ -23,7 +24,7 @@ METHODS = sorted(
 )
 SHORTER = {
     "ContrastiveCLIP": ["DATASET.NAME", "EmojiCaptions", "TRAINER.CONTRASTIVE.EVAL_FREQ", 0, "TEST.NO_TEST", True],
-    "CoCoOp": ["TRAINER.COCOOP.CHUNK_ROWS", 100, "DATASET.SUBSAMPLE_CLASSES", "all"],
+    "CoCoOp": ["TRAINER.COCOOP.CHUNK_ROWS", 100],
 }
 pytestmark = pytest.mark.slow
 
@@ -70,16 +71,19 @@ def make(few_emoji, pictures_root, backbone, data, tmp_path, monkeypatch):  # no
         vars(self).update(known)
 
     monkeypatch.setattr(SimpleTrainer, "build_data_loader", load)
+    monkeypatch.setattr(promptsrc, "TEACHER_TEMPLATES", promptsrc.TEACHER_TEMPLATES[:4])
 
     def build(method, precision, *options):
         own = {
             "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
-            "DATALOADER.TEST.BATCH_SIZE": 8,
+            "DATALOADER.TEST.BATCH_SIZE": 5,
             f"TRAINER.{TRAINER_REGISTRY.get(method).node}.PREC": precision,
         }
         flags = ["--root", pictures_root, "--trainer", method, "--output-dir", str(tmp_path), "--seed", "1"]
         flags += short_run(tmp_path, backbone, **own)
-        flags += map(str, [*SHORT.get(method, []), *SHORTER.get(method, []), *options])
+        flags += map(
+            str, [*SHORT.get(method, []), *SHORTER.get(method, []), "DATASET.SUBSAMPLE_CLASSES", "1/3", *options]
+        )
         return build_trainer(command.build_config(command.build_parser().parse_args(flags)))
 
     return build

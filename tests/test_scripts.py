@@ -471,9 +471,9 @@ def test_base2new_ends_with_the_harmonic_mean(call, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="the script would install its environment first")
-def test_quickstart_from_an_empty_folder(tmp_path):
+def test_quickstart_from_an_empty_folder(tmp_path, pictures_root):
     """The README's first command, with the method that does not train; then again, without Python."""
-    places = {"DATA": str(tmp_path / "data"), "OUTPUT": str(tmp_path), "METHODS": "ZeroshotCLIP"}
+    places = {"DATA": pictures_root, "OUTPUT": str(tmp_path), "METHODS": "ZeroshotCLIP"}
     command = ["bash", str(ROOT / "scripts" / "quickstart.sh")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -256,7 +256,7 @@ def test_slurm_gets_chains_and_options(recipe, places, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_everything_and_the_same_command_continues(recipe, places, tmp_path):
+def test_ctrl_c_stops_everything_and_the_same_command_continues(recipe, places, tmp_path, capsys):
     options = {"TRAINER.TINY.SLEEP": 0.15, "OPTIM.MAX_EPOCH": 4}
     slow = {"name": "Slow", "trainer": "Tiny", "variant": "slow", "options": options}
     broken = {"name": "Broken", "trainer": "Tiny", "variant": "bad", "options": {"TRAINER.TINY.BREAK_AT": 1}}
@@ -277,9 +277,9 @@ def test_ctrl_c_stops_everything_and_the_same_command_continues(recipe, places, 
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert run_state(runs[0].output_dir) == "incomplete"
-    second = subprocess.run([*command[:-2], "--retries", "0"], capture_output=True, text=True, cwd=tmp_path)
-    assert second.returncode == 1, second.stderr
-    assert "2 runs failed:" in second.stdout
-    assert "Loss is infinite or NaN" in second.stdout
+    assert sweep.main([*command[2:-2], "--retries", "0"]) == 1
+    shown = capsys.readouterr().out
+    assert "2 runs failed:" in shown
+    assert "Loss is infinite or NaN" in shown
     assert [run_state(run.output_dir) for run in runs] == ["done", "done", "failed", "new"]
     assert "Resume" in (runs[0].output_dir / "log.txt").read_text()

@@ -13,6 +13,7 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine import command as command_module
 from tests.short_options import SHORT, short_run
+from trainers import promptsrc
 from trainers.base import PromptTrainer
 
 PRETRAINING = {"ContrastiveCLIP", "UTA"}
@@ -63,20 +64,13 @@ def built(monkeypatch):
 
 
 @pytest.fixture
-def run(pictures_root, backbone, tmp_path):
-    """Runs train.main on two styles of EmojiGroups."""
+def run(pictures_root, backbone, tmp_path, monkeypatch):
+    """Runs train.main on one style of EmojiGroups, with few sentences of teachers."""
+    monkeypatch.setattr(promptsrc, "TEACHER_TEMPLATES", promptsrc.TEACHER_TEMPLATES[:4])
 
     def start(method, output, *flags, options=()):
-        arguments = [
-            "--root",
-            pictures_root,
-            "--trainer",
-            method,
-            "--output-dir",
-            str(tmp_path / output),
-            "--seed",
-            "1",
-        ]
+        arguments = ["--root", pictures_root, "--trainer", method]
+        arguments += ["--output-dir", str(tmp_path / output), "--seed", "1"]
         pairs = short_run(tmp_path, backbone, **{"DATALOADER.TEST.BATCH_SIZE": 100, "OPTIM.MAX_EPOCH": 2})
         return train.main([*arguments, *flags, *pairs, *map(str, SHORT.get(method, [])), *map(str, options)])
 

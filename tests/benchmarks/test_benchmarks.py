@@ -54,7 +54,7 @@ def test_sinkhorn_benchmark_on_small_sets(capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # two processes, each of which imports torch
-def test_cost_of_methods(capsys, tmp_path, monkeypatch):
+def test_cost_of_methods(capsys, pictures_root, monkeypatch):
     parser = argparse.ArgumentParser()
     methods.add_arguments(parser)
     ask = methods.ask_worker
@@ -67,7 +67,14 @@ def test_cost_of_methods(capsys, tmp_path, monkeypatch):
         return methods.work(parser.parse_args([*given, "--worker", method]))
 
     monkeypatch.setattr(methods, "ask_worker", here)
-    options = ["--batch=2", "--test-batch=2", "--rounds=1", "--threads=1", f"--root={tmp_path}", "--dataset=digits"]
+    options = [
+        "--batch=2",
+        "--test-batch=2",
+        "--rounds=1",
+        "--threads=1",
+        f"--root={pictures_root}",
+        "--dataset=digits",
+    ]
     methods.run(parser.parse_args(["--methods", "CoOp", "ZeroshotCLIP", *options]))
     *_, head, _rule, coop, zero_shot = [
         [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()
@@ -115,7 +122,7 @@ def figures_of(capsys):
 
 
 @pytest.mark.slow
-def test_training_with_more_shots_takes_longer(capsys, tmp_path, monkeypatch):
+def test_training_with_more_shots_takes_longer(capsys, pictures_root, monkeypatch):
     """One epoch each, in this process: a warm-up of the kernels first, then one batch and five."""
 
     def here(benchmark, method, options):
@@ -127,7 +134,7 @@ def test_training_with_more_shots_takes_longer(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
         methods, "flags", lambda *given: [*flags(*given), "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "0"]
     )
-    given = ("--methods", "CoOp", "--shots", 2, 1, 16, "--threads", 1, "--root", tmp_path, "--dataset", "digits")
+    given = ("--methods", "CoOp", "--shots", 2, 1, 16, "--threads", 1, "--root", pictures_root, "--dataset", "digits")
     shots.run(arguments_of(shots, *given))
     found = figures_of(capsys)
     assert found["CoOp", 16, "digits"]["train_s"] > found["CoOp", 1, "digits"]["train_s"] > 0

@@ -35,17 +35,11 @@ FINE = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Data root that the module's data sets share, so that each style is written once."""
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture
-def config(root, tmp_path):
+def config(pictures_root, tmp_path):
     def make(name="EmojiGroups", **keys):
         cfg = get_cfg_default()
-        cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.CACHE_DIR = name, str(root), str(tmp_path / "cache")
+        cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.CACHE_DIR = name, pictures_root, str(tmp_path / "cache")
         cfg.SEED = 1
         for key, value in keys.items():
             setattr(cfg.DATASET, key, value)

@@ -160,9 +160,9 @@ def test_annotations_that_are_not_usable(tmp_path, cfg, content, message):
 
 
 @pytest.mark.slow
-def test_eval_only_through_train(tmp_path):
+def test_eval_only_through_train(tmp_path, pictures_root):
     """The embedded CLIP finds far more than chance, which is 0.2 % at rank 1."""
-    flags = ["--root", str(tmp_path), "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"), "--eval-only"]
+    flags = ["--root", pictures_root, "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"), "--eval-only"]
     flags += ["--dataset-config-file", "configs/datasets/emoji_retrieval.yaml"]
     flags += ["--config-file", "configs/trainers/ZeroshotCLIP/emoji.yaml"]
     result = train.main([*flags, "DATASET.TARGET_DOMAINS", "('streamline',)", "TRAINER.ZEROSHOT.PREC", "fp32"])

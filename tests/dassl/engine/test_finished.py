@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from dassl.config.flags import build_parser
 from dassl.engine import finished
 
@@ -75,13 +76,13 @@ def test_a_damaged_result_is_an_error(case):
 
 
 @pytest.mark.slow
-def test_train_says_so_without_torch(tmp_path):
+def test_train_says_so_without_torch(tmp_path, pictures_root):
     """A run of no epochs' worth of a method without parameters, then the same command again."""
     command = [
-        "--root", str(tmp_path / "data"), "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"),
+        "--root", pictures_root, "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"),
         "--dataset-config-file", "digits", "--config-file", str(ROOT / "configs/trainers/ZeroshotCLIP/emoji.yaml"),
     ]  # fmt: skip
-    subprocess.run([sys.executable, ROOT / "train.py", *command], capture_output=True, check=True)
+    train.main(command)
     code = "import sys, train; train.start(sys.argv[1:]); print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     again = subprocess.run(

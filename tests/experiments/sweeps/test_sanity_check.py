@@ -130,16 +130,20 @@ def doctored(monkeypatch, value):
     monkeypatch.setattr(checks, "known_figures", lambda: [KNOWN._replace(value=value)])
 
 
-def run_sweep(tmp_path, *flags):
-    path = write_recipe(tmp_path, methods=[ENSEMBLE, ZERO_SHOT])
-    places = ["--root", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--gpus", "none", "--threads", "1"]
-    return sweep.main([str(path), *places, *flags]), expand(load_recipe(path), tmp_path / "data", tmp_path / "out")
+@pytest.fixture
+def run_sweep(tmp_path, pictures_root):
+    def run(*flags):
+        path = write_recipe(tmp_path, methods=[ENSEMBLE, ZERO_SHOT])
+        places = ["--root", pictures_root, "--output", str(tmp_path / "out"), "--gpus", "none", "--threads", "1"]
+        return sweep.main([str(path), *places, *flags]), expand(load_recipe(path), pictures_root, tmp_path / "out")
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_sweep_stops_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_sweep_stops_and_goes_on(run_sweep, tmp_path, monkeypatch, capsys):
     doctored(monkeypatch, 47.84)
-    code, (ensemble, zero_shot) = run_sweep(tmp_path)
+    code, (ensemble, zero_shot) = run_sweep()
     out, err = capsys.readouterr()
     assert code == sweep.OFF == 4
     assert "sanity check: zero-shot CLIP comes first on digits (emoji-ViT-S/8)" in out
@@ -148,13 +152,13 @@ def test_a_sweep_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     assert "Likely causes: images (539 test images" in err
     assert f"blocked: {ensemble.key}: zero-shot CLIP is off on digits" in out
     assert (run_state(zero_shot.output_dir), run_state(ensemble.output_dir)) == ("done", "new")
-    assert run_sweep(tmp_path)[0] == 4  # again, without doing anything
+    assert run_sweep()[0] == 4  # again, without doing anything
     assert run_state(ensemble.output_dir) == "new"
-    assert run_sweep(tmp_path, "--only", "method=CLIP (7)")[0] == 4  # the result is there, whether asked for or not
+    assert run_sweep("--only", "method=CLIP (7)")[0] == 4  # the result is there, whether asked for or not
     capsys.readouterr()
     assert sweep.main(["status", str(tmp_path / "table.yaml"), "--output", str(tmp_path / "out")]) == 0
     assert "known 47.84: OFF" in capsys.readouterr().out
-    assert run_sweep(tmp_path, "--no-gate")[0] == 0
+    assert run_sweep("--no-gate")[0] == 0
     assert run_state(ensemble.output_dir) == "done"
     events = [(event.kind, event.key) for event in EventLog(tmp_path / "out").read()]
     assert events.count(("no-gate", "")) == 1
@@ -163,9 +167,9 @@ def test_a_sweep_stops_and_goes_on(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_sweep_within_half_a_point_does_everything(tmp_path, monkeypatch, capsys):
+def test_a_sweep_within_half_a_point_does_everything(run_sweep, tmp_path, monkeypatch, capsys):
     doctored(monkeypatch, 9.4)
-    code, runs = run_sweep(tmp_path)
+    code, runs = run_sweep()
     assert code == 0
     assert {run_state(run.output_dir) for run in runs} == {"done"}
     done = [event.key for event in EventLog(tmp_path / "out").read() if event.kind in ("done", "sanity-check")]
