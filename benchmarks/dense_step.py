@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from clip.model import VisionTransformer
 from dense.backbone import DenseBackbone
 from dense.detection.cascade import Detector
+from dense.llava.data import IGNORED
+from dense.llava.model import VisionTower, build_llava, choose_learned
 from dense.segmentation.network import UperNetwork, segmentation_loss
 
 from .report import show
@@ -47,7 +49,20 @@ def segmentation(backbone: DenseBackbone, images: Tensor) -> tuple[nn.Module, Ca
     return model, loss
 
 
-TASKS = {"detection": detection, "segmentation": segmentation}
+def llava(backbone: DenseBackbone, images: Tensor) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """Second stage of LLaVA around a Llama of 12 blocks of width 768 and 32,000 tokens, 64 tokens of text a picture."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    numbers = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    tower = VisionTower(backbone.tower, side=images.shape[-1])
+    model = build_llava(tower, LlamaForCausalLM(LlamaConfig(vocab_size=32_000, **numbers)), 3)
+    choose_learned(model, stage=2)
+    ids = torch.cat([torch.full((tower.patches,), 3), torch.randint(4, 32_000, (64,))]).expand(len(images), -1)
+    labels = ids.where(ids != 3, IGNORED)
+    return model.train(), lambda: model(input_ids=ids, pixel_values=images, labels=labels).loss
+
+
+TASKS = {"detection": detection, "segmentation": segmentation, "llava": llava}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -65,7 +65,7 @@ class Answers:
     def evaluate(self) -> OrderedDict[str, float]:
         """Figures of `dense.llava.bench.score` that are known, in all processes; at least the number of questions."""
         rows = [row for share in distributed.all_gather_object(self.found) for row in share.values()]
-        figures: dict[str, Any] | None = None
+        figures: Any = None
         if distributed.is_main_process():
             rows.sort(key=lambda row: str(row[0].id).zfill(12))
             questions, texts = zip(*rows)
@@ -174,7 +174,9 @@ class LLaVA(DenseTrainer):
         items = [Datum(str(one.image), 0) for one in found]
         return Conversations(found, transform, encoder, items, train and self.options.MERGE, targets)
 
-    collate = staticmethod(pad)
+    @staticmethod
+    def collate(items: list[Any]) -> Any:
+        return pad(items)
 
     def build_network(self) -> nn.Module:
         """The LLaVA, with what TRAIN.INIT_FROM has learned."""
@@ -201,10 +203,10 @@ class LLaVA(DenseTrainer):
         found = self.network(input_ids=ids, pixel_values=image, attention_mask=mask, labels=labels)
         return {"answer": found.loss}
 
-    def parse_batch_test(self, batch: Any) -> tuple[dict[str, Tensor], list[Question]]:
+    def parse_batch_test(self, batch: Any) -> Any:
         return {name: batch[name].to(self.device) for name in ("ids", "mask", "img")}, batch["target"]
 
-    def model_inference(self, input: dict[str, Tensor]) -> list[str]:
+    def model_inference(self, input: Any) -> Any:
         return answers(self.model, self.language[1], input, self.options.MAX_ANSWER)
 
     def build_evaluator(self) -> Answers:
@@ -224,8 +226,8 @@ class LLaVA(DenseTrainer):
 
 
 def sheet(question: Question, answer: str, side: int = 240) -> Tensor:
-    """Picture with question, right answer and answer below: uint8 (3, 4/3 side, side)."""
-    page = Image.new("RGB", (side, side * 4 // 3), "white")
+    """Picture with question, right answer and answer below: uint8 (3, side + 100, side)."""
+    page = Image.new("RGB", (side, side + 100), "white")
     with Image.open(question.image) as picture:
         picture = picture.convert("RGB")
         scale = side / max(picture.size)

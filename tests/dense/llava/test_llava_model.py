@@ -112,7 +112,10 @@ def test_stages_train_what_they_should(projection):
 def test_what_learned_moves_to_another_model(stage, rank):
     first, second = tiny_llava()[0], tiny_llava()[0]
     for model in (first, second):
+        if rank:
+            model.model.language_model.bfloat16()
         choose_learned(model, stage, rank)
+        assert all(part.dtype == torch.float32 for part in model.parameters() if part.requires_grad)
     with torch.no_grad():
         for parameter in first.parameters():
             if parameter.requires_grad:

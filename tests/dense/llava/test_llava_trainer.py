@@ -133,7 +133,7 @@ def test_killed_run_goes_on_to_the_same_weights(root, tmp_path):
         "TRAINER.LLAVA.LORA_RANK",
         2,
     )
-    options = (*options, "TRAINER.LLAVA.LORA_RANK", 2)
+    options = (*options, "TRAINER.LLAVA.LORA_RANK", 2, "TRAINER.LLAVA.CHECKPOINT", True, "TRAIN.CHECKPOINT_FREQ", 1)
     whole, killed = (command(root, tmp_path / name, "llava_instruct", *options) for name in ("whole", "killed"))
     train.main(whole)
     done = subprocess.run(
@@ -145,9 +145,8 @@ def test_killed_run_goes_on_to_the_same_weights(root, tmp_path):
     expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    start = tmp_path / "start"
-    train.main(command(root, start, "llava_instruct", *options, "OPTIM.MAX_EPOCH", 1))
-    assert any(not torch.equal(value, expected[name]) for name, value in weights_of(start, 1).items())
+    earlier = weights_of(tmp_path / "whole", 1)
+    assert any(not torch.equal(earlier[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +185,7 @@ def test_answers_without_a_reference_are_counted(tmp_path):
 def test_sheet_shows_picture_and_texts(tmp_path):
     Image.new("RGB", (20, 10), (255, 0, 0)).save(tmp_path / "a.png")
     drawn = sheet(Question(1, tmp_path / "a.png", "what is it?", "what", "red"), "blue")
-    assert drawn.shape == (3, 320, 240)
+    assert drawn.shape == (3, 340, 240)
     assert drawn[:, 120, 120].tolist() == [255, 0, 0]
     assert drawn[:, 10, 10].tolist() == [255, 255, 255]
     assert (drawn[:, 240:] < 255).any()
