@@ -272,17 +272,7 @@ class EvaVisionTransformer(nn.Module):
         return self.pos_embed
 
     def embed(self, image: Tensor) -> Tensor:
-        """Class token and patches with their learned positions; the convolution runs once, whatever follows.
-
-        Args:
-            image: (B, 3, input_resolution, input_resolution), normalised by the model's preprocessing.
-
-        Returns:
-            (B, 1 + P, d), row 0 the class token.
-
-        Raises:
-            ValueError: another image size or number of channels.
-        """
+        """Class token and patches with their learned positions, as :meth:`clip.model.VisionTransformer.embed`."""
         check_image(image, self.input_resolution)
         x = self.patch_embed(image.to(self.dtype))  # (B, P, d)
         x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)

@@ -2,6 +2,18 @@
 
 from pathlib import Path
 
+import torch
+
+from clip import CLIP
+
+
+def tiny_clip(side: int) -> CLIP:
+    """A CLIP of three layers with random weights, always the same, for images of `side` pixels."""
+    torch.manual_seed(0)
+    text = {"context_length": 77, "vocab_size": 2048, "transformer_width": 32, "transformer_heads": 2}
+    image = {"image_resolution": side, "vision_layers": 3, "vision_width": 64, "vision_patch_size": 16}
+    return CLIP(embed_dim=32, **image, vision_heads=2, **text, transformer_layers=3)
+
 
 def short_run(folder: Path, backbone: str | Path, **changed: object) -> list[str]:
     """KEY VALUE pairs of a run on one style of EmojiGroups, with its caches in `folder` and other options `changed`."""

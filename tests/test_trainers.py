@@ -12,7 +12,7 @@ import clip
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine import command as command_module
-from tests.short_options import SHORT, short_run
+from tests.short_options import SHORT, short_run, tiny_clip
 from trainers import promptsrc
 from trainers.base import PromptTrainer
 
@@ -31,22 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_emoji")]
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     """A tiny CLIP with random weights, as a file."""
-    torch.manual_seed(0)
-    model = clip.CLIP(
-        embed_dim=32,
-        image_resolution=64,
-        vision_layers=3,
-        vision_width=64,
-        vision_patch_size=16,
-        context_length=77,
-        vocab_size=2048,
-        transformer_width=32,
-        transformer_heads=2,
-        transformer_layers=3,
-        vision_heads=2,
-    )
     path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
-    clip.save_model(model, path)
+    clip.save_model(tiny_clip(64), path)
     return str(path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
-from trainers.parts.modes import MultiModeLearner
+from trainers.parts.modes import independent_prompts
 from trainers.parts.options import VISION_SCALE, context_init, count, precision
 from trainers.parts.prompts import Learner
 
@@ -41,17 +41,4 @@ class IVLP(PromptTrainer):
         )
 
     def build_learner(self, model, classnames) -> Learner:
-        options = self.options
-        return MultiModeLearner(
-            model,
-            classnames,
-            n_ctx=options.N_CTX_TEXT,
-            depth=options.PROMPT_DEPTH_TEXT,
-            init=options.CTX_INIT,
-            keep_rest=options.KEEP_REST,
-            coupled=False,
-            vision_n_ctx=options.N_CTX_VISION,
-            vision_depth=options.PROMPT_DEPTH_VISION,
-            half_prompts=options.HALF_PROMPTS,
-            vision_scale=options.VISION_SCALE,
-        )
+        return independent_prompts(model, classnames, self.options, half_prompts=self.options.HALF_PROMPTS)

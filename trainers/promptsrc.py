@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from clip import CLIP
 from trainers.parts.engine import TRAINER_REGISTRY, Option, method_options
 from trainers.parts.losses import cosine_logits, normalise
-from trainers.parts.modes import MultiModeLearner
+from trainers.parts.modes import independent_prompts
 from trainers.parts.options import VISION_SCALE, context_init, count, precision, weight
 from trainers.parts.prompts import Learner
 from trainers.parts.teacher import Teacher
@@ -108,21 +108,8 @@ class PromptSRC(PromptTrainer):
         return found
 
     def build_learner(self, model, classnames) -> Learner:
-        options = self.options
-        learner = MultiModeLearner(
-            model,
-            classnames,
-            n_ctx=options.N_CTX_TEXT,
-            depth=options.PROMPT_DEPTH_TEXT,
-            init=options.CTX_INIT,
-            keep_rest=options.KEEP_REST,
-            coupled=False,
-            vision_n_ctx=options.N_CTX_VISION,
-            vision_depth=options.PROMPT_DEPTH_VISION,
-            vision_scale=options.VISION_SCALE,
-        )
-        teacher = text_teacher(model, classnames, options.NORMALIZE_TEMPLATES)
-        self.teacher = Teacher(model, teacher)
+        learner = independent_prompts(model, classnames, self.options)
+        self.teacher = Teacher(model, text_teacher(model, classnames, self.options.NORMALIZE_TEMPLATES))
         self.gpa: dict[str, Tensor] = {}  # weighted sum of the learner's states so far
         return learner
 

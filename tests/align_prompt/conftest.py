@@ -13,28 +13,15 @@ from align_prompt.source import find_source
 from dassl.data.class_list import ClassList
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.command import known_config
+from tests.short_options import tiny_clip
 from trainers.base import PromptTrainer
 from trainers.parts.inputs import input_options
 
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory):
-    torch.manual_seed(0)
-    model = clip.CLIP(
-        embed_dim=32,
-        image_resolution=SIDE,
-        vision_layers=3,
-        vision_width=64,
-        vision_patch_size=16,
-        context_length=77,
-        vocab_size=2048,
-        transformer_width=32,
-        transformer_heads=2,
-        transformer_layers=3,
-        vision_heads=2,
-    )
     path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
-    clip.save_model(model, path)
+    clip.save_model(tiny_clip(SIDE), path)
     return str(path)
 
 

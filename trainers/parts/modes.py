@@ -278,6 +278,25 @@ class MultiModeLearner(Learner):
         return Prompts(layers, None) if layers else None
 
 
+def independent_prompts(
+    model: CLIP, classnames: Sequence[str], options: CfgNode, half_prompts: bool = False
+) -> MultiModeLearner:
+    """Deep prompts of both towers that share nothing, by the options of a method (IVLP, PromptSRC)."""
+    return MultiModeLearner(
+        model,
+        classnames,
+        n_ctx=options.N_CTX_TEXT,
+        depth=options.PROMPT_DEPTH_TEXT,
+        init=options.CTX_INIT,
+        keep_rest=options.KEEP_REST,
+        coupled=False,
+        vision_n_ctx=options.N_CTX_VISION,
+        vision_depth=options.PROMPT_DEPTH_VISION,
+        half_prompts=half_prompts,
+        vision_scale=options.VISION_SCALE,
+    )
+
+
 def saved_prompts(model: CLIP, classnames: Sequence[str], path: str) -> MultiModeLearner:
     """Learner with the independent prompts that a run of PromptSRC or IVLP has saved, for other classes, too.
 
