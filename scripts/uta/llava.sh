@@ -9,7 +9,7 @@
     "  LANGUAGE    of paper: folder of a causal language model" \
     "  SEED        of the training (default: 1)" \
     "example: bash scripts/uta/llava.sh emoji_vit_s8_tokens tokens" \
-    "example: ON=paper LANGUAGE=vicuna-7b-v1.5 PROCESSES=8 bash scripts/uta/llava.sh student.safetensors student"
+    "example: ON=paper LANGUAGE=vicuna-7b bash scripts/uta/llava.sh student.safetensors student"
 CHECKPOINT=$1 NAME=$2 ON=${ON:-emoji} SEED=${SEED:-1}
 shift 2
 PLACE=$RUNS/uta/llava/$NAME
