@@ -65,6 +65,10 @@ class CoPrompt(PromptTrainer):
             "TEXT_RATIO": share(0.2, "ρ of the text adapter"),
             "REDUCTION": count(4, "r, width of the features over that of the adapters' hidden layers"),
             "W": weight(1.0, "λ, of both consistency terms; the release has one per data set"),
+            "DISTANCE": Option(
+                "cosine", "1 - cosine, or the mean squared difference of normalized features", choices=("cosine", "mse")
+            ),
+            "HALF_PROMPTS": Option(False, "deep and visual prompts are rounded through fp16, as released"),
             "PREC": precision(),
         }
         return method_options("COPROMPT", options)
@@ -72,6 +76,7 @@ class CoPrompt(PromptTrainer):
     def build_learner(self, model, classnames) -> Learner:
         own = self.options
         prompts = {"init": own.CTX_INIT, "keep_rest": own.KEEP_REST, "shared_start": own.SHARED_START}
+        prompts["half_prompts"] = own.HALF_PROMPTS
         learner = MultiModeLearner(model, classnames, own.N_CTX, own.PROMPT_DEPTH, **prompts)
         width = model.text_projection.shape[1]
         learner.image_adapter = Adapter(width, own.REDUCTION, own.IMAGE_RATIO)
@@ -89,6 +94,12 @@ class CoPrompt(PromptTrainer):
 
         return score
 
+    def distance(self, feature: Tensor, known: Tensor) -> Tensor:
+        """Mean over the rows of two sets of features (rows, E)."""
+        if self.options.DISTANCE == "mse":
+            return F.mse_loss(normalise(feature), normalise(known))
+        return cosine_distance(feature, known)
+
     def losses(self, batch) -> dict[str, Tensor]:
         (image, label), learner = self.parse_batch_train(batch), cast(Any, self.model.learner)
         output = self.parallel_model(image)
@@ -96,6 +107,6 @@ class CoPrompt(PromptTrainer):
         said = self.described[int(torch.randint(len(self.described), ()))]
         return {
             "ce": F.cross_entropy(output.logits, label),
-            "text": self.options.W * cosine_distance(learner.text_adapter(output.text.pooled), said),
-            "image": self.options.W * cosine_distance(learner.image_adapter(output.image.pooled), seen),
+            "text": self.options.W * self.distance(learner.text_adapter(output.text.pooled), said),
+            "image": self.options.W * self.distance(learner.image_adapter(output.image.pooled), seen),
         }

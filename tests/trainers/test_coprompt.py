@@ -48,9 +48,10 @@ def distance(found, known):
     return 1 - sum(unit(a) @ unit(b) for a, b in zip(found, known)) / len(found)
 
 
-def reference(model, learner, images, names):
+def reference(model, learner, images, names, rounded=lambda x: x):
     texts = [learner.ctx[0], *(layer[0] for layer in learner.deep)]
-    visual = [text @ project.weight.T + project.bias for text, project in zip(texts, learner.projections)]
+    visual = [rounded(text @ project.weight.T + project.bias) for text, project in zip(texts, learner.projections)]
+    texts[1:] = map(rounded, texts[1:])
     words = [text_feature(model, f"a a of a {name.replace('_', ' ')}.", texts) for name in names]
     seen = [image_feature(model, image, visual) for image in images]
     return (
@@ -78,6 +79,25 @@ def test_logits_losses_and_gradients(tiny_clip, names, images, views, rng):
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=2e-5, atol=3e-5)  # 1 - cosine cancels
     assert_same_gradients(sum(terms.values()), sum(expected.values()), trainer.model.learner, rtol=3e-4)
+
+
+def test_the_released_distance_and_rounding(tiny_clip, names, images):
+    options = {"IMAGE_RATIO": 0.3, "TEXT_RATIO": 0.4, "W": 3.0, "DISTANCE": "mse", "HALF_PROMPTS": True}
+    trainer = build(tiny_clip, names, **options)
+    learner = trainer.model.learner
+    seen, words = reference(tiny_clip, learner, images, names, lambda x: x.half().float())
+    assert_close(trainer.model(images).logits, logits_of(tiny_clip, seen, words), 2e-5)
+    exact = logits_of(tiny_clip, *reference(tiny_clip, learner, images, names))
+    with pytest.raises(AssertionError):
+        assert_close(trainer.model(images).logits, exact, 2e-5)
+    terms = trainer.losses({"img": images, "label": LABELS})
+    known = [text_feature(tiny_clip, f"a photo of a {name.replace('_', ' ')}.", []) for name in names]
+    for term, found, others in (
+        ("text", words, known),
+        ("image", seen, [image_feature(tiny_clip, image, []) for image in images]),
+    ):
+        squares = [(unit(a) - unit(b)).square() for a, b in zip(found, others)]
+        assert_close(terms[term], 3 * torch.stack(squares).mean(), 1e-4)
 
 
 def test_every_step_draws_a_sentence(tiny_clip, names, images):

@@ -35,13 +35,15 @@ class TwoSFS(PromptTrainer):
             {
                 "FIRST": Option(0.6, "α, share of the steps that the first stage has", above=0, high=1),
                 "TOWERS": Option(("text", "vision"), "towers whose layer norms learn", choices=("text", "vision")),
+                "NORMS": Option("all", "blocks: those inside the blocks alone, as released", choices=("all", "blocks")),
                 "PREC": precision(),
             },
         )
 
     def build_learner(self, model, classnames) -> Learner:
         long_names = getattr(self.dm.dataset, "long_names", False)
-        return TwoStages(model, classnames, self.template, long_names, tuple(self.options.TOWERS))
+        own = self.options
+        return TwoStages(model, classnames, self.template, long_names, tuple(own.TOWERS), own.NORMS == "blocks")
 
     def build_model(self) -> None:
         super().build_model()

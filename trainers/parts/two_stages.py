@@ -15,16 +15,32 @@ class TwoStages(TemplateText):
     """Layer norms of the towers, and a classifier (C, E) that takes the place of the sentences in the second stage.
 
     What does not learn in the stage has no gradient, so that an optimizer leaves it alone.
+
+    Args:
+        towers: some of text, vision.
+        in_blocks: only the norms inside the blocks learn.
     """
 
     second: Tensor
 
-    def __init__(self, model: CLIP, classnames: list[str], template: str, truncate: bool, towers: tuple[str, ...]):
+    def __init__(
+        self,
+        model: CLIP,
+        classnames: list[str],
+        template: str,
+        truncate: bool,
+        towers: tuple[str, ...],
+        in_blocks: bool = False,
+    ):
         super().__init__(model, classnames, template, truncate)
+        blocks = (*model.transformer.resblocks, *getattr(model.visual, "blocks", ()))
+        inside = {id(module) for block in blocks for module in block.modules()}
         norms = [
             parameter
             for name, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm) and ("vision" if name.startswith("visual.") else "text") in towers
+            if isinstance(module, nn.LayerNorm)
+            and ("vision" if name.startswith("visual.") else "text") in towers
+            and (not in_blocks or id(module) in inside)
             for parameter in module.parameters()
         ]
         if not norms:

@@ -48,6 +48,17 @@ def test_first_stage(build, tiny_clip, names, images, towers, count):
     assert learner.classifier.grad is None
 
 
+def test_norms_inside_the_blocks_alone(build, names, images):
+    """As in the released code: those before, behind and at the end of the blocks stay."""
+    trainer, learner = build(NORMS="blocks")
+    assert len(learner.norms) == 2 * (8 + 8)
+    model = trainer.model.clip.requires_grad_(False)
+    learner.begin(second=False)
+    loss = trainer.losses({"img": images, "label": LABELS})["ce"]
+    assert_same_gradients(loss, cross_entropy(plain_logits(model, names, images), LABELS), learner.norms, 1e-3)
+    assert not any(norm.weight.requires_grad for norm in (model.visual.ln_pre, model.visual.ln_post, model.ln_final))
+
+
 def test_second_stage(build, images):
     trainer, learner = build()
     learner.begin(second=True)
