@@ -2,6 +2,7 @@
 
 python sweep.py RECIPE...           do what is not done yet, continue what was stopped, retry what failed
 python sweep.py status RECIPE...    how far it is
+python sweep.py tune RECIPE         choose the options of its methods on validation images
 """
 
 import sys

@@ -75,6 +75,39 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Dimension:
+    """What tuning may choose for one key: one of `values`, or, where there are none, a number from `low` to `high`,
+    on a logarithmic scale if `log` (integers if both are)."""
+
+    key: str
+    values: tuple[str | int | float | bool, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Search for the options of methods on validation images: the same trials, data and space for each.
+
+    `own` holds further keys of some methods; `at_once` trials of a method are asked for together.
+    """
+
+    dataset: str
+    shots: int
+    seed: int
+    trials: int
+    at_once: int
+    methods: tuple[str, ...]
+    space: tuple[Dimension, ...]
+    own: tuple[tuple[str, tuple[Dimension, ...]], ...] = ()
+
+    def space_of(self, method: str) -> tuple[Dimension, ...]:
+        """The space of a method: what all share first."""
+        return (*self.space, *dict(self.own).get(method, ()))
+
+
+@dataclass(frozen=True)
 class Published:
     """Source of published numbers: a CSV file below experiments/reports/published, with its paper and table."""
 
@@ -104,6 +137,7 @@ class Recipe:
     untrusted: str = ""
     """Reason why modules to import were not, and what needs them was not checked; see dassl.config.imports.run_only."""
     published: tuple[Published, ...] = field(default=())
+    tune: Tune | None = None
 
 
 def config_file(folder: str, name: str) -> Path:

@@ -31,9 +31,10 @@ from experiments.recipe import (
     label,
 )
 from experiments.settings import SETTINGS, step_parts
+from experiments.tune_section import read_tune
 
 _KEYS = ("task", "title", "config", "datasets", "source", "targets", "domain", "sets", "shots", "seeds", "methods")
-_OPTIONAL = ("joint", "imports", "published", "options", "variant")
+_OPTIONAL = ("joint", "imports", "published", "options", "variant", "tune")
 _METHOD_KEYS = ("name", "trainer", "config", "variant", "options", "when", "first", "shots", "seeds", "published")
 _FIRST_KEYS = ("config", "option")
 _WHEN_KEYS = ("shots", "datasets", "parts", "options")
@@ -184,6 +185,7 @@ class _Reader:
             imports=imports,
             untrusted=self.untrusted,
             published=self.published(content.get("published", [])),
+            tune=read_tune(self, content["tune"], task, methods) if "tune" in content else None,
         )
 
     def unknown(self, content: Mapping[Any, Any], known: Sequence[str], where: str) -> None:

@@ -57,18 +57,19 @@ class Audit(NamedTuple):
         return {**self._asdict(), "findings": [finding._asdict() for finding in self.findings]}
 
 
-def audit_data(dataset: Any, shots: int = 0) -> Audit:
+def audit_data(dataset: Any, shots: int = 0, split: str = "test") -> Audit:
     """Look over the items of a data set; log what was found, as a table.
 
     Args:
-        dataset: with train_x and test, lists of items, and classnames.
+        dataset: with train_x and `split`, lists of items, and classnames.
         shots: DATASET.NUM_SHOTS, 0 for all.
+        split: that is evaluated, test or val; no image of the other is read.
 
     Raises:
         ValueError: one of the images looked at cannot be used.
     """
     until = time.monotonic() + SECONDS
-    train, test = (_items(getattr(dataset, name, None)) for name in ("train_x", "test"))
+    train, test = (_items(getattr(dataset, name, None)) for name in ("train_x", split))
     findings = class_findings(list(getattr(dataset, "classnames", None) or ()))
     if shots > 0:
         findings += shot_findings(train, shots)
@@ -77,9 +78,9 @@ def audit_data(dataset: Any, shots: int = 0) -> Audit:
     findings += found
     same, compared = same_pictures(train, test, until)
     if same:
-        text = f"{len(same)} test images are training images too, byte for byte, such as {same[0]}"
-        findings.append(Finding("warning", "train and test", text))
-    found, looks = near_findings(train, test, until, same)
+        text = f"{len(same)} {split} images are training images too, byte for byte, such as {same[0]}"
+        findings.append(Finding("warning", f"train and {split}", text))
+    found, looks = near_findings(train, test, until, same, split)
     findings += found
     for finding in findings:
         level = logging.WARNING if finding.level == "warning" else logging.INFO
@@ -117,15 +118,19 @@ def shot_findings(train: Sequence[Any], shots: int) -> list[Finding]:
 
 
 def near_findings(
-    train: Sequence[Any], test: Sequence[Any], until: float = float("inf"), known: Iterable[str] = ()
+    train: Sequence[Any],
+    test: Sequence[Any],
+    until: float = float("inf"),
+    known: Iterable[str] = (),
+    split: str = "test",
 ) -> tuple[list[Finding], int]:
     """Test images other than the `known` ones that look as a training image does; and how many images were read."""
     near, looks = near_copies([item.impath for item in train], [item.impath for item in test], until)
     near = [pair for pair in near if pair.partition(" (as ")[0] not in set(known)]
     if not near:
         return [], looks
-    text = f"{len(near)} of the test images looked at are nearly a training image, such as {near[0]}"
-    return [Finding("warning", "train and test", text)], looks
+    text = f"{len(near)} of the {split} images looked at are nearly a training image, such as {near[0]}"
+    return [Finding("warning", f"train and {split}", text)], looks
 
 
 def picture_findings(paths: Iterable[str], until: float = float("inf")) -> tuple[int, list[Finding]]:

@@ -131,7 +131,7 @@ class SimpleTrainer(TrainerBase):
         """Read the data set and make its loaders."""
         self.dm = DataManager(self.cfg) if self._data is None else self._data
         if self._data is None and distributed.is_main_process():
-            self.audit = audit_data(self.dm.dataset, self.cfg.DATASET.NUM_SHOTS)
+            self.audit = audit_data(self.dm.dataset, self.cfg.DATASET.NUM_SHOTS, self.cfg.TEST.SPLIT)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u
         self.val_loader = self.dm.val_loader

@@ -1,4 +1,4 @@
-"""The commands `python sweep.py` and `python sweep.py status`."""
+"""The commands `python sweep.py`, `python sweep.py status` and `python sweep.py tune`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ from experiments.sweeps.sanity_check import SanityCheck
 FAILED, BAD_INPUT, NOT_FINISHED, OFF, INTERRUPTED = 1, 2, 3, 4, 130
 
 
+def output_folder(args: argparse.Namespace) -> Path:
+    """The folder of all runs."""
+    return Path(args.output or os.environ.get("OUTPUT") or WORK / "output").absolute()
+
+
 def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
     """The chosen runs of all recipes, each once; all runs of the recipes; and the folder of all runs.
 
@@ -40,7 +45,7 @@ def gather(args: argparse.Namespace) -> tuple[list[Run], list[Run], Path]:
         FileNotFoundError: there is no such recipe.
         ValueError: a faulty recipe, two recipes that want different runs in one folder, or a filter without a match.
     """
-    output = Path(args.output or os.environ.get("OUTPUT") or WORK / "output").absolute()
+    output = output_folder(args)
     found: dict[str, Run] = {}
     for name in args.recipes:
         recipe = load_recipe(name)
@@ -136,7 +141,18 @@ def open_sanity_check(
     return None
 
 
-def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path, sanity_check: SanityCheck | None) -> Summary:
+def deadline_of(args: argparse.Namespace) -> float | None:
+    """End of --max-minutes from now on, of time.monotonic()."""
+    return None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
+
+
+def do_here(
+    args: argparse.Namespace,
+    runs: Sequence[Run],
+    output: Path,
+    sanity_check: SanityCheck | None,
+    deadline: float | None,
+) -> Summary:
     """Do the runs as processes of this machine."""
     devices = find_devices(args.gpus)
     jobs = args.jobs or max(len(devices), 1)
@@ -150,7 +166,7 @@ def do_here(args: argparse.Namespace, runs: Sequence[Run], output: Path, sanity_
         devices=devices if devices else ([""] if args.gpus == "none" else []),
         threads=threads,
         retries=args.retries,
-        deadline=None if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes,
+        deadline=deadline,
         sanity_check=sanity_check,
     )
     signal.signal(signal.SIGTERM, _terminate)
@@ -199,6 +215,17 @@ def do_as_jobs(
     return summary._replace(done=tuple(done.union(summary.done)), errors={**errors, **summary.errors})
 
 
+def tune(args: argparse.Namespace) -> Summary:
+    """Do the trials of a recipe's section `tune`, then write the chosen configs and the report."""
+    from experiments.tuning import Tuning
+
+    recipe, output, deadline = load_recipe(args.recipes[0]), output_folder(args), deadline_of(args)
+    if recipe.untrusted:
+        raise ValueError(f'recipe "{args.recipes[0]}" imports modules: {recipe.untrusted}')
+    tuning = Tuning(recipe, args.root and Path(args.root).absolute(), output)
+    return tuning.run(lambda runs: do_here(args, runs, tuning.folder, None, deadline))
+
+
 def show_runs(runs: Sequence[Run], output: Path) -> None:
     """Print a line with the state and one with the command of every run (--dry-run)."""
     last = EventLog(output).last()
@@ -243,8 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     run_only(None if args.trust else (ROOT,))
     try:
+        if args.command == "tune":
+            return show_end(tune(args))
         runs, everything, output = gather(args)
-        if args.status:
+        if args.command == "status":
             show_status(runs, output, SanityCheck(everything))
             return 0
         if args.shuffle is not None:
@@ -254,7 +283,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         as_jobs = args.slurm or args.local_executor
         sanity_check = open_sanity_check(args, runs, everything, output)
-        summary = do_as_jobs(args, runs, output, sanity_check) if as_jobs else do_here(args, runs, output, sanity_check)
+        if as_jobs:
+            summary = do_as_jobs(args, runs, output, sanity_check)
+        else:
+            summary = do_here(args, runs, output, sanity_check, deadline_of(args))
     except (ValueError, OSError, ImportError) as err:
         print(f"error: {error_line(err)}", file=sys.stderr)
         return BAD_INPUT
