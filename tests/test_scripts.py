@@ -305,6 +305,24 @@ def test_there_are_few_scripts():
     assert len(outside) <= 21
 
 
+def test_a_detector_is_trained_with_the_config_of_its_data(call):
+    shown = []
+    for more in ({}, {"ON": "lvis", "CONFIG": "large", "SEED": "3"}):
+        done, commands = call("uta/detect.sh", "student.safetensors", "mine", "OPTIM.MAX_EPOCH", 2, **more)
+        assert done.returncode == 0, done.stderr
+        place = next(number for number, item in enumerate(commands[0]) if item.endswith("train.py"))
+        args = train.build_parser().parse_args(commands[0][place + 1 :])
+        assert (args.trainer, args.backbone, args.opts) == (
+            "CascadeMaskRCNN",
+            "student.safetensors",
+            ["OPTIM.MAX_EPOCH", "2"],
+        )
+        shown.append([Path(item).stem for item in (args.config_file, args.dataset_config_file, args.output_dir)])
+    assert shown == [["emoji", "emoji_scenes", "emoji_seed1"], ["lvis_large", "lvis", "lvis_seed3"]]
+    done, _ = call("uta/detect.sh", "student.safetensors", "mine", ON="voc")
+    assert (done.returncode, "ON is 'voc', expected emoji, coco or lvis" in done.stderr) == (2, True)
+
+
 def test_a_checkpoint_is_evaluated_in_the_parts_asked_for(call):
     done, commands = call("uta/evaluate.sh", "student.safetensors", "mine", "zeroshot", "probe", SETS="emoji_groups")
     assert done.returncode == 0, done.stderr

@@ -37,8 +37,8 @@ class CascadeMaskRCNN(DenseTrainer):
                 "SCALE": Option(
                     (0.1, 2.0),
                     "range of the longest side of a training picture before it is cut, in SIZE",
-                    above=0,
                     length=2,
+                    kind=float,
                     rule=(lambda ends: 0 < ends[0] <= ends[1], "two numbers above 0, the smaller first"),
                 ),
                 "STAGES": Option(3, "of the cascade; 1 is Mask R-CNN", low=1, high=len(IOU)),
@@ -53,6 +53,7 @@ class CascadeMaskRCNN(DenseTrainer):
                     "boxes of a picture for the first stage, in training and in evaluation",
                     low=1,
                     length=2,
+                    kind=int,
                 ),
                 "LOWEST_SCORE": Option(0.05, "of a detection", low=0, below=1),
                 "DETECTIONS": count(100, "of a picture, at most"),

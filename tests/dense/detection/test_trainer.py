@@ -97,6 +97,8 @@ def test_stages_are_checked_with_the_other_options(trainer):
         trainer(STAGES=4)
     with pytest.raises(ValueError, match=r"SCALE is .*expected two numbers above 0, the smaller first"):
         trainer(SCALE="(2.0, 0.5)")
+    with pytest.raises(ValueError, match=r"PROPOSALS is .*expected two whole numbers from 1"):
+        trainer(PROPOSALS="(0, 10)")
 
 
 def test_other_classes_than_those_of_the_data_set_are_refused(trainer, monkeypatch):
