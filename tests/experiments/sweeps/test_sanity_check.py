@@ -132,8 +132,12 @@ def doctored(monkeypatch, value):
 
 @pytest.fixture
 def run_sweep(tmp_path, pictures_root):
+    """Sweeps over two kinds of zero-shot CLIP, which share the features of the images."""
+    cached = {"DATASET.CACHE_DIR": f"{pictures_root}/cache", "TEST.FEATURE_CACHE": True}
+    ensemble = {**ENSEMBLE, "options": {**ENSEMBLE["options"], **cached}}
+
     def run(*flags):
-        path = write_recipe(tmp_path, methods=[ENSEMBLE, ZERO_SHOT])
+        path = write_recipe(tmp_path, methods=[ensemble, {**ZERO_SHOT, "variant": "cached", "options": cached}])
         places = ["--root", pictures_root, "--output", str(tmp_path / "out"), "--gpus", "none", "--threads", "1"]
         return sweep.main([str(path), *places, *flags]), expand(load_recipe(path), pictures_root, tmp_path / "out")
 
