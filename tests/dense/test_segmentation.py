@@ -233,6 +233,15 @@ def test_ade20k_is_read_and_what_is_missing_named(tmp_path):
         _ = found.train_x
 
 
+def test_a_split_without_pictures_is_refused(tmp_path, backbone):
+    folder = ade20k(tmp_path)
+    for file in (*(folder / "images" / "training").iterdir(), *(folder / "annotations" / "training").iterdir()):
+        file.unlink()
+    cfg = config(tmp_path, "--backbone", backbone, data="ade20k", trainer="ZeroshotSegmentation")
+    with pytest.raises(ValueError, match="the train split of ADE20K has no pictures for this task"):
+        build_trainer(cfg)
+
+
 # whole runs
 
 
