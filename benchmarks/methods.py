@@ -1,24 +1,32 @@
-"""Cost of every method: learned parameters, training step, evaluation speed and peak memory, against the plain way.
+"""Cost of every method: parameters, operations, training step, evaluation speed and memory, beside CoOp's.
 
 Each method runs in a separate process, on an embedded data set, with the embedded model or with random weights of
-ViT-B/16's shape. `plain` is the same method with all 77 text positions, and with the text
-encoded again for every batch of an evaluation, as the released codes do. Seconds are processor seconds of all threads;
-memory is the process's peak during training. Methods without training steps have no step figures.
+ViT-B/16's shape. Seconds are processor seconds of all threads. A step of CoOp, and a test batch of it, are measured in
+the same process in turn, so that a ratio to it does not depend on what else the machine does. Operations are counted by
+torch's `FlopCounterMode` (two for a multiplication and an addition; matrix products and convolutions). Memory is what a
+training step adds to the process. Methods without training steps have the seconds of their fit instead.
+
+With --plain each method also runs the plain way, as the released codes do: with all 77 text positions, and with the
+text encoded again for every batch of an evaluation. `--page FILE` writes the tables as a page of the docs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import clip
 from dassl.config.files import config_exists, config_names
@@ -30,7 +38,18 @@ from .report import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "trainers"
-COLUMNS = ("parameters", "step_s", "plain / step", "images_s", "images_s / plain", "peak_gib", "plain / peak")
+COLUMNS = (
+    *("parameters", "step_gflop", "step_s", "step / CoOp", "train_images_s", "step_gib", "gib / CoOp"),
+    *("text_gflop", "image_gflop", "images_s", "CoOp / images_s"),
+)
+PLAIN = ("plain / step", "images_s / plain", "plain / peak")
+ADAPTED = 2  # test images of a method that adapts to each of them
+LANGUAGE_MODEL = {
+    "APE": "sentences about the classes, instead of templates",
+    "ATPrompt": "attributes of the data set",
+    "CoPrompt": "sentences about the classes, in training",
+}
+"""Text of a language model that the paper's form of a method reads; what is measured here does without."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measured steps and test batches (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
     parser.add_argument("--root", default=str(ROOT / "data"), help="folder of the data sets (default %(default)s)")
+    parser.add_argument("--plain", action="store_true", help="also measure each method the plain way")
+    parser.add_argument("--page", metavar="FILE", help="write the tables as a Markdown page")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
-    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--plainly", action="store_true", help=argparse.SUPPRESS)
 
 
 def methods() -> list[str]:
@@ -83,9 +104,8 @@ def trainer_of(argv: list[str]):
     return build_trainer(command.build_config(command.build_parser().parse_args(argv)))
 
 
-def build(arguments: argparse.Namespace, output: str):
+def build(arguments: argparse.Namespace, method: str, output: str):
     """The trainer that is measured."""
-    method = arguments.worker
     options = {"DATALOADER.TRAIN_X.BATCH_SIZE": arguments.batch, "DATALOADER.TEST.BATCH_SIZE": arguments.test_batch}
     options |= {"DATALOADER.NUM_WORKERS": 0, "DATASET.NUM_SHOTS": 4, f"TRAINER.{node(method)}.PREC": "fp32"}
     if arguments.weights:
@@ -98,42 +118,119 @@ def node(method: str) -> str:
     return TRAINER_REGISTRY.get(method).node
 
 
-def work(arguments: argparse.Namespace) -> dict[str, float | None]:
-    """Figures of one method in this process."""
+def learns_by_steps(trainer) -> bool:
+    return trainer.by_steps and trainer.max_epoch > 0
+
+
+@contextlib.contextmanager
+def operations() -> Iterator[Callable[[], float]]:
+    """Counts operations; gives a function of their number so far, in 1e9."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        yield lambda: counter.get_total_flops() / 1e9
+
+
+def prepared_step(trainer) -> Callable[[], object]:
+    """A training step of the trainer, on its first batch."""
+    batch = next(iter(trainer.train_loader_x))
+    trainer.set_model_mode("train")
+    trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9  # no epoch ends here
+    return lambda: trainer.forward_backward(batch)
+
+
+def prepared_test(trainer, encode: bool = False) -> tuple[Callable[[], object], int]:
+    """Prediction of the first test batch, and its images; with `encode` of the classes each time, too."""
+    trainer.set_model_mode("eval")
+    trainer.before_inference()
+    images = trainer.parse_batch_test(next(iter(trainer.test_loader)))[0]
+    images = images[:ADAPTED] if trainer.adapts else images
+
+    def predict() -> None:
+        if encode:
+            trainer.text = None
+        with torch.no_grad():
+            trainer.model_inference(images)
+
+    return predict, len(images)
+
+
+def added_gib(step: Callable[[], object]) -> float | None:
+    """Peak of what a call adds to the resident memory, in GiB; None where the kernel does not tell (Linux does)."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        step()
+        return None
+
+    def held(key: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(f"{key}:"))
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would hide what the step needs
+    reset.write_text("5")
+    before = held("VmRSS")
+    step()
+    return (held("VmHWM") - before) / 2**20
+
+
+def in_turn(rounds: int, *parts: Callable[[], object]) -> list[float]:
+    """Fewest processor seconds of each part, one after the other in every round."""
+    seconds: list[list[float]] = [[] for _ in parts]
+    for _ in range(rounds):
+        for part, found in zip(parts, seconds):
+            with Clock() as clock:
+                part()
+            found.append(clock.seconds["cpu"])
+    return [min(found) for found in seconds]
+
+
+def work(arguments: argparse.Namespace) -> dict[str, float | str | None]:
+    """Figures of one method in this process; `_coop` are those of CoOp measured in turn with it."""
     torch.set_num_threads(arguments.threads)
-    if arguments.plain:
+    if arguments.plainly:
         compute_plainly()
-    with tempfile.TemporaryDirectory() as output:
-        trainer = build(arguments, output)
-        figures: dict[str, float | None] = {"parameters": count_num_param(trainer.model.learner), "step_s": None}
-        trains = trainer.by_steps and trainer.max_epoch > 0
-        if trains:
-            batch = next(iter(trainer.train_loader_x))
-            trainer.set_model_mode("train")
-            trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9  # no epoch ends here
-            seconds = []
-            for _ in range(1 + arguments.rounds):
-                with Clock() as clock:
-                    trainer.forward_backward(batch)
-                seconds.append(clock.seconds["cpu"])
-            figures["step_s"] = statistics.median(seconds[1:])
-        figures["peak_gib"] = peak_gib()
-        figures["images_s"] = evaluation_speed(trainer, arguments)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        trainer = build(arguments, arguments.worker, one)
+        kind = "test" if trainer.adapts else "steps" if learns_by_steps(trainer) else "fit"
+        figures: dict[str, Any] = {"kind": kind, "parameters": count_num_param(trainer.model.learner)}
+        if kind == "steps":
+            step = prepared_step(trainer)
+            figures |= {"step_gib": added_gib(step), "peak_gib": peak_gib()}
+        elif trainer.max_epoch > 0:
+            images, (seconds,) = len(trainer.dm.dataset.train_x), in_turn(1, trainer.fit)
+            with operations() as count:
+                trainer.fit()
+            figures |= {"step_s": seconds, "train_images_s": images / seconds, "step_gflop": count()}
+        coop = None if arguments.plainly else build(arguments, "CoOp", two)
+        if kind == "steps":
+            with operations() as count:
+                step()
+            figures["step_gflop"] = count()
+            others = [] if coop is None else [prepared_step(coop)]
+            for other in others:
+                other()  # once, so that nothing is new to it
+            figures["step_s"], *figures["step_coop"] = in_turn(arguments.rounds, step, *others)
+            figures["train_images_s"] = arguments.batch / figures["step_s"]
+        figures["peak_gib"] = figures.get("peak_gib", peak_gib())
+        figures |= evaluation(trainer, coop, arguments)
     return figures
 
 
-@torch.no_grad()
-def evaluation_speed(trainer, arguments: argparse.Namespace) -> float:
-    """Images per processor second; the text is encoded once, or for every batch in the plain way."""
-    trainer.set_model_mode("eval")
-    images = next(iter(trainer.test_loader))["img"].to(trainer.device)
-    start = time.process_time()
-    trainer.text = None
-    if not (arguments.plain or trainer.model.learner.conditional):
-        trainer.text = trainer.model.encode_text()
-    for _ in range(arguments.rounds):
-        trainer.model_inference(images)
-    return arguments.rounds * len(images) / (time.process_time() - start)
+def evaluation(trainer, coop, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of a test batch once the classes are encoded, or, in the plain way, of both."""
+    text_gflop = None
+    if not trainer.model.learner.conditional:
+        with operations() as count, torch.no_grad():
+            trainer.model.encode_text()
+        text_gflop = count()
+    test, images = prepared_test(trainer, arguments.plainly)
+    with operations() as count:
+        test()
+    others = [] if coop is None else [prepared_test(coop)]
+    for other, _ in others:
+        other()
+    seconds, *rest = in_turn(arguments.rounds, test, *(other for other, _ in others))
+    speeds = [number / each for each, (_, number) in zip(rest, others)]
+    found = {"text_gflop": text_gflop, "image_gflop": count() / images, "images_s": images / seconds}
+    return {**found, "images_coop": speeds}
 
 
 def ask_worker(benchmark: str, method: str, options: dict[str, object], *switches: str) -> Any:
@@ -146,28 +243,86 @@ def ask_worker(benchmark: str, method: str, options: dict[str, object], *switche
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def measure(method: str, arguments: argparse.Namespace, weights: str | None, plain: bool) -> dict[str, float | None]:
+def measure(method: str, arguments: argparse.Namespace, weights: str | None, plain: bool) -> dict[str, Any]:
     keys = ("backbone", "dataset", "batch", "test_batch", "rounds", "threads", "root")
     options = {key: getattr(arguments, key) for key in keys} | ({"weights": weights} if weights else {})
-    return ask_worker("methods", method, options, *(["--plain"] if plain else []))
+    return ask_worker("methods", method, options, *(["--plainly"] if plain else []))
 
 
 def ratio(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one / other
+    return None if one is None or not other else one / other
 
 
-def row(ours: dict[str, float | None], plain: dict[str, float | None]) -> dict[str, float | None]:
-    """Figures of one method, in the order of COLUMNS."""
-    values = (
-        *(ours["parameters"], ours["step_s"], ratio(plain["step_s"], ours["step_s"])),
-        *(ours["images_s"], ratio(ours["images_s"], plain["images_s"])),
-        *(ours["peak_gib"], ratio(plain["peak_gib"], ours["peak_gib"])),
-    )
-    return dict(zip(COLUMNS, values))
+def row(ours: dict[str, Any], coop_gib: float | None, plain: dict[str, Any] | None) -> dict[str, float | None]:
+    """Figures of one method, in the order of COLUMNS and, if it was measured the plain way too, PLAIN."""
+    found = {name: ours.get(name) for name in COLUMNS}
+    found["step / CoOp"] = ratio(ours.get("step_s"), next(iter(ours.get("step_coop", ())), None))
+    found["gib / CoOp"] = ratio(ours.get("step_gib"), coop_gib)
+    found["CoOp / images_s"] = ratio(next(iter(ours["images_coop"]), None), ours["images_s"])
+    if plain is None:
+        return found
+    pairs = (("step_s", plain, ours), ("images_s", ours, plain), ("peak_gib", plain, ours))
+    return found | {name: ratio(a.get(key), b.get(key)) for name, (key, a, b) in zip(PLAIN, pairs)}
 
 
 def shown(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def table(rows: dict[str, dict[str, float | None]], columns: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """Markdown table of the figures of some methods; methods of LANGUAGE_MODEL have a star."""
+    head = f"| method | {' | '.join(names or columns)} |"
+    lines = [head, "|---|" + "---:|" * len(columns)]
+    for method, figures in rows.items():
+        star = "\\*" if method in LANGUAGE_MODEL else ""
+        lines.append(f"| {method}{star} | {' | '.join(shown(figures[name]) for name in columns)} |")
+    return lines
+
+
+TABLES = {
+    "steps": (
+        "Methods that learn by steps",
+        ("parameters", "step_gflop", "step_s", "step / CoOp", "train_images_s", "step_gib", "gib / CoOp"),
+        ("parameters", "step, GFLOP", "step, s", "/ CoOp", "images/s", "memory, GiB", "/ CoOp"),
+    ),
+    "fit": (
+        "Methods that are fitted in one go, or learn nothing",
+        ("parameters", "step_gflop", "step_s", "train_images_s"),
+        ("parameters", "fit, GFLOP", "fit, s", "images/s"),
+    ),
+    "test": ("Methods that adapt to every test image", (), ()),
+}
+TESTED = ("text_gflop", "image_gflop", "images_s", "CoOp / images_s")
+TESTED_NAMES = ("classes, GFLOP", "test image, GFLOP", "test images/s", "time / CoOp")
+
+
+def page(rows: dict[str, dict[str, float | None]], kinds: dict[str, str], settings: dict[str, Any]) -> str:
+    """The tables as a page of the docs, with what they were measured on."""
+    where, how = environment(), ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
+    lines = [
+        "# Cost of every method",
+        "",
+        f"Written by `python -m benchmarks methods --page`: {how}; fp32, {where['processor']}, torch {where['torch']}, "
+        f"Python {where['python']}.",
+        "",
+        *INTRODUCTION.splitlines(),
+    ]
+    for kind, (title, columns, names) in TABLES.items():
+        own = {method: figures for method, figures in rows.items() if kinds[method] == kind}
+        if own:
+            lines += ["", f"## {title}", "", *table(own, [*columns, *TESTED], [*names, *TESTED_NAMES])]
+    lines += ["", "\\* The paper's form reads text that a language model wrote; the figures are without it:", ""]
+    lines += [f"- {method}: {what}." for method, what in LANGUAGE_MODEL.items() if method in rows]
+    return "\n".join([*lines, ""])
+
+
+INTRODUCTION = """\
+Seconds are processor seconds, the fewest of the rounds. *Step* is one training step, forward, backward and optimizer;
+*memory* is the peak of what the first step adds to the process; *classes* is the encoding of all of them, once per
+evaluation, for methods whose text does not depend on the image; *test image* is the rest. Operations are those of
+matrix products and convolutions, two for a multiplication and an addition. Every ratio to CoOp is of times taken in
+turn in one process, so that other work on the machine is in both; CoOp's own ratio shows how exact they are. What a
+method computes once, before its first step, is in no figure."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -178,20 +333,27 @@ def run(arguments: argparse.Namespace) -> None:
     check_names(chosen)
     keys = ("backbone", "dataset", "batch", "test_batch", "rounds", "threads")
     settings = {key: getattr(arguments, key) for key in keys}
-    table = []
+    measured: dict[str, dict[str, Any]] = {}
+    plain: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         weights = None
         if arguments.backbone == "vit_b16":
             torch.manual_seed(0)
             weights = str(Path(folder) / "vit_b16.safetensors")
             clip.save_model(clip.CLIP(**VIT_B16), weights)
-        for method in chosen:
-            figures = row(*(measure(method, arguments, weights, plain) for plain in (False, True)))
-            table.append((method, figures))
+        for method in sorted(chosen, key=lambda name: name != "CoOp"):  # the others' memory is compared with its
+            measured[method] = measure(method, arguments, weights, False)
+            if arguments.plain:
+                plain[method] = measure(method, arguments, weights, True)
+            figures = row(measured[method], measured.get("CoOp", {}).get("step_gib"), plain.get(method))
             common = {"settings": {"method": method, **settings}, **environment()}
             for name, value in figures.items():
                 print(json.dumps({"benchmark": "methods", "figure": name, "value": value, **common}), flush=True)
-    print("| method | " + " | ".join(COLUMNS) + " |")
-    print("|---|" + "---:|" * len(COLUMNS))
-    for method, figures in table:
-        print(f"| {method} | " + " | ".join(shown(figures[name]) for name in COLUMNS) + " |")
+            measured[method]["row"] = figures
+            if arguments.page:  # after every method, since all of them take long
+                done = [name for name in chosen if name in measured]
+                kinds = {name: measured[name]["kind"] for name in done}
+                text = page({name: measured[name]["row"] for name in done}, kinds, settings)
+                Path(arguments.page).write_text(text, encoding="utf-8")
+    rows = {method: measured[method]["row"] for method in chosen}
+    print("\n".join(table(rows, [*COLUMNS, *(PLAIN if arguments.plain else ())])))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import clip
 from benchmarks import loader, methods, plot, shots, sinkhorn
 from benchmarks.align_step import extend
 from benchmarks.report import show
@@ -54,7 +55,7 @@ def test_sinkhorn_benchmark_on_small_sets(capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # two processes, each of which imports torch
-def test_cost_of_methods(capsys, pictures_root, monkeypatch):
+def test_cost_of_methods(capsys, pictures_root, tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
     methods.add_arguments(parser)
     ask = methods.ask_worker
@@ -75,14 +76,44 @@ def test_cost_of_methods(capsys, pictures_root, monkeypatch):
         f"--root={pictures_root}",
         "--dataset=digits",
     ]
-    methods.run(parser.parse_args(["--methods", "CoOp", "ZeroshotCLIP", *options]))
+    page = tmp_path / "cost.md"
+    methods.run(parser.parse_args(["--methods", "CoOp", "ZeroshotCLIP", "--plain", f"--page={page}", *options]))
     *_, head, _rule, coop, zero_shot = [
-        [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()
+        [cell.strip() for cell in line.split("|")][1:-1] for line in capsys.readouterr().out.splitlines()
     ]
-    assert head[2:-1] == list(methods.COLUMNS)
-    assert coop[1:3] == ["CoOp", "768"]
-    assert float(coop[4]) > 1  # encoding 77 positions costs more than encoding 10
-    assert zero_shot[1:4] == ["ZeroshotCLIP", "0", "-"]
+    assert head[1:] == [*methods.COLUMNS, *methods.PLAIN]
+    coop, zero_shot = (dict(zip(head, row)) for row in (coop, zero_shot))
+    assert (coop["method"], coop["parameters"], coop["gib / CoOp"]) == ("CoOp", "768", "1")
+    assert float(coop["plain / step"]) > 1  # encoding 77 positions costs more than encoding 10
+    assert float(coop["image_gflop"]) == pytest.approx(image_gflop(clip.load("emoji-ViT-S/8")[0].visual), rel=0.03)
+    assert float(coop["step_gflop"]) > 2 * float(coop["image_gflop"]) + 2 * float(coop["text_gflop"])
+    assert (zero_shot["parameters"], zero_shot["step_s"], zero_shot["step / CoOp"]) == ("0", "-", "-")
+    assert zero_shot["image_gflop"] == coop["image_gflop"]
+    text = page.read_text()
+    steps, fit = text.split("\n## ")[1:]
+    assert steps.startswith("Methods that learn by steps")
+    assert "| CoOp | 768 |" in steps
+    assert "| ZeroshotCLIP | 0 |" in fit
+
+
+def image_gflop(visual):
+    """Operations of a ViT's products for one image, in 1e9."""
+    width, tokens = visual.width, len(visual.positional_embedding)
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    patches = 2 * (tokens - 1) * visual.conv1.weight.numel()
+    return (len(visual.blocks) * block + patches) / 1e9
+
+
+def test_methods_that_read_a_language_model_are_marked():
+    assert methods.LANGUAGE_MODEL.keys() <= set(methods.methods())
+    figures = dict.fromkeys(methods.COLUMNS, 1.5)
+    rows = {"CoPrompt": figures, "MaPLe": figures}
+    lines = methods.page(rows, {"CoPrompt": "steps", "MaPLe": "test"}, {"batch": 4}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == [
+        *("method", r"CoPrompt\*", "method", "MaPLe")
+    ]
+    assert "- CoPrompt: sentences about the classes, in training." in lines
+    assert not any(line.startswith("- APE") for line in lines)
 
 
 def test_an_unknown_method_is_named():
