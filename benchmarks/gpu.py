@@ -28,7 +28,7 @@ import clip
 from dassl.config.files import config_exists
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils.files import atomic_write
-from trainers.base import cosine_score
+from trainers.base import CLIPTrainer, cosine_score
 
 from .align_step import VIT_B16
 from .methods import CONFIGS, ROOT, config_file, flags, node, shown, trainer_of
@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def methods() -> list[str]:
-    """Trainers with a config for embedded data."""
-    names = sorted(TRAINER_REGISTRY.registered_names())
+    """Trainers of classes of whole pictures, with a config for embedded data."""
+    trainers = {name: TRAINER_REGISTRY.get(name) for name in sorted(TRAINER_REGISTRY.registered_names())}
+    names = [name for name, trainer in trainers.items() if issubclass(trainer, CLIPTrainer)]
     return [name for name in names if name in PRETRAINING or config_exists(CONFIGS / name / "emoji.yaml")]
 
 
@@ -97,6 +98,8 @@ class Examination:
         if self.arguments.weights and not name:
             side = (REHEARSAL if self.rehearse else VIT_B16)["image_resolution"]
             options |= {"MODEL.BACKBONE.NAME": self.arguments.weights, "INPUT.SIZE": f"({side}, {side})"}
+            if self.method == "PromptKD":
+                options["TRAINER.PROMPTKD.TEACHER"] = self.arguments.weights
         if name:
             options |= {"TEST.NO_TEST": True}
         backbone = "vit_b16" if self.arguments.weights else "emoji"
@@ -137,7 +140,10 @@ class Examination:
             with Stopwatch(self.device) as watch:
                 for _ in range(self.steps):
                     trainer.forward_backward(batch)
-            self.row |= {"steps": self.steps, "images_s": self.steps * len(batch["img"]) / watch.seconds}
+            self.row |= {
+                "steps": self.steps,
+                "images_s": self.steps * trainer.train_loader_x.batch_size / watch.seconds,
+            }
             self.row["waits"] = waits(lambda: trainer.forward_backward(batch), self.device)
             self.row["transport"] = transport_share(trainer, batch, watch.seconds / self.steps, self.device)
         elif trainer.max_epoch > 0:
@@ -147,6 +153,8 @@ class Examination:
         if trainer.cfg.TEST.NO_TEST:
             return
         batch = next(iter(trainer.test_loader))
+        with torch.no_grad():
+            trainer.before_inference()
         with Stopwatch(self.device) as watch:
             for _ in range(self.steps):
                 evaluate(trainer, batch)
@@ -179,12 +187,16 @@ def signals(trainer: Any, batch: Any) -> dict[str, Tensor]:
     prepare(trainer, "eval")  # nothing is dropped at random
     found = {}
     if not trainer.cfg.TEST.NO_TEST:
+        with torch.no_grad():
+            trainer.before_inference()
         found["logits"] = evaluate(trainer, batch).float().flatten().cpu()
     if getattr(trainer, "by_steps", True) and trainer.max_epoch > 0:
         torch.manual_seed(2)  # masks are drawn on the host
         with torch.enable_grad(), trainer.precision.autocast():
             loss = torch.stack(list(trainer.losses(batch).values())).sum()
-        learned = [p for o in trainer._optims.values() for group in o.param_groups for p in group["params"]]
+        learned = [
+            p for o in trainer._optims.values() for group in o.param_groups for p in group["params"] if p.requires_grad
+        ]
         gradients = torch.autograd.grad(loss, learned, allow_unused=True)
         found["gradients"] = torch.cat([g.float().flatten().cpu() for g in gradients if g is not None])
     return found
@@ -192,12 +204,9 @@ def signals(trainer: Any, batch: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def evaluate(trainer: Any, batch: Any) -> Tensor:
-    """Logits of a batch as in an evaluation; the classes are encoded before the first one."""
-    trainer.set_model_mode("eval")
-    if trainer.text is None and not trainer.model.learner.conditional:
-        with trainer.precision.autocast():
-            trainer.text = trainer.model.encode_text()
-    return trainer.model_inference(batch["img"].to(trainer.device, non_blocking=True))
+    """Logits of a batch, of the first view of its images, as in an evaluation; `before_inference` comes first."""
+    image = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
+    return trainer.model_inference(image.to(trainer.device, non_blocking=True))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -21,14 +21,17 @@ def arguments_of(*given):
 @pytest.mark.slow
 def test_rehearsal(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "environment", dict)  # it asks git
-    gpu.run(arguments_of("--rehearse", "--methods", "CoOp", "ALIGN", "--output", tmp_path, "--patience", 240))
+    # Two of most methods' kind; then two views, a teacher, two stages, and one that adapts to test images.
+    chosen = ["CoOp", "ALIGN", "CoPrompt", "PromptKD", "TwoSFS", "TDA"]
+    gpu.run(arguments_of("--rehearse", "--methods", *chosen, "--output", tmp_path, "--patience", 240, "--seconds", 280))
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["CoOp", "ALIGN"]
+    assert [row["method"] for row in rows] == chosen
     for row in rows:
         assert row["errors"] == {}
-        assert row["logits"] == row["gradients"] == 0  # the device is the CPU itself
-        assert 0 < row["bf16"] < 0.1
-        assert min(row["images_s"], row["test_images_s"]) > 0
+        assert row["logits"] == row.get("gradients", 0) == 0  # the device is the CPU itself
+        assert 0 < row["bf16"] < 1
+        assert min(row.get("images_s", 1), row["test_images_s"]) > 0
+    assert all("gradients" in row for row in rows[:-1])
     assert rows[0]["transport"] is None
     assert 0 < rows[1]["transport"] < 1
     assert (tmp_path / "gpu.md").read_text().startswith("# Rehearsal on the CPU: nothing here was measured on a GPU")
@@ -36,6 +39,7 @@ def test_rehearsal(tmp_path, monkeypatch):
 
 def test_every_method_is_examined():
     assert {"ALIGN", "CoOp", "UTA", "ContrastiveCLIP", "ZeroshotCLIP", "TipAdapter"} <= set(gpu.methods())
+    assert not {"UperNet", "LLaVA"} & set(gpu.methods())  # no logits of classes
 
 
 def test_a_part_that_fails_does_not_stop_the_others(monkeypatch):
