@@ -10,16 +10,19 @@ import yaml
 
 from dassl.config.files import config_pairs
 from experiments.recipe import Method, Tune, config_file, label
+from experiments.reports.cells import shots_text
 from experiments.reports.tables import escape_markdown, markdown_table
 from experiments.sweeps.progress import time_text
 
 
 class Outcome(NamedTuple):
-    """All trials of a method as (number, accuracy in percent, values), the number of the best, and wall seconds."""
+    """All trials of a method as (number, accuracy in percent, values), the number of the best one, the keys of the
+    runs of all, and their wall seconds."""
 
     method: Method
     trials: Sequence[tuple[int, float, Mapping[str, Any]]]
     best: int
+    runs: Sequence[str]
     seconds: float
 
     @property
@@ -42,8 +45,8 @@ def config_text(outcome: Outcome, tune: Tune, marks: Mapping[str, Any], part: st
     name = re.sub(r"[^A-Za-z0-9]+", "_", method.name).strip("_")
     configs = {name: method.config} | ({} if method.first is None else {f"{name}_first": method.first.config})
     head = (
-        f"# {method.name}, tuned: best of {len(outcome.trials)} trials by validation accuracy, {outcome.value:.2f} %\n"
-        f"# ({label(tune.dataset)}, {tune.shots} shots, seed {tune.seed}); no test image was read.\n"
+        f"# {method.name}, tuned: best validation accuracy, {outcome.value:.2f} %, trials: {len(outcome.trials)}\n"
+        f"# ({label(tune.dataset)}, {shots_text(tune.shots)}, seed {tune.seed}); no test image was read.\n"
         f"# Study: recipe {marks['recipe']}, data {marks['data']}, {_versions(marks)}\n"
     )
     options = method.options_for(tune.shots, tune.dataset, part)
@@ -73,25 +76,30 @@ def report_text(title: str, outcomes: Sequence[Outcome], tune: Tune, marks: Mapp
         lines = [
             [number, f"**{value}**" if int(number) == outcome.best else value, text] for number, value, text in lines
         ]
-        every.append(f"### {name}\n\n{markdown_table(['trial', 'accuracy', 'values'], lines)}")
+        every.append(f"### {name}\n\n{markdown_table(['trial', 'accuracy', 'values'], lines, left=3)}")
     header = ["method", "trials", "at 0 %", "time", "own options", "best, %"]
     return "\n".join(
         [
             f"# Tuning: {escape_markdown(title)}\n",
-            f"{tune.trials} trials of every method, by the accuracy on validation images of {label(tune.dataset)} "
-            f"({tune.shots} shots, seed {tune.seed}). Test images were not read. Optuna's TPE proposes the values, "
-            "from a search space that all methods share and at most two options of a method's own; the first "
-            f"{max(1, tune.trials // 3)} trials are random, with the same shared values for every method. A trial that "
+            f"Trials of every method: {tune.trials}, by the accuracy on validation images of {label(tune.dataset)} "
+            f"({shots_text(tune.shots)}, seed {tune.seed}). Test images were not read. Optuna's TPE proposes the "
+            "values, from a search space that all methods share and at most two options of a method's own; random "
+            f"at the start, with the same shared values for every method: {random_trials(tune)}. A trial that "
             "diverged counts, with 0 %. No trial was pruned.\n",
             f"Study: recipe {marks['recipe']}, data {marks['data']}, {_versions(marks)}.\n",
             "## Budget and best value\n",
             markdown_table(header, rows),
             "## Chosen values\n",
-            markdown_table(["method", *keys, "own"], chosen),
+            markdown_table(["method", *keys, "own"], chosen, left=len(keys) + 2),
             "## Every trial\n",
             *every,
         ]
     )
+
+
+def random_trials(tune: Tune) -> int:
+    """Trials at the start of a study that are drawn at random."""
+    return max(1, tune.trials // 3)
 
 
 def _versions(marks: Mapping[str, Any]) -> str:

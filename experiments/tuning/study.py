@@ -26,7 +26,7 @@ from experiments.settings import SETTINGS
 from experiments.status import finished_result, main_figure
 from experiments.sweeps.event_log import EventLog
 from experiments.sweeps.local import Summary
-from experiments.tuning.outcome import Outcome, config_text, report_text
+from experiments.tuning.outcome import Outcome, config_text, random_trials, report_text
 
 JOURNAL = "optuna.log"
 DIVERGED = "infinite or NaN"  # in the engine's messages about a loss, gradient or output
@@ -90,15 +90,13 @@ class Tuning:
 
     def _run(self, do: Callable[[Sequence[Run]], Summary]) -> Summary:
         self._open()
-        done: set[str] = set()
         while asked := [trial for method in self.methods for trial in self._ask(method)]:
             summary = do([run for trial in asked for run in trial.runs])
-            done.update(summary.done)
             errors = {}
             for trial in asked:
                 errors.update(self._tell(trial, summary))
             if errors or summary.left:
-                return summary._replace(done=tuple(done), errors=errors)
+                return summary._replace(errors=errors)
         outcomes = [self._outcome(method) for method in self.methods]
         marks = {**self.fingerprint, "versions": {name: metadata.version(name) for name in ("optuna", "torch")}}
         for outcome in outcomes:
@@ -107,7 +105,7 @@ class Tuning:
                 write_text(text, self.folder / "configs" / f"{name}.yaml")
         write_text(report_text(self.recipe.title, outcomes, self.tune, marks), self.folder / "report.md")
         print(f"chosen values: {self.folder / 'configs'}; report: {self.folder / 'report.md'}")
-        return Summary(tuple(done), {}, ())
+        return Summary(tuple(key for outcome in outcomes for key in outcome.runs), {}, ())
 
     def _open(self) -> None:
         """Open the study of every method.
@@ -149,7 +147,7 @@ class Tuning:
             # Seeds by number: a study that is continued goes on as if it had not been stopped, and the random trials of
             # the start have the same shared values for every method.
             study.sampler = self.optuna.samplers.TPESampler(
-                n_startup_trials=max(1, self.tune.trials // 3),
+                n_startup_trials=random_trials(self.tune),
                 seed=(1000 * self.tune.seed + known) % 2**32,
                 constant_liar=True,
             )
@@ -199,11 +197,11 @@ class Tuning:
             spent[event.key] = spent.get(event.key, 0.0) + (event.seconds or 0.0)
         study, complete = self.studies[method.name], self.optuna.trial.TrialState.COMPLETE
         trials = study.get_trials(deepcopy=False, states=(complete,))
-        seconds = sum(
-            spent.get(run.key, 0.0) for trial in trials for run in self._runs(method, trial.number, trial.params)
-        )
+        runs = [run.key for trial in trials for run in self._runs(method, trial.number, trial.params)]
+        seconds = sum(spent.get(key, 0.0) for key in runs)
         best = max(trials, key=lambda trial: trial.value)  # the first of equal ones
-        return Outcome(method, [(trial.number, trial.value, trial.params) for trial in trials], best.number, seconds)
+        found = [(trial.number, trial.value, trial.params) for trial in trials]
+        return Outcome(method, found, best.number, runs, seconds)
 
     def _recipe_hash(self) -> str:
         """Hash of what decides about the trials: section, task, methods and the content of their configs."""
