@@ -109,7 +109,7 @@ class SegmentationTrainer(DenseTrainer):
         options, pixels = self.options, self.cfg.INPUT
         augment = None
         if train and self.learns:
-            size = tuple(pixels.SIZE)
+            size = (options.CROP, options.CROP) if options.CROP else tuple(pixels.SIZE)
             augment = Augment(size, options.SIDE, tuple(options.SCALES), options.MOST, options.COLORS)
         folders = (self.dataset.file(split, kind) for kind in ("images", "masks"))
         statistics = list(pixels.PIXEL_MEAN), list(pixels.PIXEL_STD)
@@ -190,6 +190,9 @@ class UperNet(SegmentationTrainer):
                     "ignore",
                     "pixels of label 0, nothing: ignore (ADE20K), or a class of their own",
                     choices=("ignore", "class"),
+                ),
+                "CROP": count(
+                    0, "side of a training crop in pixels; 0 = INPUT.SIZE, that of the windows in evaluation", low=0
                 ),
                 "SCALES": Option([0.5, 2.0], "smallest and largest scale in training", length=2, above=0, kind=float),
                 "MOST": Option(0.75, "largest share of a crop that one class may have", above=0, high=1),

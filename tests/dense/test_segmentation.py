@@ -309,6 +309,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_weights(root, backbone, tmp_pa
     flags += ["--config-file", config_file, "--backbone", str(backbone)]
     pairs = ["INPUT.SIZE", "(64, 64)", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", "2"]
     pairs += ["TRAINER.UPERNET.WARMUP_STEPS", "1", "TRAINER.UPERNET.PREC", "fp32", "TRAINER.UPERNET.HIDDEN", "8"]
+    pairs += ["TRAINER.UPERNET.CROP", "32"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     (tmp_path / "kill.py").write_text(KILL)
     program = f"import train, runpy; runpy.run_path({str(tmp_path / 'kill.py')!r}); train.start({flags!r} + "
