@@ -18,7 +18,8 @@ from dense.detection.cascade import IOU, Detector
 from dense.trainer import DenseTrainer, dense_options
 from trainers.parts.options import count
 
-DRAWN = 0.5  # lowest score of what is drawn
+DRAWN = 0.3  # lowest score of what is drawn, besides the best of a picture
+COLORS = ("red", "blue", "orange", "magenta", "cyan", "yellow")
 SIDE = 256  # of a picture on the sheet, in pixels
 
 
@@ -131,7 +132,7 @@ class CascadeMaskRCNN(DenseTrainer):
         for index in range(min(count, len(data))):
             image = data[index]["img"]
             found = self.model_inference([image.to(self.device)])[0]
-            kept = found["scores"] > DRAWN
+            kept = found["scores"] >= found["scores"][:1].clamp(max=DRAWN)  # the best come first
             masks, boxes = (found[name][kept].cpu() for name in ("masks", "boxes"))
             pairs = zip(found["labels"][kept].tolist(), found["scores"][kept].tolist())
             names = [f"{self.lab2cname[label - 1]} {score:.2f}" for label, score in pairs]
@@ -140,8 +141,9 @@ class CascadeMaskRCNN(DenseTrainer):
             picture = (picture.clamp(0, 1) * 255).to(torch.uint8)
             if len(names):
                 masks = F.interpolate(masks, size=picture.shape[1:], mode="bilinear")[:, 0] > 0.5
-                picture = draw_segmentation_masks(picture, masks, alpha=0.5)
-                picture = draw_bounding_boxes(picture, boxes * scale, names, width=2)
+                colors = [COLORS[number % len(COLORS)] for number in range(len(names))]
+                picture = draw_segmentation_masks(picture, masks, alpha=0.5, colors=colors)
+                picture = draw_bounding_boxes(picture, boxes * scale, names, colors, width=2)
             height, width = picture.shape[1:]
             drawn.append(F.pad(picture, (0, SIDE - width, 0, SIDE - height), value=255))
         return drawn
