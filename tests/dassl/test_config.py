@@ -175,3 +175,11 @@ def test_clean_cfg_keeps_one_method():
     cfg.TRAINER.ALIGN = CfgNode({"M": 4})
     clean_cfg(cfg, "CoOp")
     assert set(cfg.TRAINER) == {"NAME", "COOP"}
+
+
+def test_a_config_is_dumped_as_yacs_does():
+    cfg = get_cfg_default()
+    cfg.merge_from_list(["DATASET.ROOT", "é: #\n 'x'", "SEED", 3])
+    text = YacsNode.dump(cfg)
+    assert "SEED: 3" in text
+    assert cfg.dump() == text
