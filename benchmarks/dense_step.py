@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,12 @@ def llava(backbone: DenseBackbone, images: Tensor) -> tuple[nn.Module, Callable[
     """Second stage of LLaVA around a Llama of 12 blocks of width 768 and 32,000 tokens, 64 tokens of text a picture."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    numbers = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    numbers: dict[str, Any] = {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    }
     tower = VisionTower(backbone.tower, side=images.shape[-1])
     model = build_llava(tower, LlamaForCausalLM(LlamaConfig(vocab_size=32_000, **numbers)), 3)
     choose_learned(model, stage=2)

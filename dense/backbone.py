@@ -222,7 +222,8 @@ class DenseBackbone(nn.Module):
             turn = F.pad(cos, (0, 0, first, 0), value=1.0), F.pad(sin, (0, 0, first, 0))
             extra = tuple(part.to(x.device) for part in turn)
         for number in self.windows:
-            tower.blocks[number].attn.grid = (h, w)
+            windowed: Any = tower.blocks[number]
+            windowed.attn.grid = (h, w)
         blocks: list[Any] = list(tower.blocks)
         x = run_blocks(blocks[:-1] if values else blocks, x, extra, None, self.checkpoint and self.training)
         x = x[:, first:]

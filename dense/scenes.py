@@ -108,7 +108,8 @@ def draw_scene(split: str, number: int, side: int = SIDE) -> Scene:
     """
     rng = random.Random(f"EmojiScenes/{split}/{number}")
     art = drawings(UNSEEN if split.endswith("unseen") else SEEN)
-    picture, things = _paper(rng, side), []
+    picture = _paper(rng, side)
+    things: list[tuple[Thing, int]] = []  # with the number of pixels before others covered some
     for _ in range(1 + int(MOST * rng.random())):
         label = int(len(CODES) * rng.random())
         drawing = art[label][int(len(art[label]) * rng.random())]
@@ -132,9 +133,9 @@ def _moved(drawing: np.ndarray, rng: random.Random, side: int) -> np.ndarray:
     x, y = (reach + (side - 2 * reach) * rng.random() for _ in range(2))
     cos, sin, middle = math.cos(angle) / scale, math.sin(angle) / scale, len(drawing) / 2
     inverse = (cos, sin, middle - cos * x - sin * y, -sin, cos, middle + sin * x - cos * y)
-    inverse = tuple(round(value * 4096) / 4096 for value in inverse)
+    rounded = tuple(round(value * 4096) / 4096 for value in inverse)
     image = Image.frombytes("RGBa", drawing.shape[1::-1], np.ascontiguousarray(drawing).tobytes())
-    moved = image.transform((side, side), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
+    moved = image.transform((side, side), Image.Transform.AFFINE, rounded, Image.Resampling.BILINEAR)
     return np.asarray(moved).astype(np.uint16)  # 255 * 255 fits
 
 
@@ -226,14 +227,21 @@ def _write_split(folder: Path, split: str, count: int, side: int) -> None:
         place.mkdir(parents=True)
     categories = [{"id": 1 + c, "name": name, "supercategory": "object"} for c, name in enumerate(class_names())]
     coco: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
-    captions, talks, asked, answers = [], [], [], []
+    captions: list[dict[str, Any]] = []
+    talks: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     for number in range(count):
         scene, name = draw_scene(split, number, side), f"{number:05d}.png"
         labels = np.zeros((side, side), np.uint8)
         coco["images"].append({"id": number, "file_name": name, "height": side, "width": side})
         for thing in scene.things:
             labels[thing.mask] = 1 + thing.label
-            entry = {"id": 1 + len(coco["annotations"]), "image_id": number, "category_id": 1 + thing.label}
+            entry: dict[str, Any] = {
+                "id": 1 + len(coco["annotations"]),
+                "image_id": number,
+                "category_id": 1 + thing.label,
+            }
             entry |= {"bbox": thing.box, "area": int(thing.mask.sum()), "iscrowd": 0}
             coco["annotations"].append(entry | {"segmentation": run_lengths(thing.mask)})
         Image.fromarray(scene.picture).save(pictures / name, compress_level=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from experiments.recipe import Dimension, Method, Tune, config_file
 
@@ -96,9 +96,10 @@ def _dimension(reader: _Reader, key: str, entry: Any, where: str) -> Dimension |
             return Dimension(key, tuple(entry))
     elif isinstance(entry, Mapping) and set(entry) <= set(_RANGE):
         low, high, log = entry.get("low"), entry.get("high"), entry.get("log", False)
-        numbers = all(type(end) in (int, float) and math.isfinite(end) for end in (low, high)) and type(log) is bool
-        if numbers and low < high and (low > 0 or not log):
-            return Dimension(key, (), low, high, log)
+        if type(low) in (int, float) and type(high) in (int, float) and type(log) is bool:
+            ends = cast(float, low), cast(float, high)
+            if all(map(math.isfinite, ends)) and ends[0] < ends[1] and (ends[0] > 0 or not log):
+                return Dimension(key, (), *ends, log)
     reader.problems.append(
         f"{where}: {key} is {entry!r}, expected a list of two or more values, or low < high with log: true or false "
         "(low above 0 with log)"

@@ -96,7 +96,7 @@ def hugging_face_pixels(path: Path) -> dict[str, Any]:
     if not config and str((beside(path, HUGGING_FACE) or {}).get("model_type")).startswith("siglip"):
         return {"mean": HALF, "std": HALF, "resize": "squash"}
     names = {"mean": "image_mean", "std": "image_std"}
-    found = {key: tuple(config[name]) for key, name in names.items() if config.get(name)}
+    found: dict[str, Any] = {key: tuple(config[name]) for key, name in names.items() if config.get(name)}
     resample = config.get("resample")
     size = config.get("size")
     if isinstance(size, dict) and size.keys() >= {"height", "width"}:

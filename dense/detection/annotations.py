@@ -100,7 +100,7 @@ def read_annotations(file: str | Path, images: str | Path) -> Annotations:
         raise ValueError(f"{file} has {len(pictures)} images and {len(labels)} categories, expected some of both")
     faults, outside = [], []
     for one in annotations:
-        if fault := fault_of(one, pictures, labels):
+        if fault := problem_of(one, pictures, labels):
             faults.append(f"annotation {one.get('id')} {fault}")
         elif not one.get("iscrowd", 0):
             x, y, width, height = one["bbox"]
@@ -135,10 +135,10 @@ def picture_of(image: Mapping[str, Any], folder: Path) -> Picture:
     return Picture(str(folder / name), image["id"], int(image["height"]), int(image["width"]), ())
 
 
-def fault_of(annotation: Mapping[str, Any], images: Mapping[int, Picture], labels: Mapping[int, int]) -> str:
+def problem_of(annotation: Mapping[str, Any], images: Mapping[int, Picture], labels: Mapping[int, int]) -> str:
     """Reason why an annotation cannot be used; "" if it can."""
     number, category = annotation.get("image_id"), annotation.get("category_id")
-    if number not in images:
+    if number is None or number not in images:
         return f"is of image {number}, which the file does not have"
     if category not in labels:
         return f"is of category {category}, which is none of the {len(labels)} of the file"

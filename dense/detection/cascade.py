@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Pyramid(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.body = backbone
-        self.out_channels: int = backbone.channels
+        self.out_channels = int(cast(int, backbone.channels))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) to features (B, channels, H / stride, W / stride) by name of the level.
@@ -138,7 +138,7 @@ class CascadeHeads(RoIHeads):
             if number < len(stages):
                 boxes = [clip_boxes_to_image(one[:, 0], shape) for one, shape in zip(moved, image_shapes)]
         if self.training:
-            return [], {**losses, "loss_mask": self.mask_loss(features, sampled, image_shapes, targets)}
+            return [], {**losses, "loss_mask": self.mask_loss(features, sampled, image_shapes, targets or [])}
         shares = torch.stack(scores).mean(0).split([len(one) for one in boxes])
         found = [self.detections(*one) for one in zip(moved, shares, image_shapes)]
         logits = self.mask_logits(features, [one["boxes"] for one in found], image_shapes)
@@ -258,7 +258,7 @@ class Detector(GeneralizedRCNN):
     ):
         if not 1 <= stages <= len(IOU):
             raise ValueError(f"a cascade of {stages} stages, expected 1 to {len(IOU)}")
-        channels: int = backbone.channels
+        channels = int(cast(int, backbone.channels))
         layers = [width] * convolutions
         sizes = tuple((round(anchor * stride),) for stride in (*STRIDES, 2 * STRIDES[-1]))
         kept = {"training": proposals[0], "testing": proposals[1]}

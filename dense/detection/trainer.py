@@ -84,7 +84,7 @@ class CascadeMaskRCNN(DenseTrainer):
         self.frequency = found.frequency
         return Pictures(found, self.options.SIZE, tuple(self.options.SCALE))
 
-    def sampler(self, pictures: Pictures, length: int) -> SeededSampler:
+    def sampler(self, pictures: Any, length: int) -> SeededSampler:
         if self.options.REPEAT == 0:
             return super().sampler(pictures, length)
         return RepeatSampler(pictures, length, self.options.REPEAT)
@@ -119,7 +119,7 @@ class CascadeMaskRCNN(DenseTrainer):
         targets = [{name: value.to(self.device) for name, value in one.items()} for one in batch["target"]]
         return self.network([one.to(self.device) for one in batch["img"]], targets)
 
-    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[list[Tensor], list[Any]]:
+    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
         return [one.to(self.device) for one in batch["img"]], batch["place"]
 
     def build_evaluator(self) -> AveragePrecision:
@@ -131,7 +131,7 @@ class CascadeMaskRCNN(DenseTrainer):
         data, drawn = self.test_loader.dataset, []
         for index in range(min(count, len(data))):
             image = data[index]["img"]
-            found = self.model_inference([image.to(self.device)])[0]
+            found: Any = self.model_inference([image.to(self.device)])[0]
             kept = found["scores"] >= found["scores"][:1].clamp(max=DRAWN)  # the best come first
             masks, boxes = (found[name][kept].cpu() for name in ("masks", "boxes"))
             pairs = zip(found["labels"][kept].tolist(), found["scores"][kept].tolist())

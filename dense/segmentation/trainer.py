@@ -111,9 +111,9 @@ class SegmentationTrainer(DenseTrainer):
         if train and self.learns:
             size = (options.CROP, options.CROP) if options.CROP else tuple(pixels.SIZE)
             augment = Augment(size, options.SIDE, tuple(options.SCALES), options.MOST, options.COLORS)
-        folders = (self.dataset.file(split, kind) for kind in ("images", "masks"))
+        images, masks = (self.dataset.file(split, kind) for kind in ("images", "masks"))
         statistics = list(pixels.PIXEL_MEAN), list(pixels.PIXEL_STD)
-        return LabelledPictures(*folders, self.dataset.num_classes, self.nothing, *statistics, augment)
+        return LabelledPictures(images, masks, self.dataset.num_classes, self.nothing, *statistics, augment)
 
     @staticmethod
     def collate(items: list[Any]) -> Any:
