@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 import clip
+import dense  # noqa: F401 - registers the dense tasks, whose keys are in every config
 import trainers  # noqa: F401 - registers the methods
 from align_prompt.bundle import BUNDLE, FORGOTTEN, is_bundle, leaves, read_bundle
 from clip import CLIP, Encoded

@@ -1,5 +1,6 @@
 """The command line of sweep.py: filters, dry run, status table, exit codes, Ctrl-C."""
 
+import functools
 import json
 import os
 import signal
@@ -263,7 +264,10 @@ def test_ctrl_c_stops_everything_and_the_same_command_continues(recipe, places, 
     path = recipe(methods=[slow, broken], seeds=1)
     runs = runs_of(path, tmp_path)
     command = [sys.executable, str(ROOT / "sweep.py"), str(path), *places, "--only", "method=Slow"]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    # What a shell starts in the background ignores SIGINT, and passes that on.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    first = subprocess.Popen(command, **pipes, text=True, cwd=tmp_path, preexec_fn=heeds)
     end = time.monotonic() + 240
     while not resume_file(runs[0].output_dir).exists():
         assert time.monotonic() < end

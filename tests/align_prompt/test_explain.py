@@ -19,9 +19,11 @@ from align_prompt.explain.attention import maps_of, method_maps, plain_maps, rol
 from align_prompt.explain.plans import plans_of, token_names
 from align_prompt.explain.words import nearest, nearest_words
 from align_prompt.registries import names_of_methods
+from dassl.engine import TRAINER_REGISTRY
 from dassl.evaluation.calibration import calibration_error, reliability
 from dassl.utils import save_checkpoint
 from tests.short_options import SHORT
+from trainers.base import CLIPTrainer
 
 ALIGN = ("TRAINER.ALIGN.PROMPT_DEPTH", 2, "TRAINER.ALIGN.N_CTX", 2)
 
@@ -127,8 +129,11 @@ def test_rollout_is_that_of_a_loop():
         rollout([])
 
 
+METHODS = [name for name in names_of_methods() if issubclass(TRAINER_REGISTRY.get(name), CLIPTrainer)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", names_of_methods())
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_maps(method, trained, pictures):
     """Also methods that are added later."""
     model = trained(method, *SHORT.get(method, ()))

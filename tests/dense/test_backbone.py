@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import clip
 from clip.eva import EvaVisionTransformer, rotary_angles
 from clip.model import VisionTransformer
-from dense.backbone import DenseBackbone, WindowAttention, layer_decay_groups
+from dense.backbone import DenseBackbone, WindowAttention, layer_decay_groups, resized_positions
 from tests.tolerance import assert_close
 
 HEADS, WIDTH = 2, 32
@@ -41,12 +41,12 @@ def test_any_size_gives_four_strides_of_the_padded_size(kind):
 
 
 def test_positions_of_another_grid_are_interpolated():
-    backbone = DenseBackbone(tower("clip"), 8)
-    table = backbone.tower.positions
-    assert torch.equal(backbone.positions(4, 4), table)
+    own = DenseBackbone(tower("clip"), 8).tower
+    table = own.positions
+    assert torch.equal(resized_positions(own, 4, 4), table)
     with torch.no_grad():  # a table that grows from row to row, and not from column to column
         table[1:] = torch.arange(4.0).repeat_interleave(4)[:, None]
-        rows = backbone.positions(8, 4)[1:].view(8, 4, WIDTH)
+        rows = resized_positions(own, 8, 4)[1:].view(8, 4, WIDTH)
     assert (rows == rows[:, :1, :1]).all()
     assert (rows[1:] > rows[:-1]).all()
     assert_close(rows + rows.flip(0), torch.full_like(rows, 3.0))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import dassl.engine as _engine
 from dassl.engine import TRAINER_REGISTRY
 
-ORIGINAL = find_spec("dassl.engine.precision") is None
+ORIGINAL = find_spec(f"{_engine.__name__}.precision") is None
 
 if TYPE_CHECKING or not ORIGINAL:
     from dassl.config import CfgNode, ConfigError, Option, method_options
