@@ -19,7 +19,7 @@ def checkout(tmp_path):
     (root / "tests").mkdir(parents=True)
     for name in ("trainers", "configs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    linked = ("align_prompt", "clip", "dassl", "datasets", "experiments", "recipes", "transport", "scripts")
+    linked = ("align_prompt", "clip", "dassl", "datasets", "dense", "experiments", "recipes", "transport", "scripts")
     for name in (*linked, "train.py", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
     for name in ("conftest.py", "short_options.py", "test_trainers.py"):
