@@ -256,7 +256,9 @@ def test_as_a_program(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["train.py", "sweep.py", "report.py", "-m align_prompt", "-m datasets.prepare", "-m datasets.doctor"]
+    "command",
+    ["train.py", "sweep.py", "report.py", "parse_test_res.py", "-m align_prompt", "-m datasets.prepare"]
+    + ["-m datasets.doctor", "-m benchmarks", "-m tools.new_method", "-m dassl.verify"],
 )
 def test_help_does_not_import_torch(command):
     script = [sys.executable, "-X", "importtime", *command.split(), "--help"]

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dassl.engine.machine import machine_differences
 from dassl.engine.status import read_result, run_state
 from experiments.reports.logs import END_SIGNALS, TEST_SIGNALS, last_figure
 
@@ -76,6 +75,8 @@ def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool)
     values = [row.value for row in rows]
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    from dassl.engine.machine import machine_differences  # here, as it imports torch
+
     for difference in machine_differences({row.folder.name: row.result for row in rows}):
         print(f"* averaged over different machines: {difference}")
     if ci95:
