@@ -39,8 +39,7 @@ from torchvision.utils import make_grid, save_image
 
 import clip
 from clip import CLIP
-from dassl.config import CfgNode, ConfigError, Option, method_options
-from dassl.config.checks import problems_of
+from dassl.config import CfgNode, Option, method_options
 from dassl.data.datasets import build_dataset
 from dassl.data.samplers import SeededSampler
 from dassl.engine import TrainerX
@@ -50,7 +49,7 @@ from dense.backbone import DenseBackbone, layer_decay_groups
 from dense.data import DenseData, DenseDataset, Passes, Pictures
 from trainers.parts.feature_cache import state_hash
 from trainers.parts.inputs import input_options
-from trainers.parts.options import count, precision
+from trainers.parts.options import WithOptions, count, precision
 
 logger = logging.getLogger(__name__)
 
@@ -94,23 +93,12 @@ def dense_options(node: str, options: Mapping[str, Any], backbone: bool = True, 
     return method_options(node, {**options, **more, **shared})
 
 
-class DenseTrainer(TrainerX):
+class DenseTrainer(WithOptions, TrainerX):
     """Base of the trainers; see the module. Attributes: `dataset`, `network` (the module, wrapped where it must be)."""
 
-    node = ""
     input_defaults = input_options(clip.Input())
     learns = True  # False: there is nothing to train, the run is its evaluation
     network: Any
-
-    @property
-    def options(self) -> Any:
-        """The task's config node."""
-        return self.cfg.TRAINER[self.node]
-
-    @staticmethod
-    def defaults() -> CfgNode:
-        """The task's section below TRAINER."""
-        return CfgNode()
 
     @classmethod
     def config_problems(cls, cfg: CfgNode) -> list[str]:
@@ -127,14 +115,6 @@ class DenseTrainer(TrainerX):
         if options.get("PATCH_SIZE", 0) not in (0, 4, 8, 16, 32):
             found.append(f"TRAINER.{cls.node}.PATCH_SIZE is {options.PATCH_SIZE}, expected 0, 4, 8, 16 or 32")
         return found
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        """Check the options before data are read; ConfigError names all that do not fit."""
-        if problems := problems_of(cfg, f"TRAINER.{self.node}.") or self.config_problems(cfg):
-            raise ConfigError("the config", problems)
-
-    def precision_name(self) -> str:
-        return self.options.PREC
 
     def build_data_loader(self) -> None:
         """Read the data set and make its loaders.

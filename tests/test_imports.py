@@ -94,7 +94,7 @@ SHARED = {
         f"trainers.parts.{name}"
         for name in (
             *("prompts", "prompted_clip", "templates", "feature_cache", "memory", "inputs", "descriptions"),
-            "prompt_lengths",
+            *("options", "prompt_lengths"),
         )
     },
 }
@@ -139,6 +139,11 @@ def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+def imports(package: str) -> list[tuple[Path, str]]:
+    """Every file of a package with every name it imports."""
+    return [(path, module) for path in files(package) for module in imported(path)]
+
+
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_packages_import_only_what_they_may(package):
     wrong = []
@@ -158,8 +163,7 @@ def test_packages_import_only_what_they_may(package):
 def test_only_dassl_data_and_utils_serve_the_readers():
     wrong = [
         f"{path.name} imports {module}"
-        for path in files("datasets")
-        for module in imported(path)
+        for path, module in imports("datasets")
         if module.split(".")[0] == "dassl" and module.split(".")[1:2] not in (["data"], ["utils"])
     ]
     assert not wrong
@@ -181,8 +185,7 @@ def test_no_method_imports_another_method():
 def test_a_dense_task_imports_what_methods_share_and_no_other_task():
     wrong = [
         f"{dotted(path)} imports {module}"
-        for path in files("dense")
-        for module in imported(path)
+        for path, module in imports("dense")
         if (module.startswith("trainers.") and not module.startswith("trainers.parts."))
         or (len(parts := module.split(".")) > 2 and parts[0] == "dense" and parts[1] != path.parent.name)
     ]
@@ -193,8 +196,7 @@ def test_trainers_ask_their_engine_at_one_place():
     """`trainers.parts.engine`, so that they also train on the original Dassl."""
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
-        for path in files("trainers")
-        for module in imported(path)
+        for path, module in imports("trainers")
         if module.split(".")[0] == "dassl" and path.parent.name != "engine"
     ]
     assert wrong == ["trainers/__init__.py imports dassl.engine"]

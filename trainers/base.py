@@ -21,10 +21,11 @@ from clip import CLIP, Encoded
 from clip.adapters import kind_of
 from trainers.parts import engine
 from trainers.parts.descriptions import description_ensemble, descriptions_hash, read_descriptions
-from trainers.parts.engine import CfgNode, ConfigError, TrainerX
+from trainers.parts.engine import CfgNode, TrainerX
 from trainers.parts.feature_cache import FeatureBatches, FeatureFile, description, state_hash, why_not
 from trainers.parts.inputs import check_input, input_options
 from trainers.parts.memory import MemoryPlan
+from trainers.parts.options import WithOptions
 from trainers.parts.prompt_lengths import prompt_problems
 from trainers.parts.prompted_clip import (
     Output,
@@ -66,14 +67,13 @@ def freeze_all_but(model: nn.Module, learned: Iterable[nn.Module]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
-class CLIPTrainer(TrainerX):
+class CLIPTrainer(WithOptions, TrainerX):
     """Base of every trainer: one CLIP, one precision switch, one optimisation step, one evaluation.
 
     `node` is the name of the method's config node below TRAINER. Subclasses set `model` in `build_model` and return
     named scalar loss terms from `losses(batch)`; the sum is minimised and every term is logged.
     """
 
-    node = ""
     input_defaults = input_options(clip.Input())  # without a backbone's name
     model: PromptedCLIP
     text: Encoded | None = None  # the encoded classes during an evaluation
@@ -82,16 +82,6 @@ class CLIPTrainer(TrainerX):
     local_features = False  # the score reads the tokens of encoded images, not only their pooled features
     cuts_phrases = False  # N_CTX vectors start as the first tokens of CTX_INIT; False: all its tokens become vectors
     adapts = False  # at test time every image is given to `adapt`, alone and with gradients
-
-    @property
-    def options(self):
-        """The method's config node."""
-        return self.cfg.TRAINER[self.node]
-
-    @staticmethod
-    def defaults() -> CfgNode:
-        """The method's sections below TRAINER, made by `method_options`."""
-        return CfgNode()
 
     @classmethod
     def config_problems(cls, cfg: CfgNode) -> list[str]:
@@ -105,19 +95,6 @@ class CLIPTrainer(TrainerX):
         if (views := cfg.TEST.VIEWS) and not cls.adapts:
             found.append(f"TEST.VIEWS is {views}, but {cls.__name__} looks at a test image once: set it 0")
         return found
-
-    def check_cfg(self, cfg) -> None:
-        """Check the method's options before data are read.
-
-        Raises:
-            ConfigError: names every option that is out of range, or else every relation that does not hold.
-        """
-        prefixes = tuple(f"TRAINER.{section}." for section in self.defaults())
-        if problems := engine.problems_of(cfg, prefixes) or self.config_problems(cfg):
-            raise ConfigError("the config", problems)
-
-    def precision_name(self) -> str:
-        return self.options.PREC
 
     @property
     def template(self) -> str:

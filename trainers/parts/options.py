@@ -1,13 +1,50 @@
-"""Options that several methods share; each method names them in its `defaults()`."""
+"""Options that several methods share, which each names in its `defaults()`; and a trainer that has options."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from trainers.parts.engine import PRECISIONS, Option
+from trainers.parts.engine import PRECISIONS, CfgNode, ConfigError, Option, problems_of
 from trainers.parts.prompts import CLASS_POSITIONS
 from trainers.parts.templates import TEMPLATE_SETS
 from transport.sinkhorn import THRESHOLDS
+
+
+class WithOptions:
+    """Part of a trainer: a section `node` of options below TRAINER, checked before data are read."""
+
+    node = ""
+    cfg: Any
+
+    @property
+    def options(self) -> Any:
+        """The trainer's config node."""
+        return self.cfg.TRAINER[self.node]
+
+    @staticmethod
+    def defaults() -> CfgNode:
+        """The trainer's sections below TRAINER, made by `method_options`."""
+        return CfgNode()
+
+    @classmethod
+    def config_problems(cls, cfg: CfgNode) -> list[str]:
+        """Relations of options that do not hold, in words; of values that are right by themselves."""
+        return []
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Check the trainer's options.
+
+        Raises:
+            ConfigError: names every option that is out of range, or else every relation that does not hold.
+        """
+        prefixes = tuple(f"TRAINER.{section}." for section in self.defaults())
+        if problems := problems_of(cfg, prefixes) or self.config_problems(cfg):
+            raise ConfigError("the config", problems)
+
+    def precision_name(self) -> str:
+        """Value of the option PREC."""
+        return str(self.options.PREC)
 
 
 def precision(default: str = "fp16", choices: Sequence[str] = PRECISIONS, more: str = "") -> Option:
