@@ -1,9 +1,5 @@
 """UperNet against transformers' model, mIoU against plain loops, readers against bad files, and whole runs."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +17,7 @@ from dense.backbone import LEVELS
 from dense.scenes import write_scenes
 from dense.segmentation.data import IGNORED, Augment, LabelledPictures
 from dense.segmentation.network import UperNetwork, View, segmentation_loss, slide, starts
-from dense.segmentation.trainer import MeanIoU
+from dense.segmentation.trainer import MeanIoU, UperNet
 from tests.tolerance import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,43 +283,17 @@ def test_a_data_set_of_classes_is_refused(tmp_path, monkeypatch):
         build_trainer(cfg)
 
 
-KILL = """
-import os, signal
-from dense.segmentation.trainer import UperNet
-
-losses = UperNet.losses
-
-def killed(self, batch):
-    if self.epoch == 1 and self.batch_idx == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return losses(self, batch)
-
-UperNet.losses = killed
-"""
-
-
 @pytest.mark.slow
-def test_a_run_that_is_killed_resumes_to_the_same_weights(root, backbone, tmp_path):
+def test_a_run_that_is_killed_resumes_to_the_same_weights(root, backbone, whole_and_killed, tmp_path):
     config_file = str(ROOT / "configs/trainers/UperNet/emoji.yaml")
     flags = ["--root", str(root), "--seed", "1", "--trainer", "UperNet", "--dataset-config-file", "emoji_scenes"]
     flags += ["--config-file", config_file, "--backbone", str(backbone)]
     pairs = ["INPUT.SIZE", "(64, 64)", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", "2"]
     pairs += ["TRAINER.UPERNET.WARMUP_STEPS", "1", "TRAINER.UPERNET.PREC", "fp32", "TRAINER.UPERNET.HIDDEN", "8"]
     pairs += ["TRAINER.UPERNET.CROP", "32"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    (tmp_path / "kill.py").write_text(KILL)
-    program = f"import train, runpy; runpy.run_path({str(tmp_path / 'kill.py')!r}); train.start({flags!r} + "
-    program += f"['--output-dir', {str(killed)!r}, *{pairs!r}])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True)
-    assert found.returncode == -signal.SIGKILL, found.stderr[-2000:]
-    results = [train.main([*flags, "--output-dir", str(place), *pairs]) for place in (whole, killed)]
-    weights = [
-        torch.load(place / "model" / "model.pth.tar-2", weights_only=True)["state_dict"] for place in (whole, killed)
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert results[0]["miou"] == results[1]["miou"]
-    assert results[0]["counts"]["train"] == 12
-    assert set(results[0]["per_class"]) <= {*map(str, results[0]["per_class"]), "background"}
-    assert (whole / "predictions.png").is_file()
+    whole, killed = whole_and_killed(UperNet, lambda folder: [*flags, "--output-dir", str(folder), *pairs])
+    assert whole["miou"] == killed["miou"]
+    assert whole["counts"]["train"] == 12
+    assert list(whole["per_class"])[-1] == "background"
+    assert sum(entry["total"] for entry in whole["per_class"].values()) == whole["counts"]["test"] * 64 * 64
+    assert (tmp_path / "whole" / "predictions.png").is_file()

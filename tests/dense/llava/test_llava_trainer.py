@@ -1,9 +1,6 @@
 """LLaVA through train.py: both stages, LLaVA-Bench with a judge, resuming, and errors."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import clip
 import train
 from dense.llava.bench import Question
 from dense.llava.model import tiny_language_model
-from dense.llava.trainer import Answers, sheet
+from dense.llava.trainer import Answers, LLaVA, sheet
 
 ROOT = Path(__file__).resolve().parents[3]
 JUDGE = (
@@ -105,48 +102,13 @@ def test_both_stages_and_the_benchmark(root, tmp_path):
     assert found["by_category"]["conv"]["accuracy"] == found["accuracy"]
 
 
-KILLED = """
-import os, signal, sys
-import train
-from dense.llava.trainer import LLaVA
-step = LLaVA.forward_backward
-
-def strike(self, batch):
-    if self.epoch == 1 and self.batch_idx == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
-
-LLaVA.forward_backward = strike
-train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_weights(root, tmp_path):
-    options = (
-        "TRAINER.LLAVA.MERGE",
-        True,
-        "TEST.NO_TEST",
-        True,
-        "TRAINER.LLAVA.SHEET",
-        0,
-        "TRAINER.LLAVA.LORA_RANK",
-        2,
-    )
+def test_killed_run_goes_on_to_the_same_weights(root, whole_and_killed, tmp_path):
+    options = ("TRAINER.LLAVA.MERGE", True, "TEST.NO_TEST", True, "TRAINER.LLAVA.SHEET", 0)
     options = (*options, "TRAINER.LLAVA.LORA_RANK", 2, "TRAINER.LLAVA.CHECKPOINT", True, "TRAIN.CHECKPOINT_FREQ", 1)
-    whole, killed = (command(root, tmp_path / name, "llava_instruct", *options) for name in ("whole", "killed"))
-    train.main(whole)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *killed], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "result.json").exists()
-    train.main(killed)
-    expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    earlier = weights_of(tmp_path / "whole", 1)
-    assert any(not torch.equal(earlier[name], expected[name]) for name in expected)
+    whole_and_killed(LLaVA, lambda folder: command(root, folder, "llava_instruct", *options))
+    earlier, last = (weights_of(tmp_path / "whole", epoch) for epoch in (1, 2))
+    assert any(not torch.equal(earlier[name], last[name]) for name in last)
 
 
 @pytest.mark.parametrize(
