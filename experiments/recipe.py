@@ -76,8 +76,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Dimension:
-    """What tuning may choose for one key: one of `values`, or, where there are none, a number from `low` to `high`,
-    on a logarithmic scale if `log` (integers if both are)."""
+    """Values that tuning may choose for one key: one of `values`, or, where there are none, a number from `low` to
+    `high`, on a logarithmic scale if `log` (integers if both are)."""
 
     key: str
     values: tuple[str | int | float | bool, ...] = ()

@@ -1,5 +1,6 @@
 """Links, modules, scripts and programs that the pages name are there."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -7,11 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LISTED = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout
-PAGES = sorted(name for name in LISTED.split("\0") if name)
+
+
+def tracked(pattern: str) -> list[str]:
+    """Files of the checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z", pattern], cwd=ROOT, capture_output=True, text=True).stdout
+    return sorted(name for name in listed.split("\0") if name)
+
+
+PAGES = tracked("*.md")
 # What a reader makes, or what is a picture of a path rather than one.
 MADE = ("mymethod", "my_method", "mine.", "mushrooms", "METHOD", "MyMethod")
-FOLDERS = "align_prompt|benchmarks|clip|dassl|datasets|docs|experiments|recipes|scripts|tests|tools|trainers|transport"
+FOLDERS = (
+    "align_prompt|benchmarks|clip|dassl|datasets|dense|docs|experiments|recipes|scripts|tests|tools|trainers|transport"
+)
 
 
 def anchors(page: Path) -> set[str]:
@@ -63,3 +73,15 @@ def test_wrong_names_are_found():
         )
         == []
     )
+
+
+def test_no_docstring_asks_a_question():
+    wrong = []
+    for name in tracked("*.py"):
+        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node) or ""
+                if text.partition(" ")[0] in {"What", "Whether", "Where", "How", "Which", "Why"}:
+                    wrong.append(f"{name}: {text.splitlines()[0]}")
+    assert tracked("*.py")
+    assert not wrong

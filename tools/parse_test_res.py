@@ -55,6 +55,8 @@ def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool)
     Raises:
         ValueError: the runs were measured on different data, class names, templates, transforms or backbones.
     """
+    from dassl.engine.machine import machine_differences  # here, as it imports torch
+
     entries = sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     rows, problems = [], 0
     for entry in entries:
@@ -75,8 +77,6 @@ def summarize(directory: Path, keyword: str, signals: Sequence[str], ci95: bool)
     values = [row.value for row in rows]
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-    from dassl.engine.machine import machine_differences  # here, as it imports torch
-
     for difference in machine_differences({row.folder.name: row.result for row in rows}):
         print(f"* averaged over different machines: {difference}")
     if ci95:

@@ -173,7 +173,7 @@ class _SeededItems(Dataset):
                 try:
                     items.append(self.dataset[index])
                 except (ValueError, FileNotFoundError) as err:
-                    return [_Fault(err)]
+                    return [_ItemError(err)]
         return items
 
     def __getattr__(self, name: str) -> Any:
@@ -182,7 +182,7 @@ class _SeededItems(Dataset):
         return getattr(self.dataset, name)
 
 
-class _Fault:
+class _ItemError:
     """An item that could not be read, on its way from a worker to the main process with its message intact."""
 
     def __init__(self, err: Exception):
@@ -190,7 +190,7 @@ class _Fault:
 
 
 def _collate(items: list[Any], collate: Callable[[list[Any]], Any]) -> Any:
-    return items[0] if isinstance(items[0], _Fault) else collate(items)
+    return items[0] if isinstance(items[0], _ItemError) else collate(items)
 
 
 def _default_collate(items: list[Any]) -> Any:
@@ -219,7 +219,7 @@ class _Pass(Iterator[Any]):
                 self.loader._iterator = None  # its workers may be gone
             self.batches = iter(())
             raise
-        if isinstance(batch, _Fault):
+        if isinstance(batch, _ItemError):
             self.ended, self.batches = True, iter(())
             raise batch.err
         return batch

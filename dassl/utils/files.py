@@ -45,7 +45,7 @@ def atomic_write(
         cause = _os_error(err)
         if cause is None:
             raise
-        raise OSError(cause.errno, _write_fault(path, cause)) from err
+        raise OSError(cause.errno, _write_problem(path, cause)) from err
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -111,7 +111,7 @@ def _os_error(err: BaseException) -> OSError | None:
     return None
 
 
-def _write_fault(path: Path, cause: OSError) -> str:
+def _write_problem(path: Path, cause: OSError) -> str:
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return f'no space left on the disk while writing "{path}"; what was there before is unchanged'
     return f'cannot write "{path}": {cause.strerror or cause}'

@@ -98,10 +98,10 @@ def read_annotations(file: str | Path, images: str | Path) -> Annotations:
         ) from err
     if not pictures or not labels:
         raise ValueError(f"{file} has {len(pictures)} images and {len(labels)} categories, expected some of both")
-    faults, outside = [], []
+    problems, outside = [], []
     for one in annotations:
-        if fault := problem_of(one, pictures, labels):
-            faults.append(f"annotation {one.get('id')} {fault}")
+        if problem := problem_of(one, pictures, labels):
+            problems.append(f"annotation {one.get('id')} {problem}")
         elif not one.get("iscrowd", 0):
             x, y, width, height = one["bbox"]
             image = pictures[one["image_id"]]
@@ -110,11 +110,11 @@ def read_annotations(file: str | Path, images: str | Path) -> Annotations:
                 objects[image.number].append(Instance(box, labels[one["category_id"]], one["segmentation"]))
             else:
                 outside.append(str(one.get("id")))
-    if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(
-            f"{file}: {len(faults)} of {len(annotations)} annotations cannot be used, correct or remove them: "
-            f"{'; '.join(faults[:SHOWN])}{more}"
+            f"{file}: {len(problems)} of {len(annotations)} annotations cannot be used, correct or remove them: "
+            f"{'; '.join(problems[:SHOWN])}{more}"
         )
     if outside:
         logger.warning(

@@ -169,7 +169,7 @@ class CascadeHeads(RoIHeads):
         return maskrcnn_loss(self.mask_logits(features, boxes, shapes), boxes, masks, labels, matched)
 
     def detections(self, boxes: Tensor, scores: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """What remains of boxes (N, 1 or 1 + C, 4) and scores (N, C) of an image: a box and score for every class
+        """Detections among boxes (N, 1 or 1 + C, 4) and scores (N, C) of an image: a box and score for every class
         above the lowest score, without the weaker of two that overlap, the best `detections_per_img`."""
         boxes = clip_boxes_to_image(boxes, shape)
         row, column = torch.where(scores > self.score_thresh)

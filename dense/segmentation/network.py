@@ -96,7 +96,7 @@ def slide(scores: Callable[[Tensor], Tensor], image: Tensor, window: Sequence[in
 
 
 class View(NamedTuple):
-    """How pictures are seen in an evaluation.
+    """Windows, scales and mirroring of pictures in an evaluation.
 
     Attributes:
         window: height and width of the sliding window.

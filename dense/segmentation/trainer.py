@@ -93,7 +93,7 @@ class MeanIoU:
 
 
 class SegmentationTrainer(DenseTrainer):
-    """What both ways share: pictures, evaluation, drawings. Subclasses give `scores`."""
+    """Pictures, evaluation and drawings of both ways; subclasses give `scores`."""
 
     @property
     def names(self) -> list[str]:

@@ -31,10 +31,13 @@ from experiments.tuning.outcome import Outcome, config_text, random_trials, repo
 JOURNAL = "optuna.log"
 DIVERGED = "infinite or NaN"  # in the engine's messages about a loss, gradient or output
 # A trial sees validation images alone.
-_VALIDATION = (
-    *(("TEST.SPLIT", "val"), ("TEST.NO_TEST", "False"), ("TEST.CALIBRATE", "False")),
-    *(("TEST.JOINT", "False"), ("TEST.OOD_DATASETS", "()")),
-)
+_VALIDATION = {
+    "TEST.SPLIT": "val",
+    "TEST.NO_TEST": "False",
+    "TEST.CALIBRATE": "False",
+    "TEST.JOINT": "False",
+    "TEST.OOD_DATASETS": "()",
+}
 
 
 class Trial(NamedTuple):
@@ -171,7 +174,7 @@ class Tuning:
             variant="_".join(filter(None, (method.variant, f"trial{number}"))),
             shots=(tune.shots,),
             seeds=(tune.seed,),
-            when=(*method.when, When((*chosen, *_VALIDATION))),
+            when=(*method.when, When((*chosen, *_VALIDATION.items()))),
         )
         recipe = replace(self.recipe, methods=(tried,), datasets=(tune.dataset,), source=tune.dataset)
         runs = expand(recipe, self.root, self.folder)

@@ -162,7 +162,7 @@ def of_open_clip(name):
 
 
 def resize_of(name):
-    """How test images of the backbone are resized, in open_clip's word."""
+    """Resizing of the backbone's test images, in open_clip's word."""
     return "squash" if "siglip" in name.lower() else "shortest"
 
 

@@ -61,7 +61,7 @@ def data(tmp_path_factory):
 
 
 def losses_here(data, output, monkeypatch):
-    """What `original/losses.py` finds in this process, with this project's engine."""
+    """Losses that `original/losses.py` finds in this process, with this project's engine."""
     monkeypatch.setattr(DATASET_REGISTRY, "_obj_map", {**DATASET_REGISTRY._obj_map})
     for name in ("pictures", "losses"):
         spec = spec_from_file_location(name, HERE / f"{name}.py")

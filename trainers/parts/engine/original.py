@@ -1,4 +1,4 @@
-"""What the original Dassl (github.com/KaiyangZhou/Dassl.pytorch) lacks of the engine that trainers ask for.
+"""Parts of the engine that trainers ask for and the original Dassl (github.com/KaiyangZhou/Dassl.pytorch) lacks.
 
 Its training loop, evaluation and files stay as they are. Methods run on one device, in the precisions fp32, fp16, amp
 and bf16 on a GPU and fp32 on a CPU, and choices and bounds of their options are checked.
