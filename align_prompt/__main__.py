@@ -69,6 +69,9 @@ def _program(name: str, argv: list[str]) -> int:
 
         return report.main(argv)
     if name == "prepare":
+        from datasets.prepare.flags import build_parser
+
+        build_parser().parse_args(argv)
         from datasets.prepare.command import main
 
         return main(argv)

@@ -14,13 +14,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dassl.utils import write_json, write_text
-from datasets.custom.health import NAME as OWN
-from datasets.custom.health import examine_own
-from datasets.prepare.catalog import CATALOG
-from datasets.prepare.command import find_name
-from datasets.prepare.health import SAMPLES, Report, examine
+from datasets.prepare import SAMPLES
+
+if TYPE_CHECKING:
+    from datasets.prepare.health import Report
 
 __all__ = ["as_markdown", "main"]
 
@@ -84,6 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", metavar="FILE", help="write the report as Markdown")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
+    # Imported here, so that --help is quick.
+    from dassl.utils import write_json, write_text
+    from datasets.custom.health import NAME as OWN
+    from datasets.custom.health import examine_own
+    from datasets.prepare.catalog import CATALOG
+    from datasets.prepare.command import find_name
+    from datasets.prepare.health import examine
+
     if args.samples < 1:
         parser.error(f"--samples is {args.samples}, expected at least 1")
     root = Path(args.root).expanduser()

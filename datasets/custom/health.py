@@ -15,7 +15,8 @@ from dassl.data.fingerprint import classnames_hash, split_hash
 from datasets.custom.folder import Folder, check_duplicates, class_names, class_numbers, find_options, read_rows
 from datasets.custom.options import Options
 from datasets.custom.tables import SPLITS, Row
-from datasets.prepare.health import SAMPLES, Report, check_decoding, check_files
+from datasets.prepare import SAMPLES
+from datasets.prepare.health import Report, check_decoding, check_files
 from datasets.prepare.health import check_duplicates as check_contents
 from datasets.prepare.splits import Splits
 

@@ -10,12 +10,10 @@ put in place. Exit code 1 if something is missing afterwards.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from datasets.prepare import mirror
 from datasets.prepare.catalog import CATALOG, DatasetInfo
 from datasets.prepare.convert import CONVERTERS
 from datasets.prepare.download import fetch
+from datasets.prepare.flags import build_parser
 from datasets.prepare.sources import DRIVE, HAND, SOURCES, Source, checksums
 from datasets.prepare.unpack import free_space, unpack
 from datasets.standard import differences, make_split
@@ -343,18 +342,6 @@ def find_name(text: str) -> str:
     return text
 
 
-EPILOG = """\
-examples:
-  python -m datasets.prepare --list                    what there is; --list EuroSAT shows one
-  python -m datasets.prepare EuroSAT dtd --root data   about 0.7 GB, to data/eurosat and data/dtd
-  python -m datasets.doctor EuroSAT dtd --root data    look it over
-The mirror on the Hugging Face Hub comes first where huggingface_hub is installed; HF_ENDPOINT names another host.
-exit code: 0 all there, 1 something is missing (the message says what to do), 2 wrong arguments
-
-Custom images need none of this: DATASET.NAME folder, see docs/datasets.md.
-"""
-
-
 def _list(names: Sequence[str]) -> None:
     """Print sizes, licences and what must be fetched by hand."""
     print(f"{'name':<20} {'yaml':<16} {'download':<20} {'fetched':<16} {'checksums':<12} licence")
@@ -384,26 +371,7 @@ def _list(names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.prepare",
-        description="Fetch, check and unpack data sets of the papers. What is there already is left as it is.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="such as EuroSAT or eurosat, see --list; all: all but ImageNet"
-    )
-    parser.add_argument("--root", metavar="DATA", help="folder that holds all data sets, made if it is not there")
-    parser.add_argument(
-        "--offline", metavar="DIR", type=Path, help="take files from DIR, under their original names; download nothing"
-    )
-    parser.add_argument("--list", action="store_true", help="show sizes, licences, addresses and what to do by hand")
-    parser.add_argument("--make-split", action="store_true", help="make your own split: NOT the published one")
-    parser.add_argument(
-        "--no-mirror", action="store_true", help="ask the publishers only, not the mirror on the Hugging Face Hub first"
-    )
-    parser.add_argument("--keep", action="store_true", help="keep archives after unpacking, in DATA/<folder>/.prepare")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser = build_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -436,7 +404,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"\nall there. To look it over: python -m datasets.doctor {' '.join(names)} --root {args.root}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

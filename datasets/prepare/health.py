@@ -19,14 +19,14 @@ from dassl.data.audit import near_findings, picture_findings
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.data.fingerprint import classnames_hash, split_hash
 from dassl.utils import read_image
+from datasets.prepare import SAMPLES
 from datasets.prepare.catalog import CATALOG, DatasetInfo, prepare_command
 from datasets.prepare.sources import SOURCES, checksums
 from datasets.prepare.splits import Splits
 from datasets.standard import differences, picks_hash
 
-__all__ = ["SAMPLES", "Finding", "Report", "check_decoding", "check_duplicates", "check_files", "examine"]
+__all__ = ["Finding", "Report", "check_decoding", "check_duplicates", "check_files", "examine"]
 
-SAMPLES = 200
 LOOKING = 2.0  # seconds, without --full, for copies that were saved anew
 LARGE = 200_000
 """From so many images on, duplicates are looked for on request only."""

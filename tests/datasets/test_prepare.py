@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -737,3 +739,11 @@ def test_checksums_are_those_of_torchvision():
 
     by_name = {source.file: source.checks["md5"] for source in SOURCES["ImageNet"][1:]}
     assert by_name == dict(ARCHIVE_META.values())
+
+
+def test_the_program_ends_with_1_where_something_is_missing(tmp_path):
+    (tmp_path / "here").mkdir()
+    command = [sys.executable, "-m", "datasets.prepare", "EuroSAT", "--root", str(tmp_path / "data")]
+    done = subprocess.run([*command, "--offline", str(tmp_path / "here"), "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "not complete: EuroSAT" in done.stdout

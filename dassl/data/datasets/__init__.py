@@ -1,6 +1,8 @@
-"""The registry of data sets and what a data set is made of."""
+"""The registry of data sets and what a data set is made of.
 
-from .base_dataset import DatasetBase, Datum
-from .build import DATASET_REGISTRY, build_dataset
+Names are imported when they are first used, so that a command can answer --help quickly; __init__.pyi lists them.
+"""
 
-__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

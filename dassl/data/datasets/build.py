@@ -3,12 +3,13 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dassl.config.files import GENERATED, Generator
 from dassl.utils import Registry, check_availability
 
-from .base_dataset import DatasetBase
+if TYPE_CHECKING:
+    from .base_dataset import DatasetBase
 
 __all__ = ["DATASET_REGISTRY", "build_dataset"]
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 DATASET_REGISTRY = Registry("DATASET")
 
 
-def build_dataset(cfg: Any) -> DatasetBase:
+def build_dataset(cfg: Any) -> "DatasetBase":
     """The data set registered as cfg.DATASET.NAME, built from `cfg`; ValueError if there is none of that name."""
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:
